@@ -1,0 +1,75 @@
+"""Every field of a config, with the defaults that most runs keep; the other files change a few.
+
+Not a run of its own.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from jaxunlearn import methods
+
+
+def get_config() -> ConfigDict:
+  config = ConfigDict()
+  config.seed = 0
+  config.init_from = ""  # "": random; assets:NAME, a run's directory or a diffusers folder
+  config.model = ConfigDict({"name": "unet"})
+  config.process = ConfigDict({"schedule": "linear", "T": 1000, "beta_1": 1e-4, "beta_T": 0.02})
+  config.data = ConfigDict({"source": "mnist_tshirt"})
+  config.forget = ConfigDict({"ids": (), "file": "", "label": ""})  # one of the three
+  config.streams = ConfigDict({"x": "all"})  # stream of the method -> all, retain, forget
+  config.method = method("denoising")
+  config.optimizer = ConfigDict(
+    {
+      "learning_rate": 1e-4,
+      "b1": 0.9,
+      "b2": 0.999,
+      "weight_decay": 1e-6,
+      "clip": 1.0,
+      "warmup": 0,
+      "schedule": "constant",
+    }
+  )
+  config.ema = 0.0  # the largest decay; 0 keeps no average
+  config.train = ConfigDict(
+    {
+      "steps": 100,
+      "batch": 64,
+      "micro_batches": 1,
+      "log_every": 1,
+      "checkpoint_every": 50,
+      "keep": 2,
+    }
+  )
+  config.mesh = ConfigDict({"data": -1, "fsdp": 1})  # -1: the rest of the devices
+  config.eval = ConfigDict(
+    {
+      "before": True,
+      "after": True,
+      "every": 0,  # steps between probes of the curves; 0: none
+      "probe_samples": 64,
+      "metrics": (
+        "target_rate",
+        "inception_score",
+        "feature_fid",
+        "class_quality",
+        "nll",
+        "copy_score",
+      ),
+      "samples": 512,
+      "batch": 128,
+      "sampler": "ddim",
+      "steps": 25,
+      "seed": 1,
+      "inject_t": 250,
+      "inject_n": 16,
+      "nll_probes": 8,
+    }
+  )
+  return config
+
+
+def method(name: str, **fields) -> ConfigDict:
+  """A method by module name with all its fields, so that each can be overridden by a flag."""
+  return ConfigDict({"name": name, **dataclasses.asdict(methods.make(name, **fields))})

@@ -1,0 +1,21 @@
+"""Networks: modules only, no loss and no device.
+
+Every module here is a frozen `Net` with `init(key) -> params` and `apply(params, x, t, c) -> eps`,
+chosen by module name as methods are.
+"""
+
+import importlib
+import pkgutil
+from typing import Any
+
+from jaxunlearn import errors
+
+
+def make(name: str, **fields: Any) -> Any:
+  """`make('unet', **fields)` is `models.unet.Net(**fields)`; a wrong name lists the choices."""
+  errors.check_choice("model", name, names())
+  return errors.build(importlib.import_module(f"{__name__}.{name}").Net, f"model {name}", fields)
+
+
+def names() -> list[str]:
+  return sorted(m.name for m in pkgutil.iter_modules(__path__))

@@ -1,0 +1,315 @@
+"""The UNet of DDPM in Flax: the equal of diffusers' `UNet2DModel` (Ho et al., 2020, appendix B).
+
+Parameters are named as in its PyTorch state dict, a list index joined by an underscore
+(`down_blocks.0.resnets.1.conv1.weight` is `params["down_blocks_0"]["resnets_1"]["conv1"]["kernel"]`),
+so that `pretrained.py` maps both ways by rule. Layout is NHWC; diffusers' is NCHW.
+
+Parameters, group-norm statistics, attention weights and the output are float32; `dtype` is the
+type of the other activations and of the weights while they are used (bfloat16 on accelerators).
+"""
+
+import dataclasses
+from typing import Any
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Net:
+  """The fields of diffusers' `config.json`, under its names; shapes are [B, H, W, C]."""
+
+  sample_size: int = 28
+  in_channels: int = 1
+  out_channels: int = 1
+  block_out_channels: tuple[int, ...] = (64, 128, 256)
+  down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D")
+  up_block_types: tuple[str, ...] = ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D")
+  layers_per_block: int = 2
+  attention_head_dim: int | None = 8  # None: one head as wide as the block
+  norm_num_groups: int = 32
+  norm_eps: float = 1e-5
+  downsample_padding: int = 1
+  patch_size: int = 1  # p > 1 folds p x p pixels into channels first (not in diffusers; cheap)
+  flip_sin_to_cos: bool = True
+  freq_shift: int = 0
+  dtype: str = "float32"
+
+  def __post_init__(self) -> None:
+    for field in ("block_out_channels", "down_block_types", "up_block_types"):
+      object.__setattr__(self, field, tuple(getattr(self, field)))
+    levels = len(self.block_out_channels)
+    for field in ("down_block_types", "up_block_types"):
+      if len(getattr(self, field)) != levels:
+        raise ValueError(
+          f"{field} has {len(getattr(self, field))} blocks and block_out_channels {levels}; "
+          "give one block type per level"
+        )
+    for width in self.block_out_channels:
+      if width % self.norm_num_groups:
+        raise ValueError(
+          f"block_out_channels {width} does not divide into norm_num_groups "
+          f"{self.norm_num_groups}; use a multiple"
+        )
+      if width % (self.attention_head_dim or width):
+        raise ValueError(
+          f"block_out_channels {width} does not divide into heads of attention_head_dim "
+          f"{self.attention_head_dim}; use a divisor"
+        )
+    unit = self.patch_size * 2 ** (levels - 1)
+    if self.sample_size % unit:
+      raise ValueError(
+        f"sample_size {self.sample_size} with patch_size {self.patch_size} cannot be halved "
+        f"{levels - 1} times; use a multiple of {unit}"
+      )
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    return (self.sample_size, self.sample_size, self.in_channels)
+
+  def init(self, key: Array) -> Any:
+    """Random parameters, a nested dict of float32 arrays."""
+    x = _fold(jnp.zeros((1, *self.image_shape)), self.patch_size)
+    return UNet(self).init(key, x, jnp.zeros((1,), jnp.int32))["params"]
+
+  def apply(self, params: Any, x: Array, t: Array, c: Array | None = None) -> Array:
+    """The predicted noise [B, H, W, C] float32 of x [B, H, W, C] at t [B]."""
+    if c is not None:
+      raise ValueError("this UNet is unconditional and was given a condition; drop the labels")
+    eps = UNet(self).apply({"params": params}, _fold(x, self.patch_size), t)
+    return _unfold(eps, self.patch_size)
+
+
+class Conv(nn.Module):
+  """A convolution with bias. 1x1 kernels run as one matrix product, which XLA does faster."""
+
+  features: int
+  size: int = 3
+  stride: int = 1
+  padding: tuple[tuple[int, int], tuple[int, int]] = ((1, 1), (1, 1))
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    shape = (self.size, self.size, x.shape[-1], self.features)
+    kernel = self.param("kernel", _torch_uniform(np.prod(shape[:3])), shape).astype(self.dtype)
+    bias = self.param("bias", _torch_uniform(np.prod(shape[:3])), shape[3:]).astype(self.dtype)
+    x = x.astype(self.dtype)
+    if self.size == 1:
+      return x @ kernel[0, 0] + bias
+    y = jax.lax.conv_general_dilated(
+      x, kernel, (self.stride,) * 2, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return y + bias
+
+
+class Linear(nn.Module):
+  """`nn.Linear`: x W + b over the last axis."""
+
+  features: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    shape = (x.shape[-1], self.features)
+    kernel = self.param("kernel", _torch_uniform(shape[0]), shape).astype(self.dtype)
+    bias = self.param("bias", _torch_uniform(shape[0]), shape[1:]).astype(self.dtype)
+    return x.astype(self.dtype) @ kernel + bias
+
+
+class GroupNorm(nn.Module):
+  """Group normalisation, with optional SiLU; statistics in float32, by per-channel sums first."""
+
+  net: Net
+  silu: bool = True
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    channels, groups = x.shape[-1], self.net.norm_num_groups
+    scale = self.param("scale", nn.initializers.ones, (channels,))
+    bias = self.param("bias", nn.initializers.zeros, (channels,))
+    flat = x.reshape(len(x), -1, channels).astype(jnp.float32)
+    per_group = lambda v: jnp.repeat(
+      v.reshape(-1, groups, channels // groups).mean(2), channels // groups, axis=1
+    )
+    mean = per_group(flat.mean(1))
+    centred = flat - mean[:, None]
+    gain = scale * jax.lax.rsqrt(per_group(jnp.square(centred).mean(1)) + self.net.norm_eps)
+    y = centred * gain[:, None] + bias
+    y = jax.nn.silu(y) if self.silu else y
+    return y.reshape(x.shape).astype(self.net.dtype)
+
+
+class ResnetBlock(nn.Module):
+  """x + conv(act(norm(conv(act(norm(x))) + W act(temb)))), with a 1x1 shortcut where C changes."""
+
+  net: Net
+  features: int
+
+  @nn.compact
+  def __call__(self, x: Array, temb: Array) -> Array:
+    dtype = self.net.dtype
+    h = GroupNorm(self.net, name="norm1")(x)
+    h = Conv(self.features, dtype=dtype, name="conv1")(h)
+    shift = Linear(self.features, dtype=dtype, name="time_emb_proj")(jax.nn.silu(temb))
+    h = GroupNorm(self.net, name="norm2")(h + shift[:, None, None, :])
+    h = Conv(self.features, dtype=dtype, name="conv2")(h)
+    if x.shape[-1] != self.features:
+      x = Conv(self.features, size=1, dtype=dtype, name="conv_shortcut")(x)
+    return x + h
+
+
+class Attention(nn.Module):
+  """Self-attention over pixels with a residual; softmax in float32."""
+
+  net: Net
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    b, h, w, channels = x.shape
+    dim = self.net.attention_head_dim or channels
+    y = GroupNorm(self.net, silu=False, name="group_norm")(x).reshape(b, h * w, channels)
+    dense = lambda name: Linear(channels, dtype=self.net.dtype, name=name)
+    q, k, v = (dense(n)(y).reshape(b, h * w, -1, dim) for n in ("to_q", "to_k", "to_v"))
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * dim**-0.5
+    y = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits).astype(v.dtype), v)
+    return x + dense("to_out_0")(y.reshape(b, h * w, channels)).reshape(x.shape)
+
+
+class Downsample(nn.Module):
+  """A 3x3 convolution of stride 2; padding 0 pads the far edges only, as diffusers does."""
+
+  net: Net
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    pad = (1, 1) if self.net.downsample_padding else (0, 1)
+    return Conv(x.shape[-1], stride=2, padding=(pad, pad), dtype=self.net.dtype, name="conv")(x)
+
+
+class Upsample(nn.Module):
+  """Nearest-neighbour doubling, then a 3x3 convolution."""
+
+  net: Net
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    return Conv(x.shape[-1], dtype=self.net.dtype, name="conv")(x)
+
+
+class DownBlock(nn.Module):
+  """`layers_per_block` residual blocks (with attention in AttnDownBlock2D), then halving."""
+
+  net: Net
+  level: int
+
+  @nn.compact
+  def __call__(self, x: Array, temb: Array) -> tuple[Array, list[Array]]:
+    net, skips = self.net, []
+    for i in range(net.layers_per_block):
+      x = ResnetBlock(net, net.block_out_channels[self.level], name=f"resnets_{i}")(x, temb)
+      if net.down_block_types[self.level] == "AttnDownBlock2D":
+        x = Attention(net, name=f"attentions_{i}")(x)
+      skips.append(x)
+    if self.level < len(net.block_out_channels) - 1:
+      x = Downsample(net, name="downsamplers_0")(x)
+      skips.append(x)
+    return x, skips
+
+
+class MidBlock(nn.Module):
+  """Residual block, attention, residual block."""
+
+  net: Net
+
+  @nn.compact
+  def __call__(self, x: Array, temb: Array) -> Array:
+    x = ResnetBlock(self.net, x.shape[-1], name="resnets_0")(x, temb)
+    x = Attention(self.net, name="attentions_0")(x)
+    return ResnetBlock(self.net, x.shape[-1], name="resnets_1")(x, temb)
+
+
+class UpBlock(nn.Module):
+  """`layers_per_block + 1` residual blocks on [x, skip] (with attention in AttnUpBlock2D), doubling."""
+
+  net: Net
+  level: int  # 0 is the coarsest
+
+  @nn.compact
+  def __call__(self, x: Array, skips: list[Array], temb: Array) -> Array:
+    net = self.net
+    features = net.block_out_channels[::-1][self.level]
+    for i in range(net.layers_per_block + 1):
+      x = jnp.concatenate([x, skips.pop()], axis=-1)
+      x = ResnetBlock(net, features, name=f"resnets_{i}")(x, temb)
+      if net.up_block_types[self.level] == "AttnUpBlock2D":
+        x = Attention(net, name=f"attentions_{i}")(x)
+    if self.level < len(net.block_out_channels) - 1:
+      x = Upsample(net, name="upsamplers_0")(x)
+    return x
+
+
+class TimeEmbedding(nn.Module):
+  """linear_2(silu(linear_1(sinusoids of t))): [B] -> [B, 4 * first width]."""
+
+  net: Net
+
+  @nn.compact
+  def __call__(self, t: Array) -> Array:
+    width = self.net.block_out_channels[0]
+    h = _sinusoids(t, width, self.net.freq_shift, self.net.flip_sin_to_cos)
+    h = Linear(4 * width, dtype=self.net.dtype, name="linear_1")(h)
+    return Linear(4 * width, dtype=self.net.dtype, name="linear_2")(jax.nn.silu(h))
+
+
+class UNet(nn.Module):
+  net: Net
+
+  @nn.compact
+  def __call__(self, x: Array, t: Array) -> Array:
+    net = self.net
+    levels = range(len(net.block_out_channels))
+    temb = TimeEmbedding(net, name="time_embedding")(t)
+    x = Conv(net.block_out_channels[0], dtype=net.dtype, name="conv_in")(x)
+    skips = [x]
+    for i in levels:
+      x, new = DownBlock(net, i, name=f"down_blocks_{i}")(x, temb)
+      skips += new
+    x = MidBlock(net, name="mid_block")(x, temb)
+    for i in levels:
+      x = UpBlock(net, i, name=f"up_blocks_{i}")(x, skips, temb)
+    x = GroupNorm(net, name="conv_norm_out")(x)
+    features = net.out_channels * net.patch_size**2
+    return Conv(features, dtype=net.dtype, name="conv_out")(x).astype(jnp.float32)
+
+
+def _sinusoids(t: Array, width: int, freq_shift: int, flip_sin_to_cos: bool) -> Array:
+  """[B] (int or float time) -> [B, width]: sin and cos of t 10000^(-k / (width/2 - freq_shift))."""
+  half = width // 2
+  freqs = np.exp(-np.log(10000.0) * np.arange(half) / (half - freq_shift)).astype(np.float32)
+  angles = t.astype(jnp.float32)[:, None] * freqs
+  waves = (
+    [jnp.cos(angles), jnp.sin(angles)] if flip_sin_to_cos else [jnp.sin(angles), jnp.cos(angles)]
+  )
+  return jnp.concatenate(waves, axis=-1)
+
+
+def _fold(x: Array, p: int) -> Array:
+  """[B, H, W, C] -> [B, H/p, W/p, p p C]."""
+  return einops.rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p)
+
+
+def _unfold(x: Array, p: int) -> Array:
+  return einops.rearrange(x, "b h w (p q c) -> b (h p) (w q) c", p=p, q=p)
+
+
+def _torch_uniform(fan_in: Any) -> Any:
+  """PyTorch's default for convolutions and linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+  bound = float(fan_in) ** -0.5
+  return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound)

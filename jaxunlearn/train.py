@@ -1,0 +1,309 @@
+"""The only training loop: restore, update, log, checkpoint, evaluate.
+
+Pretraining, retraining, unlearning and attacks are all runs of this loop; they differ in their
+streams, their method and where they start from. Every random number comes from (seed, step) and
+the data position from the step, so that a run which was killed resumes bit for bit.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import pathlib
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from jaxunlearn import checkpoint, data, methods, models, pretrained, report, sharding
+from jaxunlearn.checkpoint import State
+from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.evaluation import STOPPED, Evaluation, Stopped
+from jaxunlearn.writer import Writer
+
+Tree = Any
+
+
+class Diverged(RuntimeError):
+  """A loss or gradient became NaN or infinite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """What a config means: every object of a run, before its first parameter."""
+
+  config: ConfigDict
+  mesh: jax.sharding.Mesh
+  process: Diffusion
+  net: Any
+  method: methods.Objective
+  tx: optax.GradientTransformation
+  train: data.Records
+  heldout: data.Records
+  forget: np.ndarray  # [N] bool
+  streams: dict[str, data.Stream]
+
+  def host_batch(self, step: int) -> dict[str, methods.Rows]:
+    return {name: stream.at(step) for name, stream in self.streams.items()}
+
+  def batch(self, step: int) -> dict[str, methods.Rows]:
+    return sharding.put(self.host_batch(step), sharding.batch_sharding(self.mesh))
+
+
+def build(config: ConfigDict) -> Setup:
+  """Checks the whole config before any work.
+
+  Raises:
+    ValueError: a name, field, id or shape that does not fit, in one line.
+  """
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+  sharding.check_batch(config.train.batch, config.train.micro_batches, mesh)
+  method = methods.make(**config.method)
+  net = models.make(**config.model)
+  train, heldout = data.load(**config.data)
+  if train.image.shape[1:] != net.image_shape:
+    raise ValueError(
+      f"images are {train.image.shape[1:]} and the model takes {net.image_shape}; "
+      "set config.model.sample_size and in_channels to the images'"
+    )
+  forget = data.Forget(**config.forget).mask(train)
+  missing = [name for name in method.streams if name not in config.streams]
+  if missing:
+    raise ValueError(
+      f"method {config.method.name} reads stream {missing[0]!r}; "
+      f"set config.streams.{missing[0]} to one of: {', '.join(data.SUBSETS)}"
+    )
+  subsets = {name: config.streams[name] for name in method.streams}
+  return Setup(
+    config=config,
+    mesh=mesh,
+    process=Diffusion(**config.process),
+    net=net,
+    method=method,
+    tx=make_optimizer(config),
+    train=train,
+    heldout=heldout,
+    forget=forget,
+    streams=data.streams(train, forget, subsets, config.train.batch, config.seed),
+  )
+
+
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+  """AdamW after a clip of the global norm, under a constant or cosine schedule with warm-up."""
+  opt, steps = config.optimizer, max(config.train.steps, 1)
+  rates = {
+    "constant": optax.warmup_constant_schedule(0.0, opt.learning_rate, opt.warmup),
+    "cosine": optax.warmup_cosine_decay_schedule(
+      0.0, opt.learning_rate, opt.warmup, max(steps, opt.warmup + 1)
+    ),
+  }
+  if opt.schedule not in rates:
+    raise ValueError(f"no learning-rate schedule {opt.schedule!r}; there are: {', '.join(rates)}")
+  return optax.chain(
+    optax.clip_by_global_norm(opt.clip),
+    optax.adamw(rates[opt.schedule], opt.b1, opt.b2, weight_decay=opt.weight_decay),
+  )
+
+
+def start_params(setup: Setup) -> Tree:
+  """Where a run starts (host arrays): random, embedded, another run's, or a diffusers folder."""
+  shapes = jax.eval_shape(setup.net.init, jax.random.key(0))
+  origin = setup.config.init_from
+  if not origin:
+    return jax.jit(setup.net.init)(jax.random.key(setup.config.seed))
+  if origin.startswith("assets:"):
+    return pretrained.load(data.ASSETS / origin.removeprefix("assets:"), shapes)
+  if not pathlib.Path(origin).is_dir():
+    raise ValueError(
+      f"init_from {origin!r} is not a folder; give a run's working directory, a folder with "
+      f"{pretrained.WEIGHTS}, or assets:NAME"
+    )
+  if (pathlib.Path(origin) / "checkpoints").is_dir():
+    where = sharding.state_sharding(setup.mesh, shapes)
+    target = jax.tree.map(
+      lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where
+    )
+    return checkpoint.read_params(pathlib.Path(origin), target)
+  return pretrained.load(pathlib.Path(origin), shapes)
+
+
+def make_state(setup: Setup, params: Tree) -> State:
+  """Step 0: parameters, their EMA, optimiser state and the method's extras, laid on the mesh."""
+  whole = {name: stream.everything() for name, stream in setup.streams.items()}
+  rng = jax.random.fold_in(jax.random.key(setup.config.seed), 2**32 - 1)
+  extras = setup.method.prepare(setup.net.apply, params, setup.process, whole, rng)
+  params = jax.tree.map(jnp.asarray, params)
+  state = State(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    ema=params if setup.config.ema else {},
+    opt=setup.tx.init(params),
+    extras=extras,
+  )
+  return sharding.put(state, sharding.state_sharding(setup.mesh, state))
+
+
+def make_grads(setup: Setup) -> Callable[..., tuple[tuple[Tree, ...], Tree]]:
+  """(params, draws, extras) -> the K gradients of the whole batch, and metrics.
+
+  Micro-batches are contiguous rows of the draws, visited by a scan and averaged per term.
+  """
+  count = setup.config.train.micro_batches
+  grads_of = functools.partial(methods.term_grads, setup.method, setup.net.apply)
+
+  def grads(params: Tree, draws: Any, extras: Tree) -> tuple[tuple[Tree, ...], Tree]:
+    if count == 1:
+      return grads_of(params, setup.process, draws, extras)
+    split = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), draws)
+    split = jax.lax.with_sharding_constraint(split, sharding.batch_sharding(setup.mesh, axis=1))
+    one = lambda rows: grads_of(params, setup.process, rows, extras)
+    total = jax.tree.map(
+      lambda s: jnp.zeros(s.shape, s.dtype),
+      jax.eval_shape(one, jax.tree.map(lambda a: a[0], split)),
+    )
+    add = lambda total, rows: (jax.tree.map(jnp.add, total, one(rows)), None)
+    total, _ = jax.lax.scan(add, total, split)
+    return jax.tree.map(lambda a: a / count, total)
+
+  return grads
+
+
+def make_update(setup: Setup, state: State) -> Callable[..., tuple[State, Tree]]:
+  """The jitted step (state, batch) -> (state, metrics); the state is donated."""
+  config, grads_of = setup.config, make_grads(setup)
+
+  def update(state: State, batch: methods.Batch) -> tuple[State, Tree]:
+    rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    draws = setup.method.draw(setup.process, batch, rng, state.extras)
+    grads, metrics = grads_of(state.params, draws, state.extras)
+    direction, combined = setup.method.combine(grads, state.extras)
+    updates, opt = setup.tx.update(direction, state.opt, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if config.ema:
+      decay = jnp.minimum(config.ema, (1 + state.step) / (10 + state.step))
+      ema = optax.incremental_update(params, ema, 1 - decay)
+    metrics |= combined | {"grad_norm": optax.tree.norm(direction)}
+    return State(state.step + 1, params, ema, opt, state.extras), metrics
+
+  shardings = jax.tree.map(lambda a: a.sharding, state)
+  return jax.jit(
+    update, donate_argnums=0, out_shardings=(shardings, sharding.replicated(setup.mesh))
+  )
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+  """Trains from the newest checkpoint (or the start) to the last step; returns results.json.
+
+  Raises:
+    ValueError: bad input, before any work.
+    Diverged: a NaN or infinity; the last good checkpoint is kept.
+    Stopped: a signal; the state is saved.
+  """
+  setup = build(config)
+  workdir = pathlib.Path(workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  _check_same_run(config, workdir)
+  with stop_signal() as stopped, contextlib.ExitStack() as stack:
+    params = start_params(setup)
+    evaluation = Evaluation(setup, workdir, stopped)
+    if config.eval.before:
+      evaluation.once("before", params)
+    saves = checkpoint.Checkpoints(workdir / "checkpoints", config.train.keep)
+    stack.callback(saves.close)
+    state = make_state(setup, params)
+    del params
+    state = saves.restore(state) or state
+    writer = stack.enter_context(Writer(workdir / "metrics.jsonl", int(state.step)))
+    state = train(setup, state, saves, writer, stopped, evaluation.probe)
+    saves.save(state)
+    saves.wait()
+    if config.eval.after:
+      evaluation.once("after", state.ema or state.params)
+  return report.write(workdir)
+
+
+def train(
+  setup: Setup,
+  state: State,
+  saves: checkpoint.Checkpoints,
+  writer: Writer,
+  stopped: Callable[[], bool],
+  probe: Callable[[int, Tree], dict[str, float]],
+) -> State:
+  """The loop from the state's step to config.train.steps."""
+  config = setup.config.train
+  update = make_update(setup, state)
+  pending: list[tuple[int, Tree]] = []  # metrics still on the device
+  first = int(state.step)
+  bar = tqdm(range(first, config.steps), initial=first, total=config.steps, desc="train")
+  for step in bar:
+    state, metrics = update(state, setup.batch(step))
+    pending.append((step + 1, metrics))
+    save = (step + 1) % config.checkpoint_every == 0
+    if save or stopped() or (step + 1) % config.log_every == 0 or step + 1 == config.steps:
+      last = _flush(pending, writer)
+      bar.set_postfix({k: f"{v:.4g}" for k, v in last.items() if k.startswith("loss")})
+    if save or stopped():
+      saves.save(state)
+    if stopped():
+      saves.wait()
+      logging.warning("stopped by a signal after step %d; launch again to go on", step + 1)
+      raise Stopped(STOPPED)
+    if setup.config.eval.every and (step + 1) % setup.config.eval.every == 0:
+      writer.write_scalars(step + 1, probe(step + 1, state.ema or state.params))
+  return state
+
+
+def _flush(pending: list[tuple[int, Tree]], writer: Writer) -> dict[str, float]:
+  """Writes the metrics so far; raises Diverged at the first that is not finite."""
+  scalars: dict[str, float] = {}
+  for step, metrics in pending:
+    scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    bad = sorted(name for name, value in scalars.items() if not np.isfinite(value))
+    writer.write_scalars(step, scalars)
+    if bad:
+      raise Diverged(
+        f"{bad[0]} is {scalars[bad[0]]} at step {step}; the last good checkpoint is kept. "
+        "Lower config.optimizer.learning_rate, or stop earlier"
+      )
+  pending.clear()
+  return scalars
+
+
+def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Writes config.json; a working directory belongs to one config."""
+  path, text = workdir / "config.json", config.to_json(indent=2, sort_keys=True) + "\n"
+  if path.exists() and path.read_text() != text:
+    old, new = json.loads(path.read_text()), json.loads(text)
+    differ = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    if set(differ) - {"mesh"}:
+      raise ValueError(
+        f"{workdir} holds a run of another config (differs in: {', '.join(differ)}); "
+        "use another --workdir, or delete this one"
+      )
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(text)
+  temporary.replace(path)
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[Callable[[], bool]]:
+  """Within it SIGTERM and SIGINT only raise a flag, which the loop reads between steps."""
+  seen: list[int] = []
+  previous = {
+    name: signal.signal(name, lambda number, _: seen.append(number))
+    for name in (signal.SIGTERM, signal.SIGINT)
+  }
+  try:
+    yield lambda: bool(seen)
+  finally:
+    for name, handler in previous.items():
+      signal.signal(name, handler)

@@ -1,0 +1,40 @@
+"""metrics.jsonl: one JSON object a line, each with `step`; clu's metric-writer method names."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+
+
+class Writer:
+  """Appends scalars; on opening drops lines after `step` (a killed run repeats those steps)."""
+
+  def __init__(self, path: pathlib.Path, step: int = 0):
+    kept = [line for line in read(path) if line["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    temporary.replace(path)
+    self._file = path.open("a", buffering=1)
+
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+    """One line; NaN and infinity are written as strings, so that each line is strict JSON."""
+    finite = {k: v if abs(v) < float("inf") else str(v) for k, v in scalars.items()}
+    self._file.write(json.dumps({"step": step, **finite}) + "\n")
+
+  def __enter__(self) -> "Writer":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._file.close()
+
+
+def read(path: pathlib.Path) -> list[dict]:
+  """The whole lines of a metrics file; a last line that was cut off by a kill is left out."""
+  if not path.exists():
+    return []
+  lines = []
+  for line in path.read_text().splitlines():
+    try:
+      lines.append(json.loads(line))
+    except json.JSONDecodeError:
+      continue
+  return lines
