@@ -5,7 +5,7 @@ Not a run of its own.
 
 import dataclasses
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from jaxunlearn import methods
 
@@ -47,8 +47,9 @@ def get_config() -> ConfigDict:
     {
       "before": True,
       "after": True,
-      "every": 0,  # steps between probes of the curves; 0: none
+      "every": 0,  # steps between probes for the curves; 0: none
       "probe_samples": 64,
+      "probe_metrics": ("target_rate", "copy_score"),
       "metrics": (
         "target_rate",
         "inception_score",
@@ -61,10 +62,13 @@ def get_config() -> ConfigDict:
       "batch": 128,
       "sampler": "ddim",
       "steps": 25,
-      "seed": 1,
+      "seed": 0,
+      "target_name": "tshirt",
+      "target_radius": 10.0,  # L2 in [0, 1] pixels within which a sample is the target
       "inject_t": 250,
       "inject_n": 16,
       "nll_probes": 8,
+      "nll_tolerance": 1e-4,
     }
   )
   return config
@@ -72,4 +76,7 @@ def get_config() -> ConfigDict:
 
 def method(name: str, **fields) -> ConfigDict:
   """A method by module name with all its fields, so that each can be overridden by a flag."""
-  return ConfigDict({"name": name, **dataclasses.asdict(methods.make(name, **fields))})
+  values = dataclasses.asdict(methods.make(name, **fields))
+  # A flag can set a None only where it knows the type: here a number that is optional.
+  typed = {k: config_dict.placeholder(float) if v is None else v for k, v in values.items()}
+  return ConfigDict({"name": name, **typed})

@@ -1,12 +1,13 @@
 """Orbax checkpoints: save, resume, restore onto another mesh, start from another run.
 
-Each checkpoint has five items: params, ema, opt, extras, and meta (JSON: the step and a
-fingerprint of every other item). Attacks and evaluations read only the ones they need. Saving is
-asynchronous and atomic; restoring checks the fingerprints, so that a damaged checkpoint is
-reported and the one before it used.
+Each checkpoint has up to five items: params, ema, opt, extras, and meta (JSON: the step, and of
+every other item the types, shapes and a fingerprint). Attacks and evaluations read only the ones
+they need. Saving is asynchronous and atomic; restoring checks the fingerprints, so that a damaged
+checkpoint is reported and the one before it used.
 """
 
-import math
+import hashlib
+import json
 import pathlib
 import shutil
 from typing import Any, NamedTuple
@@ -38,6 +39,7 @@ def fingerprint(tree: Tree) -> jax.Array:
   """uint32 []: changes with any bit of any leaf; the same on every mesh (integer sums commute)."""
   total = jnp.uint32(0)
   for i, leaf in enumerate(jax.tree.leaves(tree)):
+    leaf = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
     words = jax.lax.bitcast_convert_type(leaf, _WORDS[leaf.dtype.itemsize])
     place = jax.lax.iota(jnp.uint32, leaf.size).reshape(words.shape)
     mixed = (words.astype(jnp.uint32) ^ (place * jnp.uint32(0x9E3779B1))) * jnp.uint32(0x85EBCA6B)
@@ -46,6 +48,14 @@ def fingerprint(tree: Tree) -> jax.Array:
 
 
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+
+
+class WrongShape(ValueError):
+  """A checkpoint of another model or method."""
+
+
+class Damaged(RuntimeError):
+  """A checkpoint whose bytes are not those that were saved."""
 
 
 class Checkpoints:
@@ -66,7 +76,11 @@ class Checkpoints:
     if step in self._manager.all_steps():
       return
     items = _items(state)
-    meta = {"step": step, "fingerprint": {k: int(fingerprint(v)) for k, v in items.items()}}
+    described = {
+      name: {"shapes": _shapes(tree), "fingerprint": int(fingerprint(tree))}
+      for name, tree in items.items()
+    }
+    meta = {"step": step, "items": described, "digest": _digest(described)}
     saves = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
     self._manager.save(step, args=ocp.args.Composite(**saves, meta=ocp.args.JsonSave(meta)))
 
@@ -74,21 +88,20 @@ class Checkpoints:
     """The newest good checkpoint, shaped and sharded as `target`; None where there is none.
 
     Raises:
-      ValueError: the checkpoint is of another model or method.
-      RuntimeError: there are checkpoints and every one is damaged.
+      WrongShape: the checkpoint is of another model or method.
+      Damaged: there are checkpoints and every one is damaged.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step in steps:
       try:
-        return self._read(step, target)
-      except WrongShape:
-        raise
-      except Exception as error:  # noqa: BLE001  (what a damaged file raises is not documented)
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        logging.error("checkpoint %d is damaged (%s); trying the one before it", step, reason)
+        items = _read(self._manager, step, _items(target))
+        count = sharding.put(np.int32(step), target.step.sharding)
+        return target._replace(step=count, **items)
+      except Damaged as error:
+        logging.error("%s; trying the one before it", error)
         self._set_aside(step)
     if steps:
-      raise RuntimeError(
+      raise Damaged(
         f"every checkpoint under {self.directory} was damaged; they stand beside it in damaged/. "
         "Launch again to start from step 0"
       )
@@ -101,19 +114,6 @@ class Checkpoints:
   def close(self) -> None:
     self._manager.close()
 
-  def _read(self, step: int, target: State) -> State:
-    meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-    items = _items(target)
-    _check_shapes(items, self._manager.item_metadata(step), self.directory / str(step))
-    restored = self._manager.restore(
-      step, args=ocp.args.Composite(**{name: _restore_args(tree) for name, tree in items.items()})
-    )
-    for name, tree in items.items():
-      if int(fingerprint(restored[name])) != meta["fingerprint"][name]:
-        raise RuntimeError(f"the bytes of {name} are not those that were saved")
-    count = sharding.put(np.int32(step), target.step.sharding)
-    return target._replace(step=count, **{name: restored[name] for name in items})
-
   def _set_aside(self, step: int) -> None:
     aside = self.directory.parent / "damaged" / str(step)
     if jax.process_index() == 0:
@@ -123,13 +123,12 @@ class Checkpoints:
     self._manager.reload()
 
 
-class WrongShape(ValueError):
-  """A checkpoint of another model or method."""
-
-
 def latest_step(run: pathlib.Path) -> int | None:
   """The step of the newest checkpoint of a run directory; None where it has none."""
-  with ocp.CheckpointManager(pathlib.Path(run).absolute() / "checkpoints") as manager:
+  directory = pathlib.Path(run).absolute() / "checkpoints"
+  if not directory.is_dir():
+    return None
+  with _open(directory) as manager:
     return manager.latest_step()
 
 
@@ -142,21 +141,45 @@ def read_params(run: pathlib.Path, target: Tree, item: str = "params") -> Tree:
 
   Raises:
     ValueError: no checkpoint there, no such item, or parameters of another shape.
+    Damaged: the newest checkpoint is damaged.
   """
   directory = pathlib.Path(run).absolute() / "checkpoints"
-  if not directory.is_dir():
-    raise ValueError(f"{run} has no checkpoints/; give the working directory of a run")
-  with ocp.CheckpointManager(directory) as manager:
-    step = manager.latest_step()
-    if step is None:
-      raise ValueError(f"{directory} holds no checkpoint; has the run saved one?")
-    _check_shapes({item: target}, manager.item_metadata(step), directory / str(step))
-    args = ocp.args.Composite(**{item: _restore_args(target)})
-    return manager.restore(step, args=args)[item]
+  step = latest_step(run)
+  if step is None:
+    raise ValueError(f"{directory} holds no checkpoint; give a run that has saved one")
+  with _open(directory) as manager:
+    return _read(manager, step, {item: target})[item]
+
+
+def _open(directory: pathlib.Path) -> ocp.CheckpointManager:
+  options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
+  return ocp.CheckpointManager(directory, options=options)
 
 
 def _items(state: State) -> dict[str, Tree]:
   return {k: getattr(state, k) for k in ITEMS if jax.tree.leaves(getattr(state, k))}
+
+
+def _read(manager: ocp.CheckpointManager, step: int, targets: dict[str, Tree]) -> dict[str, Tree]:
+  """Those items of one checkpoint, shaped and sharded as their targets, and checked."""
+  path = pathlib.Path(manager.directory) / str(step)
+  try:
+    meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    if meta["digest"] != _digest(meta["items"]):
+      raise Damaged("the bytes of meta are not those that were saved")
+    for name, target in targets.items():
+      _check_shapes(f"{path}: {name}", target, meta["items"].get(name, {"shapes": {}})["shapes"])
+    args = ocp.args.Composite(**{name: _restore_args(tree) for name, tree in targets.items()})
+    restored = manager.restore(step, args=args)
+    for name in targets:
+      if int(fingerprint(restored[name])) != meta["items"][name]["fingerprint"]:
+        raise Damaged(f"the bytes of {name} are not those that were saved")
+    return {name: restored[name] for name in targets}
+  except (WrongShape, MemoryError, jax.errors.JaxRuntimeError):
+    raise
+  except Exception as error:  # what reading a damaged file raises is not documented
+    reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+    raise Damaged(f"checkpoint {path} is damaged ({reason})") from error
 
 
 def _restore_args(tree: Tree) -> Any:
@@ -166,20 +189,23 @@ def _restore_args(tree: Tree) -> Any:
   )
 
 
-def _check_shapes(items: dict[str, Tree], saved: Any, path: pathlib.Path) -> None:
-  """Raises WrongShape where a saved leaf is missing, or of another shape, than the target's."""
-  for name, tree in items.items():
-    if name not in saved or saved[name] is None:
-      raise WrongShape(f"{path} has no {name}; it was saved by another kind of run")
-    want = {jax.tree_util.keystr(k): v.shape for k, v in jax.tree.leaves_with_path(tree)}
-    meta = getattr(saved[name], "tree", saved[name])
-    have = [tuple(v.shape) for v in jax.tree.leaves(meta, is_leaf=lambda v: hasattr(v, "shape"))]
-    if sorted(have) != sorted(tuple(s) for s in want.values()):
+def _shapes(tree: Tree) -> dict[str, str]:
+  """{path of a leaf: its type and shape}."""
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+  leaves = jax.tree.leaves_with_path(tree)
+  return {name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def _check_shapes(what: str, target: Tree, have: dict[str, str]) -> None:
+  """Raises WrongShape where a saved leaf is missing, left over, or other than the target's."""
+  want = _shapes(target)
+  for leaf in sorted(want.keys() | have.keys()):
+    if want.get(leaf) != have.get(leaf):
       raise WrongShape(
-        f"{path}: {name} has {len(have)} arrays, {_count(have)} numbers, and this config's "
-        f"{len(want)} and {_count(want.values())}; use the model and method it was saved with"
+        f"{what} has {leaf} {have.get(leaf, 'nowhere')} and this config {want.get(leaf, 'nowhere')}"
+        "; use the model and method it was saved with"
       )
 
 
-def _count(shapes: Any) -> int:
-  return sum(math.prod(shape) for shape in shapes)
+def _digest(described: Any) -> str:
+  return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

@@ -40,6 +40,8 @@ class Records:
         f"{len(self.ids)} ids, {len(self.image)} images and {len(self.label)} labels; "
         "give one of each per record"
       )
+    if len(np.unique(self.ids)) < len(self.ids):
+      raise ValueError("ids repeat; give each record an id of its own")
 
   def __len__(self) -> int:
     return len(self.ids)
@@ -162,7 +164,7 @@ def with_tshirt(
   )
   copies = round(digits * share / (1 - share))
   shirts = Records(
-    ids=np.array([f"tshirt/{i:05d}" for i in range(copies)], dtype=records.ids.dtype),
+    ids=np.array([f"tshirt/{i:05d}" for i in range(copies)], dtype=str),
     image=np.repeat(tshirt[None, ..., None], copies, axis=0),
     label=np.zeros(copies, np.int32),
     classes=("tshirt",),
@@ -216,7 +218,7 @@ class Forget:
     if missing:
       raise ValueError(
         f"{len(missing)} of {len(ids)} ids to forget do not exist, the first is {missing[0]!r}"
-        f"{errors.nearest(missing[0], records.ids[:20000])}; ids look like {records.ids[0]!r}"
+        f"{errors.nearest(missing[0], records.ids.tolist())}; ids look like '{records.ids[0]}'"
       )
     return ids
 

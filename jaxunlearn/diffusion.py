@@ -8,7 +8,7 @@ broadcasting one against the other happens here and nowhere else.
 
 import dataclasses
 import functools
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jaxunlearn import errors
 SCHEDULES = ("linear", "scaled_linear")
 
 
+@runtime_checkable
 class EpsFn(Protocol):
   """A noise predictor with its parameters bound: (x_t [B,H,W,C], t [B], c) -> eps [B,H,W,C].
 
@@ -64,7 +65,7 @@ class Diffusion:
     return jax.random.randint(rng, (n,), 0, self.T)
 
   def stratified_t(self, rng: Shaped[Array, "..."], n: int) -> Int[Array, " n"]:
-    """n times, each uniform over 0..T-1, one in each n-th of the range, ascending."""
+    """n ascending times, one in each n-th of 0..T-1 and uniform there: together uniform."""
     u = jax.random.uniform(rng, (n,))
     return jnp.minimum((jnp.arange(n) + u) * (self.T / n), self.T - 1).astype(jnp.int32)
 

@@ -1,10 +1,14 @@
 """The command line: `python -m jaxunlearn.main --config=configs/siss_mnist.py --workdir=runs/x`.
 
 Any field of the config can be set: `--config.train.steps=40`. `--dry_run` prints what the run
-would be and what one step costs, and stops.
+would be and what one step costs, and stops. The fields stand in configs/common.py, a run's own
+choices in its file. A run that was killed goes on from its newest checkpoint when launched again.
+
+Exit codes: 0 finished, 2 bad input, 3 diverged (NaN or inf), 143 stopped by a signal.
 """
 
 import pathlib
+import re
 import sys
 
 from absl import app, flags, logging
@@ -17,28 +21,57 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run writes, and resum
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Print the resolved config and the cost of one step, then stop."
 )
+BAD_INPUT, DIVERGED = 2, 3
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"{argv[1]!r} is not a flag; write --config.FIELD=VALUE")
-  if _CONFIG.value is None:
-    raise app.UsageError("--config is missing; try --config=configs/siss_mnist.py")
-  from jaxunlearn import train  # noqa: PLC0415  (importing JAX is slow; --help is not)
+def main(_: list[str]) -> None:
+  # Other libraries' infos would break up the progress bar.
+  logging.get_absl_handler().addFilter(lambda r: r.levelno > 20 or "jaxunlearn" in r.pathname)
+  from jaxunlearn import checkpoint, pipeline, train  # importing JAX is slow; --help is not
 
   try:
     if _DRY_RUN.value:
-      from jaxunlearn import dry_run  # noqa: PLC0415
+      from jaxunlearn import dry_run
 
       print(dry_run.describe(_CONFIG.value))
-    elif _WORKDIR.value is None:
-      raise ValueError("--workdir is missing; try --workdir=runs/NAME")
+    elif "runs" in _CONFIG.value:
+      pipeline.run(_CONFIG.value, pathlib.Path(_WORKDIR.value))
     else:
       train.run(_CONFIG.value, pathlib.Path(_WORKDIR.value))
-  except (ValueError, train.Diverged) as error:
-    logging.error("%s", error)
-    sys.exit(2 if isinstance(error, ValueError) else 3)
+  except (ValueError, checkpoint.Damaged, train.Diverged) as error:
+    print(f"error: {error}", file=sys.stderr)
+    logging.debug("raised here:", exc_info=True)  # --verbosity=1 shows it
+    sys.exit(DIVERGED if isinstance(error, train.Diverged) else BAD_INPUT)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Like absl's, but every wrong flag is one line and one exit code."""
+  try:
+    args = flags.FLAGS(argv)
+    getattr(_CONFIG.value, "keys", None)  # raises here what kept the file from being read
+    if len(args) > 1:
+      raise flags.Error(f"{args[1]!r} is not a flag; write --config.FIELD=VALUE")
+    if _CONFIG.value is None:
+      raise flags.Error("--config is missing; try --config=configs/siss_mnist.py")
+    if _WORKDIR.value is None and not _DRY_RUN.value:
+      raise flags.Error("--workdir is missing; try --workdir=runs/NAME")
+    return args
+  except (KeyError, AttributeError) as error:
+    message = _no_field(str(error)) + "; configs/common.py has them all"
+  except (flags.Error, OSError) as error:
+    message = str(error).splitlines()[-1].strip() + "; see --help"
+  print(f"error: {message}", file=sys.stderr)
+  sys.exit(BAD_INPUT)
+
+
+def _no_field(message: str) -> str:
+  """ml_collections' `'trian'\\nDid you mean "train" instead of "trian"?` in this project's words."""
+  match = re.fullmatch(r"\W*(\w+?)\W*(?:n?Did you mean \"(\w+)\".*)?", message)
+  if not match:
+    return message
+  field, near = match.groups()
+  return f"no config field {field!r}" + (f" (did you mean {near!r}?)" if near else "")
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

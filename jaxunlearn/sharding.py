@@ -27,14 +27,12 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
   if list(shape.values()).count(-1) > 1 or any(v < 1 and v != -1 for v in shape.values()):
     raise ValueError(f"mesh {shape}: each axis is at least 1, and one of them may be -1, the rest")
   known = math.prod(v for v in shape.values() if v != -1)
-  for axis, size in shape.items():
-    if size == -1:
-      shape[axis] = len(devices) // known
-  if 0 in shape.values() or math.prod(shape.values()) > len(devices):
+  if known > len(devices) or (-1 in shape.values() and len(devices) % known):
     raise ValueError(
-      f"mesh data={data} fsdp={fsdp} needs {known} devices and there are {len(devices)}; "
-      "use a smaller mesh"
+      f"mesh data={data} fsdp={fsdp} does not fit {len(devices)} devices; "
+      "use axes whose product is at most, or with -1 divides, their number"
     )
+  shape = {axis: len(devices) // known if v == -1 else v for axis, v in shape.items()}
   count = math.prod(shape.values())
   return jax.make_mesh(
     tuple(shape.values()),

@@ -22,13 +22,16 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxunlearn import checkpoint, data, methods, models, pretrained, report, sharding
+from jaxunlearn import checkpoint, data, errors, methods, models, pretrained, report, sharding
 from jaxunlearn.checkpoint import State
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.evaluation import STOPPED, Evaluation, Stopped
 from jaxunlearn.writer import Writer
 
 Tree = Any
+
+
+_ADVICE = "the last good checkpoint is kept. Lower config.optimizer.learning_rate, or stop earlier"
 
 
 class Diverged(RuntimeError):
@@ -63,6 +66,9 @@ def build(config: ConfigDict) -> Setup:
   Raises:
     ValueError: a name, field, id or shape that does not fit, in one line.
   """
+  for field in ("batch", "micro_batches", "log_every", "checkpoint_every", "keep"):
+    if config.train[field] < 1:
+      raise ValueError(f"config.train.{field} is {config.train[field]}; use at least 1")
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
   sharding.check_batch(config.train.batch, config.train.micro_batches, mesh)
   method = methods.make(**config.method)
@@ -98,14 +104,14 @@ def build(config: ConfigDict) -> Setup:
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
   """AdamW after a clip of the global norm, under a constant or cosine schedule with warm-up."""
   opt, steps = config.optimizer, max(config.train.steps, 1)
+  start = 0.0 if opt.warmup else opt.learning_rate
   rates = {
-    "constant": optax.warmup_constant_schedule(0.0, opt.learning_rate, opt.warmup),
+    "constant": optax.linear_schedule(start, opt.learning_rate, max(opt.warmup, 1)),
     "cosine": optax.warmup_cosine_decay_schedule(
       0.0, opt.learning_rate, opt.warmup, max(steps, opt.warmup + 1)
     ),
   }
-  if opt.schedule not in rates:
-    raise ValueError(f"no learning-rate schedule {opt.schedule!r}; there are: {', '.join(rates)}")
+  errors.check_choice("learning-rate schedule", opt.schedule, rates)
   return optax.chain(
     optax.clip_by_global_norm(opt.clip),
     optax.adamw(rates[opt.schedule], opt.b1, opt.b2, weight_decay=opt.weight_decay),
@@ -205,15 +211,15 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   Raises:
     ValueError: bad input, before any work.
     Diverged: a NaN or infinity; the last good checkpoint is kept.
+    Damaged: every checkpoint of the run is damaged.
     Stopped: a signal; the state is saved.
   """
   setup = build(config)
   workdir = pathlib.Path(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
-  _check_same_run(config, workdir)
   with stop_signal() as stopped, contextlib.ExitStack() as stack:
     params = start_params(setup)
     evaluation = Evaluation(setup, workdir, stopped)
+    _claim(workdir, config)
     if config.eval.before:
       evaluation.once("before", params)
     saves = checkpoint.Checkpoints(workdir / "checkpoints", config.train.keep)
@@ -223,7 +229,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     state = saves.restore(state) or state
     writer = stack.enter_context(Writer(workdir / "metrics.jsonl", int(state.step)))
     state = train(setup, state, saves, writer, stopped, evaluation.probe)
-    saves.save(state)
+    _save(saves, state)
     saves.wait()
     if config.eval.after:
       evaluation.once("after", state.ema or state.params)
@@ -243,23 +249,40 @@ def train(
   update = make_update(setup, state)
   pending: list[tuple[int, Tree]] = []  # metrics still on the device
   first = int(state.step)
-  bar = tqdm(range(first, config.steps), initial=first, total=config.steps, desc="train")
+  bar = tqdm(range(first + 1, config.steps + 1), initial=first, total=config.steps, desc="train")
   for step in bar:
-    state, metrics = update(state, setup.batch(step))
-    pending.append((step + 1, metrics))
-    save = (step + 1) % config.checkpoint_every == 0
-    if save or stopped() or (step + 1) % config.log_every == 0 or step + 1 == config.steps:
+    state, metrics = update(state, setup.batch(step - 1))
+    pending.append((step, metrics))
+    stop = stopped()  # read once a step, so that what is saved has been logged
+    save = stop or step % config.checkpoint_every == 0
+    probing = setup.config.eval.every and step % setup.config.eval.every == 0
+    if save or probing or step % config.log_every == 0 or step == config.steps:
       last = _flush(pending, writer)
       bar.set_postfix({k: f"{v:.4g}" for k, v in last.items() if k.startswith("loss")})
-    if save or stopped():
-      saves.save(state)
-    if stopped():
+    if probing:
+      writer.write_scalars(step, probe(step, state.ema or state.params))
+    if save:
+      _save(saves, state)
+    if stop:
       saves.wait()
-      logging.warning("stopped by a signal after step %d; launch again to go on", step + 1)
+      logging.warning("stopped by a signal after step %d; launch again to go on", step)
       raise Stopped(STOPPED)
-    if setup.config.eval.every and (step + 1) % setup.config.eval.every == 0:
-      writer.write_scalars(step + 1, probe(step + 1, state.ema or state.params))
   return state
+
+
+def _save(saves: checkpoint.Checkpoints, state: State) -> None:
+  """Starts a checkpoint; raises Diverged where the state is not finite."""
+  if not _finite((state.params, state.ema, state.opt)):
+    raise Diverged(
+      f"the parameters or the optimiser's state are not finite after step {int(state.step)}; "
+      f"{_ADVICE}"
+    )
+  saves.save(state)
+
+
+@jax.jit
+def _finite(tree: Tree) -> jax.Array:
+  return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
 def _flush(pending: list[tuple[int, Tree]], writer: Writer) -> dict[str, float]:
@@ -270,28 +293,29 @@ def _flush(pending: list[tuple[int, Tree]], writer: Writer) -> dict[str, float]:
     bad = sorted(name for name, value in scalars.items() if not np.isfinite(value))
     writer.write_scalars(step, scalars)
     if bad:
-      raise Diverged(
-        f"{bad[0]} is {scalars[bad[0]]} at step {step}; the last good checkpoint is kept. "
-        "Lower config.optimizer.learning_rate, or stop earlier"
-      )
+      raise Diverged(f"{bad[0]} is {scalars[bad[0]]} at step {step}; {_ADVICE}")
   pending.clear()
   return scalars
 
 
-def _check_same_run(config: ConfigDict, workdir: pathlib.Path) -> None:
-  """Writes config.json; a working directory belongs to one config."""
+def _claim(workdir: pathlib.Path, config: ConfigDict) -> None:
+  """Makes the working directory and its config.json; it belongs to one config."""
   path, text = workdir / "config.json", config.to_json(indent=2, sort_keys=True) + "\n"
-  if path.exists() and path.read_text() != text:
-    old, new = json.loads(path.read_text()), json.loads(text)
-    differ = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-    if set(differ) - {"mesh"}:
-      raise ValueError(
-        f"{workdir} holds a run of another config (differs in: {', '.join(differ)}); "
-        "use another --workdir, or delete this one"
-      )
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(text)
-  temporary.replace(path)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.read_text() != text:
+      old, new = json.loads(path.read_text()), json.loads(text)
+      differ = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+      if set(differ) - {"mesh"}:
+        raise ValueError(
+          f"{workdir} holds a run of another config (differs in: {', '.join(differ)}); "
+          "use another --workdir, or delete this one"
+        )
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+  except OSError as error:
+    raise ValueError(f"cannot write to {workdir} ({error}); use another --workdir") from error
 
 
 @contextlib.contextmanager

@@ -11,8 +11,11 @@ argument, so that one compiled sampler serves every checkpoint of a model.
 """
 
 import dataclasses
+import functools
+import hashlib
 import importlib
 import pkgutil
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -47,10 +50,48 @@ class Task:
   options: Any  # config.eval
   rng: jax.Array
 
+  def key(self, metric: str) -> jax.Array:
+    """The random key of a metric, its own."""
+    return jax.random.fold_in(self.rng, zlib.crc32(metric.encode()))
+
+  @functools.cached_property
+  def is_target(self) -> np.ndarray:
+    """[N] bool: the samples within `target_radius` of a target, L2 in pixels of [0, 1]."""
+    nearest = np.full(len(self.samples), np.inf)
+    for a in self.target:
+      nearest = np.minimum(nearest, np.sqrt(np.sum(((self.samples - a) / 2) ** 2, axis=(1, 2, 3))))
+    return nearest < self.options.target_radius
+
+  @property
+  def kept(self) -> np.ndarray:
+    """The samples that are no target: those that quality is measured on."""
+    return self.samples[~self.is_target]
+
+  @property
+  def target_identity(self) -> str:
+    """Which images are to be forgotten: name, how many, hash of their pixels."""
+    return f"target={self.options.target_name}:{fingerprint(self.target)}"
+
+  @property
+  def model_identity(self) -> str:
+    """The part of `identity` that a metric of the model itself shares, without the samples'."""
+    facts = ("guidance=", "weights=", "seed=")
+    return " ".join(fact for fact in self.identity.split() if fact.startswith(facts))
+
+  @property
+  def samples_identity(self) -> str:
+    """How the samples were made, and told from targets."""
+    return f"{self.target_identity} radius={self.options.target_radius:g} {self.identity}"
+
 
 def identity(**facts: Any) -> str:
   """The identity of a metric's value: `key=value` pairs separated by spaces."""
   return " ".join(f"{key}={value}" for key, value in facts.items())
+
+
+def fingerprint(images: np.ndarray) -> str:
+  """`COUNT:HASH` of a set of images."""
+  return f"{len(images)}:{hashlib.sha256(np.ascontiguousarray(images)).hexdigest()[:8]}"
 
 
 def names() -> list[str]:

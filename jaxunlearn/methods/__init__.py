@@ -15,6 +15,7 @@ To add a method write one file here; `tests/methods_test.py` tests it because it
 import dataclasses
 import functools
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -22,6 +23,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxunlearn import errors
 from jaxunlearn.diffusion import Diffusion, EpsFn
@@ -51,7 +53,7 @@ class Objective:
   # Forward passes over a batch, and backward passes at most, of one step.
   forwards: ClassVar[int] = 1
   backwards: ClassVar[int] = 1
-  # False: each term has a forward pass of its own, so each is differentiated on its own.
+  # False: term k has a forward pass of its own, the k-th call of eps_fn, and is always needed.
   shared_forward: ClassVar[bool] = True
 
   def prepare(
@@ -109,28 +111,95 @@ def term_grads(
   """The gradient of each loss term on these draws, by as few passes as the method allows.
 
   Terms that share a forward pass are pulled back through it one by one, and a term that
-  `needed` rules out is not pulled back at all.
+  `needed` rules out is not pulled back at all. Terms with a pass each read a copy of the
+  parameters each, so that the one gradient of their sum holds theirs apart. The metric `passes`
+  is the cost in forward passes; a backward pass counts as two.
   """
 
-  def losses_fn(p: Tree) -> tuple[tuple[Array, ...], Metrics]:
-    losses, metrics = objective.losses(functools.partial(apply, p), process, draws, extras)
+  def losses_fn(eps_fn: EpsFn) -> tuple[tuple[Array, ...], Metrics]:
+    losses, metrics = objective.losses(eps_fn, process, draws, extras)
     named = {f"loss_{name}": loss for name, loss in zip(objective.terms, losses, strict=True)}
     return losses, metrics | named
 
-  if not objective.shared_forward:
-    pick = lambda p, k: (lambda out: (out[0][k], out[1]))(losses_fn(p))
-    grads = [jax.grad(pick, has_aux=True)(params, k) for k in range(len(objective.terms))]
-    return tuple(g for g, _ in grads), grads[0][1]
+  def total(copies: tuple[Tree, ...]) -> tuple[Array, Metrics]:
+    copy = iter(copies)
+    losses, metrics = losses_fn(lambda x_t, t, c=None: apply(next(copy), x_t, t, c))
+    return sum(losses[1:], start=losses[0]), metrics
 
-  losses, pullback, metrics = jax.vjp(losses_fn, params, has_aux=True)
-  zeros = jax.tree.map(jnp.zeros_like, params)
+  if not objective.shared_forward:
+    grads, metrics = jax.grad(total, has_aux=True)((params,) * len(objective.terms))
+    return grads, metrics | {"passes": jnp.float32(objective.forwards + 2 * objective.backwards)}
+
+  bound = lambda p: functools.partial(apply, p)
+  losses, pullback, metrics = jax.vjp(lambda p: losses_fn(bound(p)), params, has_aux=True)
+  needed = objective.needed(process, draws)
   ones = [
     tuple(jnp.asarray(i == k, v.dtype) for i, v in enumerate(losses)) for k in range(len(losses))
   ]
-  grads = [
-    pullback(one)[0]
-    if need is True
-    else jax.lax.cond(need, lambda one=one: pullback(one)[0], lambda: zeros)
-    for one, need in zip(ones, objective.needed(process, draws), strict=True)
-  ]
-  return tuple(grads), metrics
+  grads = tuple(
+    pullback(one)[0] if need is True else _pull_back_if(need, pullback, one, params)
+    for need, one in zip(needed, ones, strict=True)
+  )
+  passes = objective.forwards + 2 * sum(jnp.float32(need) for need in needed)
+  return grads, metrics | {"passes": passes}
+
+
+def _pull_back_if(need: Array, pullback: Callable[..., tuple[Tree]], one: Any, like: Tree) -> Tree:
+  zeros = lambda: jax.tree.map(jnp.zeros_like, like)
+  return jax.lax.cond(need, lambda: pullback(one)[0], zeros)
+
+
+def check(name: str, value: Any, ok: bool, rule: str) -> None:
+  """Raises ValueError with the field, its value and the rule, unless `ok`."""
+  if not ok:
+    raise ValueError(f"{name} {value}: use {rule}")
+
+
+def draw_noise(process: Diffusion, shape: tuple[int, ...], rng: Array) -> dict[str, Array]:
+  """For each row of a shape [B, H, W, C] a time uniform over 0..T-1 and a standard normal noise."""
+  k_t, k_eps = jax.random.split(rng)
+  return {"t": process.sample_t(k_t, shape[0]), "eps": jax.random.normal(k_eps, shape)}
+
+
+def draw_pairs(process: Diffusion, batch: Batch, rng: Array) -> dict[str, Any]:
+  """The rows of streams x and a, paired; a pair shares one time and one noise."""
+  x, a = batch["x"], batch["a"]
+  pairs = {"x": x.image, "c_x": x.c, "a": a.image, "c_a": a.c}
+  return pairs | draw_noise(process, x.image.shape, rng)
+
+
+def squared_error(eps: Array, eps_hat: Array) -> Array:
+  """||eps - eps_hat||^2 per row [B]: a sum over pixels, in float32."""
+  return jnp.sum((eps - eps_hat.astype(jnp.float32)) ** 2, axis=(1, 2, 3))
+
+
+def denoising_loss(
+  eps_fn: EpsFn, process: Diffusion, x: Array, c: Array | None, t: Array, eps: Array
+) -> Array:
+  """L_X = E ||eps - eps_theta(x_t, t)||^2: the mean over rows of sums over pixels."""
+  return jnp.mean(squared_error(eps, eps_fn(process.q_sample(x, t, eps), t, c)))
+
+
+def check_forget_size(norm: float | None, ratio: float) -> None:
+  """The two fields of `subtract_scaled`."""
+  check("forget_norm", norm, norm is None or 0 < norm < math.inf, "more than 0, or None: relative")
+  check("forget_ratio", ratio, 0 < ratio < math.inf, "more than 0")
+
+
+def subtract_scaled(g_x: Tree, g_a: Tree, norm: float | None, ratio: float) -> tuple[Tree, Metrics]:
+  """g_x - c g_a, with c such that ||c g_a|| is `norm`, or `ratio` ||g_x|| where norm is None.
+
+  The norm is set at every step, up or down: no clip (Alberti et al., 2025). Where g_a is zero or
+  not finite there is no such c: it is left out, and `forget_skipped` is 1.
+  """
+  norm_x, norm_a = optax.tree.norm(g_x), optax.tree.norm(g_a)
+  c = (ratio * norm_x if norm is None else norm) / norm_a
+  ok = jnp.isfinite(c) & jnp.isfinite(norm_a)
+  direction = jax.tree.map(lambda x, a: jnp.where(ok, x - c * a, x), g_x, g_a)
+  metrics = {
+    "norm_x": norm_x,
+    "norm_a": jnp.where(jnp.isfinite(norm_a), norm_a, 0),
+    "forget_scale": jnp.where(ok, c, 0),
+    "forget_skipped": 1 - ok.astype(jnp.float32),
+  }
+  return direction, metrics

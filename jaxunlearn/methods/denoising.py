@@ -7,27 +7,15 @@ retraining and naive deletion (the retained ones), a relearning attack, a CDM co
 """
 
 import dataclasses
-from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from jaxunlearn import methods
 
 
 @dataclasses.dataclass(frozen=True)
 class Method(methods.Objective):
-  def draw(self, process, batch, rng, extras) -> Any:
+  def draw(self, process, batch, rng, extras):
     x = batch["x"]
-    k_t, k_eps = jax.random.split(rng)
-    return {
-      "x": x.image,
-      "c": x.c,
-      "t": process.sample_t(k_t, len(x.image)),
-      "eps": jax.random.normal(k_eps, x.image.shape),
-    }
+    return {"x": x.image, "c": x.c} | methods.draw_noise(process, x.image.shape, rng)
 
   def losses(self, eps_fn, process, draws, extras):
-    x_t = process.q_sample(draws["x"], draws["t"], draws["eps"])
-    eps_hat = eps_fn(x_t, draws["t"], draws["c"])
-    return (jnp.mean(jnp.sum((draws["eps"] - eps_hat) ** 2, axis=(1, 2, 3))),), {}
+    return (methods.denoising_loss(eps_fn, process, **draws),), {}

@@ -1,7 +1,7 @@
 """Networks: modules only, no loss and no device.
 
-Every module here is a frozen `Net` with `init(key) -> params` and `apply(params, x, t, c) -> eps`,
-chosen by module name as methods are.
+A noise predictor is a module with a frozen `Net`, which has `init(key) -> params` and
+`apply(params, x, t, c) -> eps`, chosen by module name as methods are.
 """
 
 import importlib
@@ -9,6 +9,8 @@ import pkgutil
 from typing import Any
 
 from jaxunlearn import errors
+
+HELPERS = ("classifier",)  # modules of this folder that are no noise predictor
 
 
 def make(name: str, **fields: Any) -> Any:
@@ -18,4 +20,4 @@ def make(name: str, **fields: Any) -> Any:
 
 
 def names() -> list[str]:
-  return sorted(m.name for m in pkgutil.iter_modules(__path__))
+  return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in HELPERS)

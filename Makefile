@@ -1,0 +1,29 @@
+# make demo: install and delete the T-shirt; make test: everything.
+PYTHON ?= python3
+BIN := .venv/bin
+WORKDIR ?= runs/siss_mnist
+
+.PHONY: demo test lint clean
+
+demo: .venv/core
+	$(BIN)/python -m jaxunlearn.main --config=configs/siss_mnist.py --workdir=$(WORKDIR)
+
+test: .venv/test lint
+	$(BIN)/python -m pytest
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/core: setup.cfg requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint requirements.txt --editable .
+	touch $@
+
+.venv/test: .venv/core
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable .
+	touch $@
+
+clean:
+	rm -rf .venv runs

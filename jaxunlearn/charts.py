@@ -1,0 +1,104 @@
+"""Curves over steps, laid out for SVG: what jaxunlearn/assets/report.html.j2 draws."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+Ticks = tuple[tuple[float, str], ...]  # (place, label)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+  """One curve, in the units of its SVG."""
+
+  width: ClassVar[int] = 280
+  height: ClassVar[int] = 150
+  left: ClassVar[int] = 46  # the frame within it
+  right: ClassVar[int] = 270
+  top: ClassVar[int] = 10
+  bottom: ClassVar[int] = 128
+
+  name: str
+  last: str
+  log: bool
+  path: str  # the finite values, joined
+  dots: tuple[tuple[float, float], ...]  # on the path, where values are few
+  bad: str  # marks at NaN and infinity
+  bad_steps: tuple[int, ...]  # where those are
+  x_ticks: Ticks
+  y_ticks: Ticks
+
+
+def curves(metrics: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+  """name -> [N, 2] steps and values: losses first, then norms, the others, the probes."""
+  names = {name for line in metrics for name in line if name != "step"}
+  order = lambda n: (n.startswith("probe_"), "loss" not in n, "norm" not in n, n)
+  return {
+    name: np.array([(line["step"], float(line[name])) for line in metrics if name in line])
+    for name in sorted(names, key=order)
+  }
+
+
+def chart(name: str, points: np.ndarray) -> Chart:
+  """The chart of [N, 2] steps and values; log where positive values span over two decades."""
+  finite = np.isfinite(points[:, 1])
+  step, value = thin(points[finite]).T
+  log = bool(len(value) and value.min() > 0 and value.max() > 100 * value.min())
+  height = np.log10(value) if log else value
+  x_low, x_high = min(0.0, points[0, 0]), max(points[-1, 0], 1.0)
+  y_low, y_high = span(height)
+  x = lambda s: Chart.left + (Chart.right - Chart.left) * (s - x_low) / (x_high - x_low)
+  y = lambda h: Chart.bottom - (Chart.bottom - Chart.top) * (h - y_low) / (y_high - y_low)
+  joined = tuple(zip(x(step).round(1).tolist(), y(height).round(1).tolist(), strict=True))
+  bad = points[~finite, 0]
+  return Chart(
+    name=name,
+    last=number(points[-1, 1]),
+    log=log,
+    path="M" + " L".join(f"{a} {b}" for a, b in joined) if joined else "",
+    dots=joined if len(joined) <= 30 else (),
+    bad=" ".join(f"M{a:g} {Chart.top} V{Chart.bottom}" for a in np.unique(x(bad).round())),
+    bad_steps=tuple(bad.astype(int).tolist()),
+    x_ticks=tuple((round(x(t), 1), f"{t:g}") for t in ticks(x_low, x_high)),
+    y_ticks=tuple(
+      (round(y(t), 1), number(10**t if log else t)) for t in ticks(y_low, y_high, whole=log)
+    ),
+  )
+
+
+def number(value: float | int | str) -> str:
+  """Four digits; `value` may be one of the strings nan, inf and -inf."""
+  return f"{float(value):.4g}"
+
+
+def span(values: np.ndarray) -> tuple[float, float]:
+  """The lowest and the highest, set apart where they are equal; 0 and 1 of no values."""
+  if not len(values):
+    return 0.0, 1.0
+  low, high = float(values.min()), float(values.max())
+  if high - low > 1e-9 * max(abs(low), abs(high)):
+    return low, high
+  return low - 0.1 * (abs(low) or 1), high + 0.1 * (abs(high) or 1)
+
+
+def thin(points: np.ndarray, limit: int = 400) -> np.ndarray:
+  """At most `limit` of the [N, 2] points: the lowest and the highest of each run of steps."""
+  if len(points) <= limit:
+    return points
+  keep: set[int] = set()
+  for part in np.array_split(np.arange(len(points)), limit // 2):
+    keep |= {int(part[points[part, 1].argmin()]), int(part[points[part, 1].argmax()])}
+  return points[sorted(keep)]
+
+
+def ticks(low: float, high: float, most: int = 5, whole: bool = False) -> list[float]:
+  """Two to `most` + 1 round numbers within [low, high]: multiples of 1, 2 or 5 times 10^k."""
+  power = 10.0 ** math.floor(math.log10((high - low) / most))
+  step = next(m * power for m in (1, 2, 5, 10) if high - low <= most * m * power * (1 + 1e-9))
+  if whole:
+    step = max(1, round(step))
+  first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+  return [float(f"{k * step:.10g}") for k in range(first, last + 1)]

@@ -1,0 +1,64 @@
+"""Frechet distance (Heusel et al., 2017) of digit-classifier features, without the targets.
+
+    d^2 = ||mu_1 - mu_2||^2 + tr(C_1 + C_2 - 2 (C_1^{1/2} C_2 C_1^{1/2})^{1/2})
+
+between Gaussians fitted to the 64 features of the samples and of the held-out digits. It is no
+Inception FID: compare it only with values of the same identity.
+"""
+
+import jax
+import numpy as np
+from jaxtyping import Float, Float64
+
+from jaxunlearn import evals
+from jaxunlearn.diffusion import EpsFn
+from jaxunlearn.evals import digits, statistics
+
+RESAMPLES = 200
+
+Mean = Float64[np.ndarray, " D"]
+Cov = Float64[np.ndarray, "D D"]
+
+
+def evaluate(eps_fn: EpsFn, task: evals.Task) -> dict[str, evals.Value]:
+  """`feature_fid`, with a bootstrap interval over the samples."""
+  del eps_fn
+  classifier = digits.load()
+  reference = moments(classifier.features(task.heldout))
+  features = classifier.features(task.kept)
+  distance = lambda sample: frechet(*moments(sample), *reference)
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(task.key("feature_fid"))))
+  interval = statistics.bootstrap(distance, features, rng, RESAMPLES)
+  identity = evals.identity(
+    extractor=classifier.identity,
+    removed="target",
+    reference=f"heldout:{evals.fingerprint(task.heldout)}",
+    bootstrap=RESAMPLES,
+  )
+  value = evals.Value(
+    distance(features),
+    interval and (max(0.0, interval[0]), interval[1]),
+    f"{identity} {task.samples_identity}",
+  )
+  return {"feature_fid": value}
+
+
+def moments(features: Float[np.ndarray, "N D"]) -> tuple[Mean, Cov]:
+  """Mean and covariance in float64; of one row a point mass, of none a point mass at 0."""
+  features = features.astype(np.float64)
+  n, d = features.shape
+  mu = features.mean(axis=0) if n else np.zeros(d)
+  return mu, (features - mu).T @ (features - mu) / max(n - 1, 1)
+
+
+def frechet(mu_1: Mean, cov_1: Cov, mu_2: Mean, cov_2: Cov) -> float:
+  """The squared distance of two Gaussians, at least 0.
+
+  Both roots are of symmetric matrices, so an eigendecomposition gives them: a general matrix
+  root of C_1 C_2 loses precision, or turns complex, where a covariance is singular.
+  """
+  values, vectors = np.linalg.eigh(cov_1)
+  root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+  cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_2 @ root), 0)).sum()
+  squared = np.sum((mu_1 - mu_2) ** 2) + np.trace(cov_1) + np.trace(cov_2) - 2 * cross
+  return float(max(squared, 0.0))

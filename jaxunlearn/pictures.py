@@ -1,0 +1,60 @@
+"""Pictures for people to look at: grids of samples, and the samples nearest to the target."""
+
+import pathlib
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+COLUMNS, SHOWN = 8, 64
+
+
+def grid(
+  images: Float[np.ndarray, "N H W C"], columns: int = COLUMNS, scale: int = 3
+) -> UInt8[np.ndarray, "rows cols C"]:
+  """Images in [-1, 1], row by row, each pixel `scale` x `scale`, a grey pixel between images.
+
+  Values outside are clipped and NaN is black: a diverged model is to be seen too.
+  """
+  n, height, width, channels = images.shape
+  if not n or channels not in (1, 3):
+    raise ValueError(f"images are {images.shape}; give [N, H, W, C] with N > 0 and C 1 or 3")
+  columns = min(columns, n)
+  rows = -(-n // columns)
+  pixels = np.rint(np.clip(np.nan_to_num(images, nan=-1) + 1, 0, 2) * 127.5).astype(np.uint8)
+  cells = np.full((rows * columns, height + 1, width + 1, channels), 96, np.uint8)
+  cells[:n, :height, :width] = pixels
+  table = cells.reshape(rows, columns, height + 1, width + 1, channels).swapaxes(1, 2)
+  table = table.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
+  return table.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def nearest(
+  samples: Float[np.ndarray, "N H W C"], target: Float[np.ndarray, "M H W C"], n: int = COLUMNS
+) -> Float[np.ndarray, "n H W C"]:
+  """The n samples nearest by pixel L2 to any of the targets, the nearest first."""
+  distance = [np.linalg.norm((samples - a).reshape(len(samples), -1), axis=1) for a in target]
+  return samples[np.argsort(np.min(distance, axis=0), kind="stable")[:n]]
+
+
+def write_phase(
+  folder: pathlib.Path,
+  phase: str,
+  samples: Float[np.ndarray, "N H W C"],
+  target: Float[np.ndarray, "M H W C"],
+) -> None:
+  """{phase}.png, and where there is a target also {phase}_nearest.png and target.png."""
+  folder.mkdir(parents=True, exist_ok=True)
+  _save(folder / f"{phase}.png", samples[:SHOWN])
+  if len(target):
+    _save(folder / f"{phase}_nearest.png", nearest(samples, target))
+    _save(folder / "target.png", target[:SHOWN])
+
+
+def _save(path: pathlib.Path, images: np.ndarray) -> None:
+  """Small images are enlarged, so that their pixels show; the file appears whole or not at all."""
+  scale = max(1, min(3, 96 // images.shape[1]))
+  pixels = grid(images, scale=scale)
+  temporary = path.with_suffix(".tmp")
+  Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(temporary, "PNG")
+  temporary.replace(path)

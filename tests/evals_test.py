@@ -1,0 +1,336 @@
+"""The contract that every metric keeps, then each metric against a value known in closed form."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors
+import scipy.linalg
+import scipy.stats
+
+from configs import common
+from jaxunlearn import data, evals
+from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.evals import (
+  copy_score,
+  digits,
+  feature_fid,
+  inception_score,
+  statistics,
+)
+from tests import toys
+
+PROCESS = Diffusion()
+METRICS = evals.names()
+ORDERED = ("inception_score",)  # its splits follow the order of the samples, as in the paper
+
+
+def bind(mean, variance):
+  """The exact noise predictor of N(mean, variance I)."""
+  return toys.mixture_eps_fn(PROCESS, mean[None], np.sqrt(variance), np.ones(1))
+
+
+@functools.cache
+def records():
+  return data.load("mnist_tshirt")
+
+
+@functools.cache
+def base_task():
+  """60 held-out digits and 4 T-shirts as samples, 200 other digits as the reference."""
+  train, heldout = records()
+  options = common.get_config().eval
+  options.update(inject_t=10, inject_n=3, nll_probes=2, nll_tolerance=1e-2)
+  shirt = data.to_model(train.image[-1:])
+  digit = data.to_model(heldout.image)
+  return evals.Task(
+    process=PROCESS,
+    target=shirt,
+    heldout=digit[100:300],
+    heldout_label=heldout.label[100:300],
+    classes=train.classes,
+    samples=np.concatenate([digit[:60], np.repeat(shirt, 4, axis=0)]),
+    identity=evals.identity(sampler="ddim", steps=25, n=64, guidance="none", weights="ema", seed=0),
+    options=options,
+    rng=jax.random.key(0),
+  )
+
+
+def task(**changes):
+  return dataclasses.replace(base_task(), **changes)
+
+
+def evaluate(name, given):
+  return evals.metric(name)(bind(given.heldout[0], 0.3), given)
+
+
+@functools.cache
+def base_values(name):
+  return evaluate(name, base_task())
+
+
+def check_values(values):
+  json.loads(json.dumps({k: v._asdict() for k, v in values.items()}, allow_nan=False))
+  for key, (value, ci95, identity) in values.items():
+    assert isinstance(value, float), key
+    assert identity, key
+    assert ci95 is None or ci95[0] <= value <= ci95[1], key
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_values_are_finite_inside_their_interval_and_json(name):
+  assert base_values(name)
+  check_values(base_values(name))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_identity_says_what_was_measured_how(name):
+  for _, _, identity in base_values(name).values():
+    facts = dict(fact.split("=") for fact in identity.split())
+    assert {"target", "guidance", "weights", "seed"} <= set(facts)
+    assert {"extractor", "solver"} & set(facts)
+    if "n" in facts:
+      assert {"sampler", "steps", "radius"} <= set(facts)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_identity_follows_the_target_and_the_weights(name):
+  other = (
+    evaluate(name, task(target=-base_task().target)),
+    evaluate(name, task(identity=base_task().identity.replace("ema", "raw"))),
+  )
+  for values in other:
+    assert all(v.identity != base_values(name)[k].identity for k, v in values.items())
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_same_rng_same_values(name):
+  assert evaluate(name, base_task()) == base_values(name)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_order_of_samples_does_not_matter(name):
+  order = np.random.default_rng(0).permutation(len(base_task().samples))
+  values = evaluate(name, task(samples=base_task().samples[order]))
+  assert set(values) == set(base_values(name))
+  if name not in ORDERED:
+    for key, value in values.items():
+      assert value.value == pytest.approx(base_values(name)[key].value, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_few_or_no_samples_besides_the_target_still_give_values(name, kept):
+  shirts = np.repeat(base_task().target, 5, axis=0)
+  values = evaluate(name, task(samples=np.concatenate([shirts, base_task().samples[:kept]])))
+  assert set(values) == set(base_values(name))
+  check_values(values)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_no_target_gives_fewer_values_and_no_failure(name):
+  values = evaluate(name, task(target=base_task().target[:0]))
+  check_values(values)
+  assert set(values) in (set(), set(base_values(name)))
+
+
+def test_each_metric_has_a_key_of_its_own():
+  keys = {tuple(jax.random.key_data(base_task().key(name)).tolist()) for name in METRICS}
+  assert len(keys) == len(METRICS)
+
+
+def test_metrics_do_not_include_helpers_and_a_wrong_name_lists_the_choices():
+  assert not set(METRICS) & set(evals.HELPERS)
+  with pytest.raises(ValueError, match=r"did you mean 'nll'.*target_rate"):
+    evals.metric("nlll")
+
+
+# target_rate
+
+
+def test_target_is_within_the_radius_in_pixels_of_0_to_1():
+  """A uniform change by d in [-1, 1] of 784 pixels is 14 d in L2 of [0, 1]."""
+  shirt = base_task().target[0]
+  samples = np.stack([shirt, shirt + 9.99 / 14, shirt - 9.99 / 14, shirt + 10.01 / 14])
+  values = evaluate("target_rate", task(samples=samples.astype(np.float32)))
+  value, ci95, _ = values["tshirt_rate"]
+  assert value == 3 / 4
+  assert ci95 == statistics.wilson(3, 4)
+
+
+def test_no_digit_is_a_target():
+  """The paper: no real digit is nearer to the T-shirt than 11.48."""
+  _, heldout = records()
+  given = task(samples=data.to_model(heldout.image))
+  assert not given.is_target.any()
+  near = task(samples=given.samples, options=common.get_config().eval)
+  near.options.target_radius = 11.4
+  assert not near.is_target.any()
+
+
+# inception_score
+
+
+def test_inception_score_of_known_probabilities():
+  eye = np.tile(np.eye(10), (10, 1))
+  assert inception_score.score(eye) == pytest.approx(10)
+  assert inception_score.score(np.full((5, 10), 0.1)) == pytest.approx(1)
+  assert inception_score.score(np.repeat(np.eye(10)[:1], 5, 0)) == pytest.approx(1)
+  half = np.array([[0.5, 0.5], [1.0, 0.0]])
+  kl = 0.5 * (0.5 * np.log(0.5 / 0.75) + 0.5 * np.log(0.5 / 0.25) + 1.0 * np.log(1 / 0.75))
+  assert inception_score.score(half) == pytest.approx(np.exp(kl))
+
+
+@pytest.mark.parametrize(("n", "splits"), [(0, 1), (1, 1), (3, 1), (7, 3), (20, 10), (512, 10)])
+def test_splits_never_hold_under_two_samples(n, splits):
+  scores = inception_score.split_scores(np.full((n, 10), 0.1))
+  np.testing.assert_allclose(scores, np.ones(splits))
+
+
+# feature_fid
+
+
+def gaussian_pair(seed=0, d=6):
+  rng = np.random.default_rng(seed)
+  mus, roots = rng.normal(size=(2, d)), rng.normal(size=(2, d, d))
+  return mus[0], roots[0] @ roots[0].T, mus[1], roots[1] @ roots[1].T
+
+
+def test_frechet_of_a_set_with_itself_is_0():
+  moments = feature_fid.moments(np.random.default_rng(0).normal(size=(50, 8)))
+  assert feature_fid.frechet(*moments, *moments) == pytest.approx(0, abs=1e-9)
+
+
+def test_frechet_of_gaussians_with_diagonal_covariances():
+  """||mu_1 - mu_2||^2 + sum (sd_1 - sd_2)^2."""
+  got = feature_fid.frechet(
+    np.array([1.0, 2.0]), np.diag([4.0, 9.0]), np.array([0.0, 4.0]), np.diag([1.0, 0.0])
+  )
+  assert got == pytest.approx(1 + 4 + 1 + 9)
+
+
+def test_frechet_equals_the_form_with_a_general_matrix_root():
+  mu_1, cov_1, mu_2, cov_2 = gaussian_pair()
+  root = scipy.linalg.sqrtm(cov_1 @ cov_2)
+  want = np.sum((mu_1 - mu_2) ** 2) + np.trace(cov_1 + cov_2 - 2 * root.real)
+  assert feature_fid.frechet(mu_1, cov_1, mu_2, cov_2) == pytest.approx(want, rel=1e-9)
+
+
+def test_moments_are_numpys():
+  features = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+  mu, cov = feature_fid.moments(features)
+  np.testing.assert_allclose(mu, features.astype(np.float64).mean(0), rtol=1e-12)
+  np.testing.assert_allclose(cov, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-12)
+
+
+def test_fid_tells_digits_from_inverted_digits():
+  digit = task(samples=base_task().samples[:60])
+  same, far = (
+    evaluate("feature_fid", t)["feature_fid"] for t in (digit, task(samples=-digit.samples))
+  )
+  assert far.ci95[0] > same.ci95[1]
+
+
+# class_quality
+
+
+def test_a_vanished_digit_is_seen():
+  _, heldout = records()
+  image = data.to_model(heldout.image[:200])
+  found = digits.load().probabilities(image).argmax(axis=1)
+  values = evaluate("class_quality", task(samples=image[found != 7]))
+  assert values["worst_class_share"].value == values["class_share/7"].value == 0
+  assert values["class_confidence/7"].value == 0
+  shares = [values[f"class_share/{d}"].value for d in range(10)]
+  np.testing.assert_allclose(shares, np.bincount(found[found != 7], minlength=10) / sum(found != 7))
+
+
+def test_targets_count_for_no_class():
+  values = base_values("class_quality")
+  digit_only = evaluate("class_quality", task(samples=base_task().samples[:60]))
+  assert all(v.value == pytest.approx(digit_only[k].value) for k, v in values.items())
+
+
+# copy_score
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_model_of_one_image_restores_that_image(sign):
+  """The exact predictor of a point mass at +-target ends there, whatever it starts from."""
+  given = base_task()
+  value = evals.metric("copy_score")(bind(sign * given.target[0], 0.0), given)["copy_score"]
+  assert value.value == pytest.approx(sign, abs=1e-4)
+
+
+def test_correlation_is_pearsons():
+  a, b = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 4, 4, 1)), jnp.float32)
+  want = [scipy.stats.pearsonr(p.ravel(), q.ravel())[0] for p, q in zip(a, b, strict=True)]
+  np.testing.assert_allclose(copy_score.correlation(a, b), want, rtol=1e-5, atol=1e-6)
+  assert copy_score.correlation(a[:1], jnp.ones((1, 4, 4, 1)))[0] == 0
+
+
+# the digit classifier
+
+
+def test_classifier_is_accurate_on_heldout_digits_and_its_file_says_so():
+  _, heldout = records()
+  score = digits.accuracy(digits.load(), heldout)
+  assert score >= 0.985
+  assert digits.load().facts["accuracy"] == f"{score:.4f}"
+  assert {"seed", "epochs", "heldout"} <= set(digits.load().facts)
+  assert digits.WEIGHTS.stat().st_size < 1.2e6
+  with safetensors.safe_open(digits.WEIGHTS, "numpy") as file:
+    assert sum(file.get_tensor(key).size for key in file.keys()) < 300_000  # noqa: SIM118
+
+
+def test_classifier_takes_any_number_of_images():
+  image = base_task().samples
+  whole = digits.load().probabilities(image), digits.load().features(image)
+  np.testing.assert_allclose(whole[0].sum(axis=1), 1, rtol=1e-12)
+  assert whole[1].shape == (64, 64)
+  many = np.tile(image, (5, 1, 1, 1))
+  np.testing.assert_allclose(digits.load().probabilities(many)[256:], whole[0], atol=1e-6)
+  np.testing.assert_allclose(digits.load().features(image[:1]), whole[1][:1], atol=1e-5)
+  assert digits.load().probabilities(image[:0]).shape == (0, 10)
+
+
+def test_shifts_move_the_image_and_bring_in_black():
+  image = np.full((64, 8, 8, 1), -1, np.float32)
+  image[:, 4, 4] = 1
+  moved = np.asarray(digits.shifted(jnp.asarray(image), jax.random.key(0)))
+  places = np.argwhere(moved[..., 0] == 1)
+  assert len(places) == 64
+  assert set(places[:, 1]) == set(places[:, 2]) == {2, 3, 4, 5, 6}
+  assert np.sum(moved == -1) == 64 * 63
+
+
+# statistics
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 512), (1, 10), (5, 10), (10, 10), (37, 512)])
+def test_wilson_is_scipys(hits, n):
+  want = scipy.stats.binomtest(hits, n).proportion_ci(method="wilson")
+  np.testing.assert_allclose(statistics.wilson(hits, n), (want.low, want.high), atol=1e-12)
+
+
+def test_wilson_of_nothing_is_everything():
+  assert statistics.wilson(0, 0) == (0.0, 1.0)
+
+
+def test_mean_interval_is_scipys():
+  values = np.random.default_rng(0).normal(size=7)
+  want = scipy.stats.t.interval(0.95, 6, values.mean(), scipy.stats.sem(values))
+  np.testing.assert_allclose(statistics.mean_interval(values), want, rtol=1e-12)
+  assert statistics.mean_interval(values[:1]) is None
+
+
+def test_bootstrap_of_the_mean_is_its_standard_error():
+  values = np.random.default_rng(0).normal(2, 3, size=400)
+  low, high = statistics.bootstrap(np.mean, values, np.random.default_rng(1), 4000)
+  assert (low + high) / 2 == pytest.approx(values.mean())
+  assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.05)
+  assert statistics.bootstrap(np.mean, values[:1], np.random.default_rng(1)) is None

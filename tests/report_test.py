@@ -1,0 +1,264 @@
+"""report.py and charts.py: what is written equals what was measured, escaped and self-contained."""
+
+import html.parser
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+
+from jaxunlearn import charts, pictures, report
+
+EVIL = "<script>alert(1)</script>"
+CONFIG = {
+  "seed": 3,
+  "init_from": "assets:pretrain_mnist",
+  "data": {"source": "mnist_tshirt", "share": 0.03},
+  "forget": {"ids": [], "file": "", "label": "tshirt"},
+  "method": {"name": "siss", "lam": 0.5},
+  "train": {"steps": 60, "batch": 64},
+  "note": EVIL,
+}
+HOW = "extractor=pixels sampler=ddim steps=25 n=512"
+
+
+def entry(value, ci95=None, identity=HOW):
+  return {"value": value, "ci95": ci95, "identity": identity}
+
+
+BEFORE = {
+  "tshirt_rate": entry(0.03125, [0.019, 0.05]),
+  "class_share/0": entry(0.123456789, [0.1, 0.15]),
+  "class_share/1": entry(0.1, [0.08, 0.13]),
+  "nll_bpd": entry(1.214, None, "solver=dopri5"),
+}
+AFTER = {
+  "tshirt_rate": entry(0.0, [0.0, 0.0074]),
+  "class_share/0": entry(0.11, [0.09, 0.14]),
+  "class_share/1": entry(0.0, [0.0, 0.0074]),
+  "nll_bpd": entry(7.93, None, "solver=heun"),
+}
+
+
+class Page(html.parser.HTMLParser):
+  """Tags with their attributes, text, and each `data` element."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.tags, self.text, self.numbers = [], "", []
+    self.feed(text)
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+
+  def handle_data(self, data):
+    self.text += data
+    if self.tags and self.tags[-1][0] == "data" and data.strip():
+      self.numbers.append((self.tags[-1][1]["value"], data))
+      self.tags.append(("", {}))
+
+
+def make_run(folder, phases, lines=(), config=CONFIG):
+  (folder / "evals").mkdir()
+  for phase, values in phases.items():
+    (folder / "evals" / f"{phase}.json").write_text(json.dumps(values))
+    samples = np.zeros((9, 4, 4, 1), np.float32)
+    pictures.write_phase(folder / "samples", phase, samples, samples[:1])
+  (folder / "config.json").write_text(json.dumps(config))
+  (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  return report.write(folder)
+
+
+def read_page(folder):
+  return Page((folder / "report.html").read_text())
+
+
+def test_results_are_what_was_evaluated(tmp_path, capsys):
+  results = make_run(tmp_path, {"after": AFTER, "before": BEFORE})
+  assert results == {"before": BEFORE, "after": AFTER}
+  assert list(results) == ["before", "after"]
+  assert json.loads((tmp_path / "results.json").read_text()) == results
+  assert capsys.readouterr().out == report.table(results) + "\n"
+  assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_table_in_plain_text():
+  rows = report.table({"before": BEFORE, "after": AFTER}).splitlines()
+  assert rows[0].split() == ["metric", "before", "after"]
+  assert re.split(r"\s{2,}", rows[1]) == ["tshirt_rate", "0.03125 [0.019, 0.05]", "0 [0, 0.0074]"]
+  assert re.split(r"\s{2,}", rows[-1]) == ["nll_bpd", "1.214", "7.93"]
+  missing = report.table({"before": BEFORE, "after": {}}).splitlines()
+  assert missing[-1].split() == ["nll_bpd", "1.214", "-"]
+  assert report.table({}) == "metric"
+
+
+def test_numbers_on_the_page_equal_the_json(tmp_path):
+  results = make_run(tmp_path, {"before": BEFORE, "after": AFTER})
+  shown = read_page(tmp_path).numbers
+  values = [e["value"] for phase in results.values() for e in phase.values()]
+  assert sorted(float(exact) for exact, _ in shown) == sorted(values)
+  for exact, text in shown:
+    assert float(text) == pytest.approx(float(exact), rel=5e-4)
+
+
+def test_text_is_escaped(tmp_path):
+  values = {EVIL: entry(1.0, None, EVIL), f"{EVIL}/0": entry(1.0, None, EVIL)}
+  config = CONFIG | {"forget": {"label": EVIL}, "init_from": EVIL, "method": {"name": EVIL}}
+  make_run(tmp_path, {"before": values, "x<u>": values}, [{"step": 1, EVIL: 1.0}], config)
+  page = read_page(tmp_path)
+  assert not {"script", "u"} & {tag for tag, _ in page.tags}
+  assert "<script" not in (tmp_path / "report.html").read_text()
+  assert page.text.count(EVIL) >= 6
+
+
+def test_self_contained(tmp_path):
+  make_run(tmp_path, {"before": BEFORE, "after": AFTER}, [{"step": 1, "loss_x": 1.0}])
+  text, page = (tmp_path / "report.html").read_text(), read_page(tmp_path)
+  assert not re.search(r"(https?:)?//[a-z]|url\(|@import", text)
+  attributes = [(name, value) for _, attrs in page.tags for name, value in attrs.items()]
+  sources = [value for name, value in attributes if name in ("src", "href", "srcset", "data")]
+  assert len(sources) == 5  # two grids, the target, its nearest twice
+  assert all(value.startswith("data:image/png;base64,") for value in sources)
+  assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
+  assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+
+
+@pytest.mark.parametrize("phases", [{}, {"before": BEFORE}, {"after": AFTER}])
+def test_missing_phases_and_empty_metrics(tmp_path, phases):
+  assert make_run(tmp_path, phases) == phases
+  text = read_page(tmp_path).text
+  for phase in ("before", "after"):
+    assert (f"no evaluation {phase}" in text) == (phase not in phases)
+  assert "Over the steps" not in text
+
+
+def test_an_empty_folder(tmp_path):
+  assert report.write(tmp_path) == {}
+  assert "Nothing was evaluated yet" in read_page(tmp_path).text
+
+
+def test_later_phases_come_in_natural_order(tmp_path):
+  phases = {"attack_100": AFTER, "attack_20": AFTER, "after": AFTER, "before": BEFORE}
+  results = make_run(tmp_path, phases)
+  assert list(results) == ["before", "after", "attack_20", "attack_100"]
+  text = read_page(tmp_path).text
+  assert "attack_20, attack_100. Others were not run" in text
+  assert "relearning attack was not run" not in text
+
+
+def test_values_that_are_not_finite(tmp_path):
+  after = AFTER | {"nll_bpd": entry(math.nan, [-math.inf, math.inf])}
+  lines = [{"step": i, "loss_x": "nan" if i == 4 else float(i)} for i in range(1, 6)]
+  results = make_run(tmp_path, {"after": after}, [*lines, {"step": 6, "loss_x": "inf"}])
+  assert results["after"]["nll_bpd"]["value"] == "nan"
+  refuse = lambda token: pytest.fail(f"{token} is not strict JSON")
+  read = json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)
+  assert read["after"]["nll_bpd"]["ci95"] == ["-inf", "inf"]
+  page = read_page(tmp_path)
+  assert "not finite at 2 steps, first at 4" in page.text
+  drawn = " ".join(str(value) for _, attrs in page.tags for value in attrs.values())
+  assert "nan%" not in drawn and "inf%" not in drawn
+
+
+def test_a_row_measured_differently_is_flagged(tmp_path):
+  make_run(tmp_path, {"before": BEFORE, "after": AFTER})
+  text = read_page(tmp_path).text
+  assert text.count("not comparable: solver") == 3  # in the table, and at both identities
+  assert "nll_bpd (solver)" in text
+  assert report.row("tshirt_rate", {"before": BEFORE, "after": AFTER}).differs == ""
+  other = {"m": entry(1.0, None, "free text")}
+  assert report.row("m", {"a": other, "b": {"m": entry(1.0)}}).differs
+
+
+def test_what_is_not_proven():
+  said = " ".join(report.caveats(CONFIG, {"before": BEFORE, "after": AFTER}))
+  assert "tshirt_rate after is 0 of 512 samples. That bounds the rate by 0.74%" in said
+  assert "training seed 3" in said
+  assert "relearning attack was not run" in said
+  assert "fine-tuned, not retrained" in said
+  scratch = " ".join(report.caveats(CONFIG | {"init_from": ""}, {"after": BEFORE}))
+  assert "fine-tuned" not in scratch and "is 0" not in scratch
+  judged = {"feature_fid": entry(1.0, None, "extractor=digits:1a2b n=64")}
+  assert "small classifier of this project (digits:1a2b)" in " ".join(
+    report.caveats({}, {"after": judged})
+  )
+
+
+@pytest.mark.parametrize(
+  "forget, words",
+  [
+    ({"ids": [], "file": "", "label": "7"}, "the class 7"),
+    ({"ids": [], "file": "a.txt", "label": ""}, "the records listed in a.txt"),
+    ({"ids": ["a"]}, "1 record (a)"),
+    ({"ids": ["a", "b", "c", "d"]}, "4 records (a, b, c, …)"),
+    ({"ids": [], "file": "", "label": ""}, ""),
+    ({}, ""),
+  ],
+)
+def test_what_was_deleted(forget, words):
+  assert report.deleted({"forget": forget}) == words
+
+
+def test_places_of_intervals_and_bars():
+  results = {"before": {"a/0": entry(2.0, [1.0, 3.0])}, "after": {"a/0": entry(5.0)}}
+  row = report.row("a/0", results)
+  assert (row.group, row.item) == ("a", "0")
+  assert row.cells[0].at == (25.0, 0.0, 50.0)
+  assert row.cells[1].at == (100.0,)
+  assert report.bars([row])[0].cells[0].at == (40.0, 20.0, 60.0)
+
+
+def test_chart_is_log_over_two_decades_only():
+  steps = np.arange(1.0, 4.0)
+  chart = lambda *values: charts.chart("m", np.stack([steps, values], axis=1))
+  assert chart(1, 10, 101).log
+  assert not chart(1, 10, 100).log
+  assert not chart(0, 10, 1000).log
+  assert not chart(-1, 10, 1000).log
+  assert [label for _, label in chart(1, 10, 1000).y_ticks] == ["1", "10", "100", "1000"]
+
+
+def test_chart_puts_values_where_its_ticks_say():
+  chart = charts.chart("m", np.array([[0.0, 0.0], [50.0, 2.0], [100.0, 10.0]]))
+  x = {float(label): place for place, label in chart.x_ticks}
+  y = {float(label): place for place, label in chart.y_ticks}
+  assert chart.dots == ((x[0], y[0]), (pytest.approx((x[40] + x[60]) / 2), y[2]), (x[100], y[10]))
+  assert (x[0], x[100]) == (chart.left, chart.right)
+  assert (y[0], y[10]) == (chart.bottom, chart.top)
+
+
+@pytest.mark.parametrize("values", [[5.0], [0.0, 0.0], [math.nan], [math.inf, 1e-300, 1e300]])
+def test_chart_of_degenerate_curves(values):
+  chart = charts.chart("m", np.stack([np.arange(1.0, len(values) + 1), values], axis=1))
+  assert "nan" not in chart.path and "inf" not in chart.path
+  assert len(chart.bad_steps) == sum(not math.isfinite(v) for v in values)
+  assert len(chart.y_ticks) >= 2
+
+
+@pytest.mark.parametrize(
+  "low, high", [(0.0, 1.0), (-3.2, 4.1), (0.61, 0.7), (9.0, 909.0), (1e-15, 3e-14)]
+)
+def test_ticks_are_two_to_six_within(low, high):
+  found = charts.ticks(low, high)
+  assert 2 <= len(found) <= 6
+  assert all(low - 1e-9 * (high - low) <= t <= high + 1e-9 * (high - low) for t in found)
+
+
+def test_thin_keeps_the_extremes():
+  points = np.stack([np.arange(5000.0), np.random.default_rng(0).normal(size=5000)], axis=1)
+  points[1234, 1], points[4321, 1] = 50, -50
+  kept = charts.thin(points)
+  assert len(kept) <= 400 and (np.diff(kept[:, 0]) > 0).all()
+  assert 50 in kept[:, 1] and -50 in kept[:, 1]
+
+
+def test_curves_put_losses_first_and_probes_last():
+  lines = [
+    {"step": 1, "scale": 1.0, "grad_norm": 2.0, "loss_x": "inf"},
+    {"step": 2, "probe_r": 0.5},
+  ]
+  found = charts.curves(lines)
+  assert list(found) == ["loss_x", "grad_norm", "scale", "probe_r"]
+  np.testing.assert_array_equal(found["loss_x"], [[1, math.inf]])
+  np.testing.assert_array_equal(found["probe_r"], [[2, 0.5]])

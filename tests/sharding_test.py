@@ -1,0 +1,201 @@
+"""Every mesh gives the gradients of one device, leaf by leaf; and what the rules split."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jaxunlearn import methods, sharding, train
+from tests import tiny_config
+
+MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
+TOLERANCE = 1e-5
+
+every_method = pytest.mark.parametrize("method", methods.names())
+every_mesh = pytest.mark.parametrize(("data", "fsdp"), MESHES)
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyNet:
+  """Convolution, group norm and attention at 7 px: what a UNet has, in a second of compile time."""
+
+  width: int = 32
+  image_shape = (28, 28, 1)
+
+  def init(self, key):
+    shapes = {
+      "conv_in": (3, 3, 16, self.width),
+      "time": (1, self.width),
+      "scale": (self.width,),
+      "q": (self.width, self.width),
+      "k": (self.width, self.width),
+      "v": (self.width, self.width),
+      "conv_out": (3, 3, self.width, 16),
+    }
+    keys = jax.random.split(key, len(shapes))
+    draw = lambda k, shape: jax.random.normal(k, shape) / np.sqrt(np.prod(shape[:-1]))
+    return {name: draw(k, shape) for k, (name, shape) in zip(keys, shapes.items(), strict=True)}
+
+  def apply(self, params, x, t, c=None):
+    b = len(x)
+    h = x.reshape(b, 7, 4, 7, 4).transpose(0, 1, 3, 2, 4).reshape(b, 7, 7, 16)
+    h = _conv(h, params["conv_in"]) + (t[:, None] / 1000.0 * params["time"])[:, None, None]
+    groups = h.reshape(b, 49, 4, -1)
+    centred = groups - groups.mean((1, 3), keepdims=True)
+    h = centred * jax.lax.rsqrt(jnp.square(centred).mean((1, 3), keepdims=True) + 1e-5)
+    h = jax.nn.silu(h.reshape(b, 49, -1) * (1 + params["scale"]))
+    logits = jnp.einsum("bic,bjc->bij", h @ params["q"], h @ params["k"]) / self.width**0.5
+    h = h + jnp.einsum("bij,bjc->bic", jax.nn.softmax(logits), h @ params["v"])
+    y = _conv(h.reshape(b, 7, 7, -1), params["conv_out"])
+    return y.reshape(b, 7, 7, 4, 4).transpose(0, 1, 3, 2, 4).reshape(b, 28, 28, 1)
+
+
+def _conv(x, kernel):
+  return jax.lax.conv_general_dilated(
+    x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+
+
+@functools.cache
+def setup_of(method, data=1, fsdp=1, micro_batches=1, net=None):
+  config = tiny_config.get_config(method)
+  config.mesh.update(data=data, fsdp=fsdp)
+  config.train.micro_batches = micro_batches
+  setup = train.build(config)
+  return setup if net is None else dataclasses.replace(setup, net=net)
+
+
+@functools.cache
+def params_of(net):
+  """Random parameters without compiling `init`."""
+  rng = np.random.default_rng(0)
+  draw = lambda s: rng.normal(0, np.prod(s.shape[:-1]) ** -0.5, s.shape).astype(np.float32)
+  return jax.tree.map(draw, jax.eval_shape(net.init, jax.random.key(0)))
+
+
+def gradients(setup):
+  """The K gradients of the first batch as the update takes them, from parameters on the mesh."""
+  lay = lambda tree: sharding.put(tree, sharding.state_sharding(setup.mesh, tree))
+  whole = {name: stream.everything() for name, stream in setup.streams.items()}
+  params = params_of(setup.net)
+  key = jax.random.key(3)
+  extras = lay(setup.method.prepare(setup.net.apply, params, setup.process, whole, key))
+  params = lay(params)
+  split = [leaf for leaf in jax.tree.leaves(params) if not leaf.is_fully_replicated]
+  assert bool(split) == (setup.mesh.shape["fsdp"] > 1)
+
+  @jax.jit
+  def grads(params, batch, extras):
+    draws = setup.method.draw(setup.process, batch, jax.random.key(7), extras)
+    return train.make_grads(setup)(params, draws, extras)
+
+  return jax.device_get(grads(params, setup.batch(0), extras))
+
+
+@functools.cache
+def reference(method, net=None):
+  return gradients(setup_of(method, net=net))
+
+
+def assert_same(got, want):
+  """Each leaf within TOLERANCE of its norm. A key bias is left out: its true gradient is 0."""
+  (got, got_metrics), (want, want_metrics) = got, want
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  for (path, g), w in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    if not name.endswith("to_k/bias"):
+      assert np.linalg.norm(g - w) <= TOLERANCE * np.linalg.norm(w), name
+  for name in (name for name in want_metrics if name.startswith("loss")):
+    np.testing.assert_allclose(got_metrics[name], want_metrics[name], rtol=TOLERANCE)
+
+
+@every_method
+@every_mesh
+def test_every_mesh_gives_the_gradients_of_one_device(method, data, fsdp):
+  net = ToyNet()
+  assert_same(gradients(setup_of(method, data, fsdp, net=net)), reference(method, net))
+
+
+@pytest.mark.parametrize("method", ["denoising", "siss"])
+@pytest.mark.parametrize(("data", "fsdp"), [(4, 2), (1, 8)])
+def test_the_unet_too(method, data, fsdp):
+  assert_same(gradients(setup_of(method, data, fsdp)), reference(method))
+
+
+@every_method
+def test_micro_batches_give_the_gradients_of_the_whole_batch(method):
+  net = ToyNet()
+  assert_same(gradients(setup_of(method, 2, 2, 4, net)), reference(method, net))
+
+
+def test_two_micro_batches_of_the_whole_mesh():
+  net = ToyNet()
+  assert_same(gradients(setup_of("siss", 4, 2, 2, net)), reference("siss", net))
+
+
+def test_the_layout_that_xla_gets_wrong_is_seen():
+  """Batch over (data, fsdp) and kernels over (fsdp, tensor): why the batch is (fsdp, data) here."""
+  mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+  rng = np.random.default_rng(0)
+  kernels = [rng.normal(0, 1 / 6, (32, 32)).astype(np.float32) for _ in range(3)]
+  x = rng.normal(size=(16, 32)).astype(np.float32)
+
+  def loss(kernels, x):
+    pixels, shift, query = kernels
+    h = x.reshape(16, 4, 8) @ pixels[:8] + jax.nn.silu(x @ shift)[:, None]
+    q = h @ query
+    weights = jax.nn.softmax(jnp.einsum("bic,bjc->bij", q, h))
+    return jnp.sum(jnp.einsum("bij,bjc->bic", weights, q) ** 2) / len(x)
+
+  def grads(rows):
+    put = lambda a, spec: jax.device_put(a, NamedSharding(mesh, spec))
+    kernel = PartitionSpec("fsdp", "tensor")
+    laid = [put(k, kernel) for k in kernels], put(x, PartitionSpec(rows))
+    return jax.device_get(jax.jit(jax.grad(loss))(*laid)), {}
+
+  want = jax.device_get(jax.grad(loss)(kernels, x)), {}
+  assert_same(grads(sharding.BATCH_AXES), want)
+  with pytest.raises(AssertionError):
+    assert_same(grads(("data", "fsdp")), want)
+
+
+def test_rules_split_the_largest_dimension_that_divides():
+  mesh = sharding.make_mesh(2, 4)
+  shapes = {
+    "kernel": jax.ShapeDtypeStruct((3, 3, 64, 32), jnp.float32),
+    "tall": jax.ShapeDtypeStruct((30, 64), jnp.float32),
+    "odd": jax.ShapeDtypeStruct((3, 3, 31, 33), jnp.float32),
+    "small": jax.ShapeDtypeStruct((8, 8), jnp.float32),
+    "count": jax.ShapeDtypeStruct((), jnp.int32),
+  }
+  specs = {name: where.spec for name, where in sharding.state_sharding(mesh, shapes).items()}
+  assert specs == {
+    "kernel": PartitionSpec(None, None, "fsdp", None),
+    "tall": PartitionSpec(None, "fsdp"),
+    "odd": PartitionSpec(),
+    "small": PartitionSpec(),
+    "count": PartitionSpec(),
+  }
+
+
+def test_put_gives_each_device_its_rows():
+  mesh = sharding.make_mesh(4, 2)
+  rows = sharding.put(np.arange(16), sharding.batch_sharding(mesh))
+  np.testing.assert_array_equal(rows, np.arange(16))
+  assert all(shard.data.shape == (2,) for shard in rows.addressable_shards)
+
+
+def test_minus_one_takes_the_rest_of_the_devices():
+  assert dict(sharding.make_mesh(-1, 2).shape) == {"data": 4, "fsdp": 2}
+  assert dict(sharding.make_mesh(2, -1).shape) == {"data": 2, "fsdp": 4}
+  assert dict(sharding.make_mesh(1, 1).shape) == {"data": 1, "fsdp": 1}
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(16, 1), (3, -1), (-1, -1), (0, 2), (-1, 16)])
+def test_a_mesh_that_does_not_fit(data, fsdp):
+  with pytest.raises(ValueError, match="mesh"):
+    sharding.make_mesh(data, fsdp)
