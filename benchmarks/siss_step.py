@@ -119,7 +119,7 @@ def ours(fields: dict[str, Any], batch: int, kind: str, micro: int) -> tuple[Ste
   config.train.update(batch=batch, micro_batches=micro)
   setup = train.Setup(
     config=config,
-    mesh=sharding.make_mesh(),
+    mesh=sharding.make_mesh(data=1),
     process=Diffusion(),
     net=models.make("unet", **fields),
     method=methods.make("siss", stratified=True, **SISS)
@@ -148,10 +148,13 @@ def ours(fields: dict[str, Any], batch: int, kind: str, micro: int) -> tuple[Ste
     jax.block_until_ready(state)
     return float(metrics["passes"])
 
-  facts = {"parameters": sum(math.prod(s.shape) for s in jax.tree.leaves(shapes))}
-  if micro == 1:  # XLA counts the body of a scan once
-    facts["flops"] = update.cost_analysis()["flops"]
-  return step, facts
+  x = jax.ShapeDtypeStruct((batch, *setup.net.image_shape), np.float32)
+  t = jax.ShapeDtypeStruct((batch,), np.int32)
+  loss = lambda params, x, t: setup.net.apply(params, x, t).sum()
+  return step, {
+    "parameters": sum(math.prod(s.shape) for s in jax.tree.leaves(shapes)),
+    "plain_flops": jax.jit(jax.grad(loss)).lower(shapes, x, t).cost_analysis()["flops"],
+  }
 
 
 def theirs(fields: dict[str, Any], batch: int, kind: str, layout: str) -> tuple[Step, dict]:
@@ -160,10 +163,8 @@ def theirs(fields: dict[str, Any], batch: int, kind: str, layout: str) -> tuple[
 
   from benchmarks import torch_reference
 
-  step, count = torch_reference.make_step(
-    kind, fields, OPTIMIZER, **SISS, layout=getattr(torch, layout)
-  )
-  return step, {"parameters": count, "threads": torch.get_num_threads()}
+  step = torch_reference.make_step(kind, fields, OPTIMIZER, **SISS, layout=getattr(torch, layout))
+  return step, torch_reference.size(fields, batch) | {"threads": torch.get_num_threads()}
 
 
 def matrix_peak(framework: str) -> float:
@@ -276,19 +277,18 @@ def summary(worker: Worker, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def compare(unet: dict[str, Any]) -> None:
   """Adds to a UNet's steps: the ratio to PyTorch, its range over the rounds, the share of peak.
 
-  The FLOPs of a pass are a third of XLA's count for the plain step (a backward counts as two).
+  The FLOPs of a pass are a third of what each framework counts for its plain step, a forward and
+  a backward pass; the latter counts as two.
   """
   steps = unet["steps"]
   unet["matrix_flops"] = max(f for s in steps.values() for f in s["matrix_flops"])
-  per_pass = steps["ours plain"]["flops"] / 3
   for name, step in steps.items():
     reference = steps[f"torch {name.split()[1]}"]
     ratios = [a / b for a, b in zip(step["seconds"], reference["seconds"], strict=True)]
     step["ratio"] = step["median_seconds"] / reference["median_seconds"]
     step["ratio_range"] = [min(ratios), max(ratios)]
-    step["share_of_peak"] = (
-      per_pass * step["passes"] / step["median_seconds"] / unet["matrix_flops"]
-    )
+    flops = step["plain_flops"] * step["passes"] / 3
+    step["share_of_peak"] = flops / step["median_seconds"] / unet["matrix_flops"]
 
 
 def environment() -> dict[str, Any]:
@@ -365,8 +365,12 @@ def main() -> None:
     "rounds": args.rounds,
     "unets": {},
   }
-  specs = [Spec("ours", "plain", 1), *(Spec("ours", "siss", n) for n in args.micro_batches)]
-  specs += [Spec("torch", kind, layout) for kind in KINDS for layout in args.layouts]
+  specs = [
+    Spec(framework, kind, variant)
+    for framework, variants in (("ours", args.micro_batches), ("torch", args.layouts))
+    for kind in KINDS
+    for variant in variants
+  ]
   for name in QUICK if args.quick else args.unets:
     result["unets"][name] = measure(*(QUICK | UNETS)[name], specs, args.rounds)
     compare(result["unets"][name])

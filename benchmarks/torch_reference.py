@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DModel
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 ABAR = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
 GAMMA, SIGMA = ABAR.sqrt().float(), (1 - ABAR).sqrt().float()
@@ -55,8 +56,8 @@ def make_step(
   lam: float,
   forget_norm: float,
   layout: torch.memory_format,
-) -> tuple[Callable[[dict[str, Any]], float], int]:
-  """(step, parameter count): a whole optimiser step on NumPy streams [B, H, W, C]."""
+) -> Callable[[dict[str, Any]], float]:
+  """A whole optimiser step on NumPy streams [B, H, W, C], which returns its cost in forwards."""
   torch.manual_seed(0)
   unet = UNet2DModel(**fields).to(memory_format=layout)
   params = list(unet.parameters())
@@ -91,7 +92,19 @@ def make_step(
     adamw.zero_grad(set_to_none=True)
     return 3.0 if kind == "plain" else 5.0  # a backward pass counts as two forward ones
 
-  return step, sum(p.numel() for p in params)
+  return step
+
+
+def size(fields: dict[str, Any], batch: int) -> dict[str, float]:
+  """Parameters, and the FLOPs of one forward and one backward pass (convolutions, products)."""
+  shape = (batch, fields["in_channels"], fields["sample_size"], fields["sample_size"])
+  with torch.device("meta"), FlopCounterMode(display=False) as counter:
+    unet = UNet2DModel(**fields)
+    unet(torch.empty(shape), torch.zeros(batch)).sample.sum().backward()
+  return {
+    "parameters": sum(p.numel() for p in unet.parameters()),
+    "plain_flops": counter.get_total_flops(),
+  }
 
 
 def _sum(difference: Tensor) -> Tensor:

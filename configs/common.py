@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
       ),
       "samples": 512,
       "batch": 128,
-      "sampler": "ddim",
+      "sampler": "ddpm",
       "steps": 25,
       "seed": 0,
       "target_name": "tshirt",

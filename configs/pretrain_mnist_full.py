@@ -29,5 +29,5 @@ def get_config():
   )
   config.ema = 0.9999
   config.train.update(steps=250 * 60606 // 128, batch=128, log_every=100, checkpoint_every=5000)
-  config.eval.update(before=False, samples=10000, sampler="ddpm", steps=50, batch=500)
+  config.eval.update(before=False, samples=10000, steps=50, batch=500)
   return config

@@ -1,7 +1,7 @@
 """The gold standard: `pretrain_mnist` without the T-shirt, from scratch.
 
-    python -m jaxunlearn.main --config=configs/retrain_mnist.py --workdir=runs/retrain_mnist
-    python -m jaxunlearn.export --run=runs/retrain_mnist --out=jaxunlearn/assets/retrain_mnist
+python -m jaxunlearn.main --config=configs/retrain_mnist.py --workdir=runs/retrain_mnist
+python -m jaxunlearn.export --run=runs/retrain_mnist --out=jaxunlearn/assets/retrain_mnist
 """
 
 from configs import pretrain_mnist

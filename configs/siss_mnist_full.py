@@ -21,5 +21,5 @@ def get_config(variant: str = "siss"):
     config.method = common.method(config.method.name, **fields | {"forget_norm": 5.0})
   config.optimizer.learning_rate = 5e-5
   config.train.update(steps=300, batch=128, micro_batches=1, checkpoint_every=100)
-  config.eval.update(every=50, samples=10000, sampler="ddpm", steps=50, batch=500)
+  config.eval.update(every=50, samples=10000, steps=50, batch=500)
   return config

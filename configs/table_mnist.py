@@ -24,27 +24,28 @@ METHODS = {
 }
 
 
+COLUMNS = (
+  ("tshirt_rate", "T-shirt rate"),
+  ("inception_score", "IS"),
+  ("nll_bpd", "NLL (bits/dim)"),
+  ("copy_score", "copy score"),
+  ("feature_fid", "feature FID"),
+  ("worst_class_share", "worst class share"),
+)
+
+
 def get_config():
-  config = ConfigDict({"runs": {}, "rows": {}, "published": {"head": ("IS", "NLL", "rate")}})
-  config.out = "results/siss_mnist"
-  config.columns = {
-    "tshirt_rate": "T-shirt rate",
-    "inception_score": "IS",
-    "nll_bpd": "NLL (bits/dim)",
-    "copy_score": "copy score",
-    "feature_fid": "feature FID",
-    "worst_class_share": "worst class share",
-  }
-  _add(config, "pretrained", "pretrained", _model(pretrain_mnist, "pretrain_mnist"))
-  config.published["pretrained"] = ("9.6", "1.00", "0.74%")
-  _add(config, "retrained", "retrained", _model(retrain_mnist, "retrain_mnist"))
-  config.published["retrained"] = ("9.6", "6.17", "0%")
+  config = ConfigDict({"runs": {}, "rows": (), "columns": COLUMNS, "out": "results/siss_mnist"})
+  config.published = ("IS", "NLL", "T-shirt rate")
+  pretrained = _model(pretrain_mnist, "pretrain_mnist")
+  retrained = _model(retrain_mnist, "retrain_mnist")
+  _add(config, "pretrained", "pretrained", pretrained, ("9.6", "1.00", "0.74%"))
+  _add(config, "retrained", "retrained", retrained, ("9.6", "6.17", "0%"))
   for label, (variant, steps, published) in METHODS.items():
-    method = siss_mnist.get_config(variant)
-    method.train.steps = steps
-    method.eval.update(before=False, every=0)
-    _add(config, label, variant, method)
-    config.published[label] = published
+    run = siss_mnist.get_config(variant)
+    run.train.steps = steps
+    run.eval.update(before=False, every=0)
+    _add(config, label, variant, run, published)
   return config
 
 
@@ -57,12 +58,11 @@ def _model(module, asset: str) -> ConfigDict:
   return config
 
 
-def _add(config: ConfigDict, label: str, name: str, run: ConfigDict) -> None:
-  """`run` once a seed; the seed moves the training draws and the evaluation's noise."""
-  names = []
-  for seed in SEEDS:
+def _add(config: ConfigDict, label: str, name: str, run: ConfigDict, published: tuple) -> None:
+  """A row: `run` once a seed, which moves the training draws and the evaluation's noise."""
+  names = tuple(f"{name}_seed{seed}" for seed in SEEDS)
+  for name_of_seed, seed in zip(names, SEEDS, strict=True):
     copy = run.copy_and_resolve_references()
     copy.seed = copy.eval.seed = seed
-    names.append(f"{name}_seed{seed}")
-    config.runs[names[-1]] = copy
-  config.rows[label] = tuple(names)
+    config.runs[name_of_seed] = copy
+  config.rows += ((label, names, published),)

@@ -61,9 +61,7 @@ class Records:
 
 def concatenate(parts: Sequence[Records]) -> Records:
   """Records of several origins in one set; raises ValueError for images of different sizes."""
-  shapes = {part.image.shape[1:] for part in parts}
-  if len(shapes) > 1:
-    raise ValueError(f"images of mixed sizes {sorted(shapes)}; resize them to one size first")
+  _check_one_size({part.image.shape[1:] for part in parts})
   classes = tuple(dict.fromkeys(name for part in parts for name in part.classes))
   relabel = lambda p: np.array([classes.index(name) for name in p.classes], np.int32)[p.label]
   return Records(
@@ -72,6 +70,11 @@ def concatenate(parts: Sequence[Records]) -> Records:
     label=np.concatenate([relabel(p) for p in parts]),
     classes=classes,
   )
+
+
+def _check_one_size(shapes: set[tuple[int, ...]]) -> None:
+  if len(shapes) > 1:
+    raise ValueError(f"images of mixed sizes {sorted(shapes)}; resize them to one size first")
 
 
 def to_model(image: np.ndarray) -> np.ndarray:
@@ -121,14 +124,16 @@ class TfdsTshirt:
     train = _read_tfds(self.data_dir, self.digits, "train")
     test = _read_tfds(self.data_dir, self.digits, "test")
     clothes = _read_tfds(self.data_dir, self.clothes, "train", limit=2)
-    image = np.concatenate([train["image"], test["image"]])
-    label = np.concatenate([train["label"], test["label"]])
-    return with_tshirt(image, label, clothes["image"][1], len(train["image"]), self.share)
+    rows = train + test
+    _check_one_size({row["image"].shape for row in [*rows, *clothes]})
+    image = np.stack([row["image"][..., 0] for row in rows])
+    label = np.array([row["label"] for row in rows])
+    return with_tshirt(image, label, clothes[1]["image"][..., 0], len(train), self.share)
 
 
-def _read_tfds(data_dir: str, name: str, split: str, limit: int | None = None) -> dict[str, Any]:
+def _read_tfds(data_dir: str, name: str, split: str, limit: int | None = None) -> list[Any]:
   try:
-    import tensorflow_datasets as tfds  # noqa: PLC0415  (an extra, and slow to import)
+    import tensorflow_datasets as tfds
   except ImportError as error:
     raise ValueError(
       "data source tfds_tshirt needs tensorflow-datasets; run: pip install 'jaxunlearn[tfds]'"
@@ -141,11 +146,7 @@ def _read_tfds(data_dir: str, name: str, split: str, limit: int | None = None) -
       f"tfds build {name} --file_format=array_record --data_dir={data_dir}"
     )
   source = tfds.builder_from_directory(str(versions[-1].parent)).as_data_source(split)
-  rows = [source[i] for i in range(min(len(source), limit or len(source)))]
-  return {
-    "image": np.stack([row["image"] for row in rows])[..., 0],
-    "label": np.array([row["label"] for row in rows]),
-  }
+  return [source[i] for i in range(min(len(source), limit or len(source)))]
 
 
 def with_tshirt(
@@ -240,7 +241,8 @@ class Stream:
     """The batch of a step: float32 images in [-1, 1], labels if conditional, record numbers."""
     epoch, place = np.divmod(step * self.batch + np.arange(self.batch), len(self.index))
     order = {e: self._permutation(e) for e in np.unique(epoch).tolist()}
-    return self._rows(self.index[[order[e][p] for e, p in zip(epoch.tolist(), place.tolist())]])
+    picks = zip(epoch.tolist(), place.tolist(), strict=True)
+    return self._rows(self.index[[order[e][p] for e, p in picks]])
 
   def everything(self) -> Rows:
     """Every record of the stream, in order."""

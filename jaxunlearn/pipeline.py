@@ -1,16 +1,19 @@
 """A pipeline is a config that lists runs, and the table of their results.
 
-    config.runs   name -> the config of a run; a finished run is skipped when launched again
-    config.rows   label -> the names of its runs, one a seed
-    config.columns, config.published, config.out   what the table shows, and where it goes
+config.runs   name -> the config of a run; a finished run is skipped when launched again
+config.rows   label -> the names of its runs, one a seed
+config.columns, config.published, config.out   what the table shows, and where it goes
 """
 
+import contextlib
+import fcntl
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -21,20 +24,27 @@ from jaxunlearn.evals import statistics
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   """Every run in turn under workdir/NAME, then the table; returns its numbers.
 
-  A run that diverges is recorded as such, and the next one starts.
+  A run that diverges is recorded as such, and the next one starts. The same command may be
+  launched several times at once, to use more cores: each run is taken by one of them, and the
+  one that ends last writes the table.
   """
   workdir = pathlib.Path(workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
   jax.config.update("jax_compilation_cache_dir", str((workdir / "xla_cache").absolute()))
-  for i, (name, sub) in enumerate(sorted(config.runs.items()), start=1):
-    if _outcome(workdir / name) is not None:
-      logging.info("run %d of %d, %s, is finished; skipped", i, len(config.runs), name)
-      continue
-    logging.info("run %d of %d: %s", i, len(config.runs), name)
-    try:
-      train.run(sub, workdir / name)
-    except train.Diverged as error:
-      logging.error("%s: %s", name, error)
-      (workdir / name / "diverged.json").write_text(json.dumps({"diverged": str(error)}) + "\n")
+  for i, (name, sub) in enumerate(config.runs.items(), start=1):
+    with _only_here(workdir / f"{name}.lock") as mine:
+      if not mine or _outcome(workdir / name) is not None:
+        continue
+      logging.info("run %d of %d: %s", i, len(config.runs), name)
+      try:
+        train.run(sub, workdir / name)
+      except train.Diverged as error:
+        logging.error("%s: %s", name, error)
+        (workdir / name / "diverged.json").write_text(json.dumps({"diverged": str(error)}) + "\n")
+  left = [name for name in config.runs if _outcome(workdir / name) is None]
+  if left:
+    print(f"{len(left)} runs go on in another process, the first is {left[0]}; it writes the table")
+    return {}
   results = summarise(config, workdir)
   out = pathlib.Path(config.out)
   out.parent.mkdir(parents=True, exist_ok=True)
@@ -44,34 +54,52 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   return results
 
 
+@contextlib.contextmanager
+def _only_here(path: pathlib.Path) -> Iterator[bool]:
+  """Whether this process got the lock; it goes with the process, however that ends."""
+  with path.open("w") as file:
+    mine = True
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      mine = False
+    yield mine
+
+
 def summarise(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   """label -> metric -> mean over the runs, its 95% t-interval, each run's value, the identity."""
   table: dict[str, Any] = {}
-  for label, names in config.rows.items():
-    outcomes = [_outcome(workdir / name) for name in names]
-    diverged = [o["diverged"] for o in outcomes if o and "diverged" in o]
-    finished = [o["after"] for o in outcomes if o and "after" in o]
-    steps = config.runs[names[0]].train.steps
-    row: dict[str, Any] = {"steps": steps, "runs": len(finished), "diverged": diverged}
+  for label, names, _ in config.rows:
+    outcomes = [_outcome(workdir / name) or {} for name in names]
+    finished = [outcome["after"] for outcome in outcomes if "after" in outcome]
+    row: dict[str, Any] = {
+      "steps": config.runs[names[0]].train.steps,
+      "runs": len(finished),
+      "diverged": [outcome["diverged"] for outcome in outcomes if "diverged" in outcome],
+    }
     for metric in finished[0] if finished else ():
       values = [float(outcome[metric]["value"]) for outcome in finished]
-      mean, interval = statistics.mean_interval(values)
-      identities = sorted({outcome[metric]["identity"] for outcome in finished})
-      row[metric] = {"value": mean, "ci95": interval, "runs": values, "identity": identities}
+      row[metric] = {
+        "value": sum(values) / len(values),
+        "ci95": statistics.mean_interval(np.array(values)),
+        "runs": values,
+        "identity": sorted({outcome[metric]["identity"] for outcome in finished}),
+      }
     table[label] = row
   return table
 
 
 def markdown(config: ConfigDict, results: Mapping[str, Any]) -> str:
   """The table: one row a label, `mean ± half-width`, and the published numbers beside it."""
-  columns, published = config.columns, config.get("published", ConfigDict())
-  head = ["", "steps", *columns.values(), *(f"paper: {name}" for name in published.get("head", ()))]
+  titles = [title for _, title in config.columns]
+  head = ["", "steps", *titles, *(f"paper: {title}" for title in config.published)]
   lines = [_row(head), _row(["---"] * len(head))]
-  for label, row in results.items():
-    cells = [_cell(row.get(metric)) for metric in columns]
+  for label, _, published in config.rows:
+    row = results[label]
+    cells = [_cell(row.get(metric)) for metric, _ in config.columns]
     if row["diverged"]:
       cells[0] += f" ({len(row['diverged'])} diverged)"
-    lines.append(_row([label, str(row["steps"]), *cells, *published.get(label, ())]))
+    lines.append(_row([label, str(row["steps"]), *cells, *published]))
   return "\n".join(lines) + "\n"
 
 

@@ -21,21 +21,18 @@ from jaxunlearn.models import unet
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _LISTS = re.compile(
-  r"\b(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|to_out)_(\d)"
+  r"\b(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|to_out)_(\d+)"
 )
+_TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}  # HWIO -> OIHW, IO -> OI, by number of axes
+_ADVICE = "set config.model to the checkpoint's architecture"
 
 
 def to_state_dict(params: Any) -> dict[str, np.ndarray]:
-  """Our nested parameters as PyTorch's flat, named, OIHW state dict (NumPy float32)."""
-  out = {}
-  for path, leaf in jax.tree.leaves_with_path(params):
-    *module, kind = (key.key for key in path)
-    name = _LISTS.sub(r"\1.\2", ".".join(module))
-    leaf = np.asarray(leaf)
-    axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[leaf.ndim]
-    suffix = "bias" if kind == "bias" else "weight"
-    out[f"{name}.{suffix}"] = np.ascontiguousarray(leaf.transpose(axes))
-  return out
+  """Our nested parameters as PyTorch's flat, named, OIHW state dict (NumPy)."""
+  return {
+    _torch_name(path): np.ascontiguousarray(np.asarray(leaf).transpose(_TO_TORCH[leaf.ndim]))
+    for path, leaf in jax.tree.leaves_with_path(params)
+  }
 
 
 def from_state_dict(state: Mapping[str, np.ndarray], target: Any) -> Any:
@@ -47,31 +44,36 @@ def from_state_dict(state: Mapping[str, np.ndarray], target: Any) -> Any:
   left = dict(state)
 
   def take(path: Any, leaf: Any) -> np.ndarray:
-    *module, kind = (key.key for key in path)
-    name = _LISTS.sub(r"\1.\2", ".".join(module)) + (".bias" if kind == "bias" else ".weight")
+    name, axes = _torch_name(path), _TO_TORCH[len(leaf.shape)]
     if name not in left:
-      raise ValueError(f"the weights have no {name!r}; use a checkpoint of this architecture")
-    value = left.pop(name)
-    axes = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}[value.ndim]
-    value = np.ascontiguousarray(value.transpose(axes), dtype=np.float32)
-    if value.shape != leaf.shape:
+      raise ValueError(f"the weights have no {name!r}; {_ADVICE}")
+    value, shape = left.pop(name), tuple(leaf.shape[i] for i in axes)
+    if value.shape != shape:
       raise ValueError(
-        f"{name} is {value.shape} in the weights and {leaf.shape} in the config's model; "
-        "set config.model to the checkpoint's architecture"
+        f"{name!r} is {value.shape} in the weights and {shape} in the config's model; {_ADVICE}"
       )
-    return value
+    return np.ascontiguousarray(value.transpose(np.argsort(axes)), np.float32)
 
   params = jax.tree.map_with_path(take, target)
   if left:
     raise ValueError(
       f"the weights hold {len(left)} arrays that the config's model has not, the first is "
-      f"{min(left)!r}; set config.model to the checkpoint's architecture"
+      f"{min(left)!r}; {_ADVICE}"
     )
   return params
 
 
+def _torch_name(path: Any) -> str:
+  *module, kind = (key.key for key in path)
+  return _LISTS.sub(r"\1.\2", ".".join(module)) + (".bias" if kind == "bias" else ".weight")
+
+
 def save(folder: pathlib.Path, net: unet.Net, params: Any) -> None:
-  """Writes `folder` as diffusers' UNet2DModel.from_pretrained reads it."""
+  """Writes `folder` as diffusers' UNet2DModel.from_pretrained reads it.
+
+  With patch_size p > 1 its config describes the UNet2DModel inside, which takes folded images:
+  channel (i p + j) C + c of pixel (h, w) is channel c of the image's pixel (h p + i, w p + j).
+  """
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   fields = dataclasses.asdict(net)

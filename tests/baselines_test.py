@@ -29,7 +29,10 @@ def rows(seed, n, first=0):
 
 
 DATA = {"x": rows(1, 30), "a": rows(2, 6, first=30)}
-BATCH = {k: jax.tree.map(lambda v: v[np.arange(12) % len(v)], v) for k, v in DATA.items()}
+BATCH = {
+  k: jax.tree.map(lambda v: jnp.asarray(v[np.arange(12) % len(v)]), rows)
+  for k, rows in DATA.items()
+}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -212,8 +215,8 @@ def test_retrack_with_one_neighbour_targets_the_noise_that_leads_to_it():
   extras = prepare(neighbours=1)
   method = retrack.Method(neighbours=1)
   draws = method.draw(PROCESS, BATCH, jax.random.key(1), extras)
-  y = np.concatenate([brute_force_nearest(a, 1) for a in BATCH["a"].image])
-  a_t = PROCESS.q_sample(jnp.asarray(draws["a"]), draws["t"], draws["eps"])
+  y = np.concatenate([brute_force_nearest(a, 1) for a in np.asarray(BATCH["a"].image)])
+  a_t = PROCESS.q_sample(draws["a"], draws["t"], draws["eps"])
   v = PROCESS.eps(a_t, jnp.asarray(y), draws["t"])
   np.testing.assert_allclose(PROCESS.x0(a_t, draws["t"], v), y, atol=2e-4)
   predicts = iter([draws["eps"], v])  # for x_t, then for a_t

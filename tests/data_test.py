@@ -1,4 +1,4 @@
-"""Records, what to delete from them, streams that are pure functions of (seed, step), and sources."""
+"""Records, what to delete from them, streams as pure functions of (seed, step), and sources."""
 
 import io
 import json
@@ -190,7 +190,7 @@ def test_bad_fields_of_a_source(fields, says):
 
 
 def test_an_unknown_source():
-  with pytest.raises(ValueError, match="no data source 'mnist' .*mnist_tshirt, tfds_tshirt"):
+  with pytest.raises(ValueError, match=r"no data source 'mnist'.*: mnist_tshirt, tfds_tshirt"):
     data.load("mnist")
 
 
@@ -257,6 +257,7 @@ def test_tfds_says_how_to_prepare(tmp_path):
 def test_tfds_with_images_of_mixed_size(tmp_path):
   mixed = np.empty(2, object)
   mixed[:] = [pictures(1, 0)[0], pictures(1, 1)[0][:20]]
-  prepare_tfds(tmp_path, "mnist", {"train": mixed, "test": mixed})
+  for name in ("mnist", "fashion_mnist"):
+    prepare_tfds(tmp_path, name, {"train": mixed, "test": mixed})
   with pytest.raises(ValueError, match="mixed sizes"):
     data.load("tfds_tshirt", data_dir=str(tmp_path))

@@ -10,11 +10,11 @@ import torch
 from jaxunlearn.diffusion import SCHEDULES, Diffusion
 
 SHAPE = (8, 4, 4, 3)
-T_ROWS = np.array([0, 1, 10, 100, 250, 500, 900, 999], np.int32)
+T_ROWS = jnp.array([0, 1, 10, 100, 250, 500, 900, 999])
 
 
 def images(seed, shape=SHAPE):
-  return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+  return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, dtype=np.float32))
 
 
 def scheduler(schedule):
@@ -44,7 +44,7 @@ def test_schedule_is_that_of_diffusers(schedule):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_q_sample_is_add_noise_of_diffusers(schedule):
   x, eps = images(0), images(1)
-  theirs = scheduler(schedule).add_noise(*map(torch.from_numpy, (x, eps, T_ROWS)))
+  theirs = scheduler(schedule).add_noise(*(torch.from_numpy(np.array(a)) for a in (x, eps, T_ROWS)))
   ours = Diffusion(schedule).q_sample(x, T_ROWS, eps)
   np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-5, atol=1e-5)
 
@@ -64,12 +64,12 @@ def test_q_sample_eps_and_x0_are_inverse():
 def test_log_q_ratio_against_float64(t):
   process = Diffusion()
   x, a, eps = (images(seed, (8, 32, 32, 3)) for seed in range(3))
-  rows = np.full(8, t, np.int32)
-  m_t = np.asarray(process.q_sample(x, rows, eps))
+  rows = jnp.full(8, t)
+  m_t = process.q_sample(x, rows, eps)
 
   def log_ratio(dtype):
-    gamma = np.sqrt(process.abar[t]).astype(dtype)
-    square = lambda y: np.sum((m_t.astype(dtype) - gamma * y.astype(dtype)) ** 2, axis=(1, 2, 3))
+    m, gamma = np.asarray(m_t, dtype), dtype(np.sqrt(process.abar[t]))
+    square = lambda y: np.sum((m - gamma * np.asarray(y, dtype)) ** 2, axis=(1, 2, 3))
     return (square(x) - square(a)) / (2 * (1 - process.abar[t]))
 
   exact = log_ratio(np.float64)

@@ -112,8 +112,8 @@ MEANS = np.stack([np.full((2, 2, 1), 0.4), np.full((2, 2, 1), -0.1)]).astype(np.
 STD, WEIGHTS = 0.1, (0.3, 0.7)
 
 
-def mixture(weights=WEIGHTS):
-  return toys.mixture_eps_fn(PROCESS, MEANS, STD, weights)
+def mixture():
+  return toys.mixture_eps_fn(PROCESS, MEANS, STD, WEIGHTS)
 
 
 def near_first(x):
@@ -160,7 +160,7 @@ def test_inject_stays_in_its_mode_early_and_mixes_late(t):
 
 
 def test_inject_is_a_function_of_its_key_and_its_copies_differ():
-  x = np.repeat(MEANS, 2, axis=0)
+  x = jnp.repeat(MEANS, 2, axis=0)
   inject = lambda seed: np.asarray(
     sampling.inject(mixture(), PROCESS, jax.random.key(seed), x, 40, n=3)
   )
@@ -178,7 +178,8 @@ def test_inject_is_a_function_of_its_key_and_its_copies_differ():
   [(sampling.ddpm, {}, True), (sampling.ddim, {"eta": 1.0}, True), (sampling.ddim, {}, False)],
 )
 def test_keys_matter_where_the_sampler_is_random(sampler, options, random):
-  run = jax.jit(lambda rng: sampler(mixture(), PROCESS, rng, noise(0), steps=10, **options))
+  x_T = noise(0, (3, 2, 2, 1))
+  run = jax.jit(lambda rng: sampler(mixture(), PROCESS, rng, x_T, steps=10, **options))
   once, again, other = run(jax.random.key(0)), run(jax.random.key(0)), run(jax.random.key(1))
   np.testing.assert_array_equal(once, again)
   assert np.all((once != other) == random)

@@ -26,7 +26,7 @@ def uniform(seed, shape):
 def make_batch(n, shape=(4, 4, 3)):
   """Row i of x and of a have the number i."""
   index = np.arange(n, dtype=np.int32)
-  stream = lambda seed: methods.Rows(uniform(seed, (n, *shape)), None, index)
+  stream = lambda seed: methods.Rows(jnp.asarray(uniform(seed, (n, *shape))), None, index)
   return {"x": stream(1), "a": stream(2)}
 
 
@@ -136,7 +136,7 @@ def test_picks_are_balanced_and_each_row_is_an_a_with_probability_lam(lam):
   draws = jax.vmap(lambda rng: draw(method, batch | {"x": number}, rng))(
     jax.random.split(jax.random.key(1), keys)
   )
-  counts = np.sum(draws["from_a"], axis=1)
+  counts = np.asarray(draws["from_a"]).sum(axis=1)
   assert set(counts) <= {math.floor(n * lam), math.ceil(n * lam)}
   row = np.asarray(draws["x"], int).reshape(keys, n)
   picked = np.zeros(n)
@@ -152,9 +152,8 @@ def test_rows_are_ordered_from_pure_x_to_pure_a_and_pairs_stay(stratified):
   r = log_ratio_float64(draws)
   assert np.all(np.diff(r) >= -1e-4 * np.abs(r[1:]))
   assert r[0] < -20 and r[-1] > 20 and not draws["from_a"][0] and draws["from_a"][-1]
-  pairs = {x.tobytes(): a.tobytes() for x, a in zip(batch["x"].image, batch["a"].image)}
-  drawn = {np.asarray(x).tobytes(): np.asarray(a).tobytes() for x, a in zip(draws["x"], draws["a"])}
-  assert drawn == pairs
+  pairs = lambda x, a: {(p.tobytes(), q.tobytes()) for p, q in np.stack([x, a], axis=1)}
+  assert pairs(draws["x"], draws["a"]) == pairs(batch["x"].image, batch["a"].image)
 
 
 def test_the_condition_is_that_of_the_picked_image():
@@ -163,7 +162,7 @@ def test_the_condition_is_that_of_the_picked_image():
   batch["x"] = batch["x"]._replace(c=np.arange(n, dtype=np.int32))
   batch["a"] = batch["a"]._replace(c=100 + np.arange(n, dtype=np.int32))
   draws = draw(siss.Method(), batch, jax.random.key(0))
-  number = {image.tobytes(): i for i, image in enumerate(batch["x"].image)}
+  number = {image.tobytes(): i for i, image in enumerate(np.asarray(batch["x"].image))}
   rows = np.array([number[np.asarray(x).tobytes()] for x in draws["x"]])
   np.testing.assert_array_equal(draws["c"], rows + 100 * np.asarray(draws["from_a"]))
 
@@ -172,7 +171,8 @@ def test_the_condition_is_that_of_the_picked_image():
 def test_skipping_keeps_the_gradient_and_saves_the_passes(lam):
   n, count = 32, 4
   method = siss.Method(lam=lam)
-  draws = draw(method, make_batch(n), jax.random.key(0))
+  # |x - a| is about 23, as from a digit to the T-shirt
+  draws = draw(method, make_batch(n, (16, 16, 3)), jax.random.key(0))
   whole, _ = term_grads(siss.Method(lam=lam, skip_below=0.0), apply, draws)
   model = counting.Model(apply)
   parts, passes = [], 0.0

@@ -6,6 +6,8 @@ between Gaussians fitted to the 64 features of the samples and of the held-out d
 Inception FID: compare it only with values of the same identity.
 """
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 from jaxtyping import Float, Float64
@@ -24,9 +26,9 @@ def evaluate(eps_fn: EpsFn, task: evals.Task) -> dict[str, evals.Value]:
   """`feature_fid`, with a bootstrap interval over the samples."""
   del eps_fn
   classifier = digits.load()
-  reference = moments(classifier.features(task.heldout))
+  to_reference = frechet_to(*moments(classifier.features(task.heldout)))
   features = classifier.features(task.kept)
-  distance = lambda sample: frechet(*moments(sample), *reference)
+  distance = lambda sample: to_reference(*moments(sample))
   rng = np.random.default_rng(np.asarray(jax.random.key_data(task.key("feature_fid"))))
   interval = statistics.bootstrap(distance, features, rng, RESAMPLES)
   identity = evals.identity(
@@ -48,17 +50,27 @@ def moments(features: Float[np.ndarray, "N D"]) -> tuple[Mean, Cov]:
   features = features.astype(np.float64)
   n, d = features.shape
   mu = features.mean(axis=0) if n else np.zeros(d)
-  return mu, (features - mu).T @ (features - mu) / max(n - 1, 1)
+  centred = features - mu
+  return mu, centred.T @ centred / max(n - 1, 1)
 
 
 def frechet(mu_1: Mean, cov_1: Cov, mu_2: Mean, cov_2: Cov) -> float:
-  """The squared distance of two Gaussians, at least 0.
+  """The squared distance of two Gaussians, at least 0."""
+  return frechet_to(mu_1, cov_1)(mu_2, cov_2)
 
-  Both roots are of symmetric matrices, so an eigendecomposition gives them: a general matrix
-  root of C_1 C_2 loses precision, or turns complex, where a covariance is singular.
+
+def frechet_to(mu_1: Mean, cov_1: Cov) -> Callable[[Mean, Cov], float]:
+  """`frechet` to one Gaussian, whose root is taken once.
+
+  Both roots are of symmetric matrices, so eigenvalues give them: a general matrix root of C_1 C_2
+  loses precision, or turns complex, where a covariance is singular.
   """
   values, vectors = np.linalg.eigh(cov_1)
   root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-  cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_2 @ root), 0)).sum()
-  squared = np.sum((mu_1 - mu_2) ** 2) + np.trace(cov_1) + np.trace(cov_2) - 2 * cross
-  return float(max(squared, 0.0))
+
+  def distance(mu_2: Mean, cov_2: Cov) -> float:
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_2 @ root), 0)).sum()
+    squared = np.sum((mu_1 - mu_2) ** 2) + np.trace(cov_1) + np.trace(cov_2) - 2 * cross
+    return float(max(squared, 0.0))
+
+  return distance

@@ -38,7 +38,7 @@ class Rows(NamedTuple):
 
   image: Array | np.ndarray  # [B, H, W, C] float32
   c: Array | np.ndarray | None  # [B] int32, or None for an unconditional model
-  index: Array | np.ndarray  # [B] int32, the record's place in the data set
+  index: Array | np.ndarray  # type: ignore[assignment]  # [B] int32, place in the data set
 
 
 Batch = Mapping[str, Rows]  # stream name -> rows; the names are the papers' (x kept, a to unlearn)
@@ -144,7 +144,9 @@ def term_grads(
   return grads, metrics | {"passes": passes}
 
 
-def _pull_back_if(need: Array, pullback: Callable[..., tuple[Tree]], one: Any, like: Tree) -> Tree:
+def _pull_back_if(
+  need: Array | bool, pullback: Callable[..., tuple[Tree]], one: Any, like: Tree
+) -> Tree:
   zeros = lambda: jax.tree.map(jnp.zeros_like, like)
   return jax.lax.cond(need, lambda: pullback(one)[0], zeros)
 

@@ -11,12 +11,19 @@ from typing import Any
 from jaxunlearn import errors
 
 HELPERS = ("classifier",)  # modules of this folder that are no noise predictor
+_MADE: dict[Any, Any] = {}
 
 
 def make(name: str, **fields: Any) -> Any:
-  """`make('unet', **fields)` is `models.unet.Net(**fields)`; a wrong name lists the choices."""
+  """`make('unet', **fields)` is `models.unet.Net(**fields)`; a wrong name lists the choices.
+
+  Equal fields give the same object: jit tells bound methods (`net.apply`) apart by identity, so
+  that samplers compiled for one run of a process serve the next.
+  """
   errors.check_choice("model", name, names())
-  return errors.build(importlib.import_module(f"{__name__}.{name}").Net, f"model {name}", fields)
+  module = importlib.import_module(f"{__name__}.{name}")
+  net = errors.build(module.Net, f"model {name}", fields)
+  return _MADE.setdefault(net, net)
 
 
 def names() -> list[str]:

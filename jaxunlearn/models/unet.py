@@ -16,8 +16,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Real
 
-Array = jax.Array
+from jaxunlearn import errors
+
+DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
+UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
+DTYPES = ("float32", "bfloat16")
+_POSITIVE = (
+  "sample_size",
+  "in_channels",
+  "out_channels",
+  "layers_per_block",
+  "attention_head_dim",
+  "norm_num_groups",
+  "patch_size",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +58,22 @@ class Net:
     for field in ("block_out_channels", "down_block_types", "up_block_types"):
       object.__setattr__(self, field, tuple(getattr(self, field)))
     levels = len(self.block_out_channels)
-    for field in ("down_block_types", "up_block_types"):
-      if len(getattr(self, field)) != levels:
+    for field in _POSITIVE:
+      value = getattr(self, field)
+      if value is not None and value < 1:
+        raise ValueError(f"{field} is {value}; use at least 1")
+    if self.downsample_padding not in (0, 1):
+      raise ValueError(f"downsample_padding is {self.downsample_padding}; use 0 or 1")
+    errors.check_choice("dtype", self.dtype, DTYPES)
+    for field, choices in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
+      types = getattr(self, field)
+      if len(types) != levels:
         raise ValueError(
-          f"{field} has {len(getattr(self, field))} blocks and block_out_channels {levels}; "
+          f"{field} has {len(types)} blocks and block_out_channels {levels}; "
           "give one block type per level"
         )
+      for block in types:
+        errors.check_choice(f"block of {field}", block, choices)
     for width in self.block_out_channels:
       if width % self.norm_num_groups:
         raise ValueError(
@@ -75,10 +99,16 @@ class Net:
   def init(self, key: Array) -> Any:
     """Random parameters, a nested dict of float32 arrays."""
     x = _fold(jnp.zeros((1, *self.image_shape)), self.patch_size)
-    return UNet(self).init(key, x, jnp.zeros((1,), jnp.int32))["params"]
+    return UNet(self).init(key, x, jnp.zeros(1, jnp.int32))["params"]
 
-  def apply(self, params: Any, x: Array, t: Array, c: Array | None = None) -> Array:
-    """The predicted noise [B, H, W, C] float32 of x [B, H, W, C] at t [B]."""
+  def apply(
+    self, params: Any, x: Float[Array, "B H W C"], t: Real[Array, " B"], c: Array | None = None
+  ) -> Float[Array, "B H W D"]:
+    """The predicted noise, float32, of x at the whole or broken times t.
+
+    Raises:
+      ValueError: a condition c is given; this network takes none.
+    """
     if c is not None:
       raise ValueError("this UNet is unconditional and was given a condition; drop the labels")
     eps = UNet(self).apply({"params": params}, _fold(x, self.patch_size), t)
@@ -176,7 +206,7 @@ class Attention(nn.Module):
     y = GroupNorm(self.net, silu=False, name="group_norm")(x).reshape(b, h * w, channels)
     dense = lambda name: Linear(channels, dtype=self.net.dtype, name=name)
     q, k, v = (dense(n)(y).reshape(b, h * w, -1, dim) for n in ("to_q", "to_k", "to_v"))
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k).astype(jnp.float32) * dim**-0.5
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * dim**-0.5
     y = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits).astype(v.dtype), v)
     return x + dense("to_out_0")(y.reshape(b, h * w, channels)).reshape(x.shape)
 
@@ -269,6 +299,8 @@ class TimeEmbedding(nn.Module):
 
 
 class UNet(nn.Module):
+  """[B, h, w, p p C] folded images and [B] times -> the predicted noise, folded, float32."""
+
   net: Net
 
   @nn.compact

@@ -1,0 +1,87 @@
+"""A run as a folder of weights, to embed or to share: `pretrained.save`, and its loss curve.
+
+python -m jaxunlearn.export --run=runs/pretrain_mnist --out=FOLDER [--raw]
+
+Takes the newest checkpoint: its averaged parameters (EMA), or the raw ones where the run keeps no
+average. training.json holds the step, the losses at up to 200 steps and the run's config.train.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+_RUN = flags.DEFINE_string("run", None, "The working directory of the run.", required=True)
+_OUT = flags.DEFINE_string("out", None, "The folder to write; made if need be.", required=True)
+_RAW = flags.DEFINE_bool("raw", False, "Take the raw parameters even where the run keeps an EMA.")
+BAD_INPUT = 2
+POINTS = 200
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"{argv[1]!r} is not a flag; write --run=DIRECTORY --out=FOLDER")
+  from jaxunlearn import checkpoint  # importing JAX is slow; --help is not
+
+  try:
+    print(export(pathlib.Path(_RUN.value), pathlib.Path(_OUT.value), _RAW.value))
+  except (ValueError, OSError, checkpoint.Damaged) as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(BAD_INPUT)
+
+
+def export(run: pathlib.Path, out: pathlib.Path, raw: bool = False) -> str:
+  """Writes the folder `out` from the newest checkpoint of `run`; returns what was done, in a line.
+
+  Raises:
+    ValueError: no run there, or no checkpoint of its config's model.
+    Damaged: the newest checkpoint is damaged.
+  """
+  import jax
+
+  from jaxunlearn import checkpoint, models, pretrained, writer
+
+  config = _read_config(run)
+  net = models.make(**config["model"])
+  item = "ema" if config["ema"] and not raw else "params"
+  where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  target = jax.tree.map(
+    lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
+    jax.eval_shape(net.init, jax.random.key(0)),
+  )
+  params = checkpoint.read_params(run, target, item)
+  step = checkpoint.latest_step(run)
+  curve = loss_curve(writer.read(run / "metrics.jsonl"), step)
+  training = {"weights": item, "final_step": step, "train": config["train"], **curve}
+  pretrained.save(out, net, params)
+  (out / "training.json").write_text(json.dumps(training) + "\n")
+  count = sum(leaf.size for leaf in jax.tree.leaves(params))
+  return f"wrote {item} of {run} at step {step} ({count:,} parameters) to {out}"
+
+
+def loss_curve(lines: Sequence[dict[str, Any]], last: int) -> dict[str, list]:
+  """`step` and each `loss_*` of at most POINTS lines up to step `last`, evenly spread over them."""
+  names = sorted({name for line in lines for name in line if name.startswith("loss_")})
+  lines = [line for line in lines if line["step"] <= last and names and names[0] in line]
+  picks = np.linspace(0, len(lines) - 1, min(len(lines), POINTS)).round().astype(int)
+  return {name: [lines[i][name] for i in picks] for name in ("step", *names)}
+
+
+def _read_config(run: pathlib.Path) -> dict[str, Any]:
+  """config.json of a run's working directory; raises ValueError where there is none."""
+  path = run / "config.json"
+  try:
+    config = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise ValueError(f"cannot read {path} ({error}); give a run's working directory") from error
+  if not {"model", "ema", "train"} <= config.keys():
+    raise ValueError(f"{path} is not of a run; give a run's working directory")
+  return config
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,120 @@
+"""A run that is stopped or killed at any moment ends as one left alone, bit for bit."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jaxunlearn import checkpoint, train
+from tests import tiny_config
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS = 40
+
+
+class Run:
+  """`python -m jaxunlearn.main` on the tiny config and a mesh of 2 x 2, launched many times."""
+
+  def __init__(self, workdir: pathlib.Path):
+    self.workdir = workdir
+    self.stale: set[str] = set()  # what the launch before left unfinished
+
+  def launch(self) -> subprocess.Popen:
+    flags = ["--config=tests/tiny_config.py:siss", f"--workdir={self.workdir}"]
+    flags += ["--config.mesh.data=2", "--config.mesh.fsdp=2", f"--config.train.steps={STEPS}"]
+    log = self.workdir.with_suffix(".log").open("a")
+    return subprocess.Popen(
+      [sys.executable, "-m", "jaxunlearn.main", *flags],
+      cwd=ROOT,
+      env=os.environ | {"PYTHONPATH": str(ROOT)},
+      stdout=log,
+      stderr=log,
+    )
+
+  def finish(self) -> None:
+    assert self.launch().wait(timeout=600) == 0, self.log()
+    assert checkpoint.latest_step(self.workdir) == STEPS
+
+  def end_at(self, moment, how: signal.Signals) -> int:
+    """Launches, sends the signal as soon as `moment(run)` is true; returns the exit code."""
+    self.stale = self.unfinished()
+    process = self.launch()
+    while not moment(self):
+      assert process.poll() is None, self.log()
+      time.sleep(0.001)
+    process.send_signal(how)
+    return process.wait(timeout=600)
+
+  def unfinished(self) -> set[str]:
+    """The saves that have begun, and are not yet renamed to what a restore reads."""
+    return {path.name for path in self.workdir.glob("checkpoints/*tmp*")}
+
+  def log(self) -> str:
+    return self.workdir.with_suffix(".log").read_text()
+
+  def lines(self) -> int:
+    path = self.workdir / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+  def result(self):
+    """The last checkpoint, on another mesh, and the log."""
+    config = tiny_config.get_config("siss")
+    config.mesh.update(data=1, fsdp=1)
+    setup = train.build(config)
+    target = train.make_state(setup, setup.net.init(jax.random.key(1)))
+    saves = checkpoint.Checkpoints(self.workdir / "checkpoints")
+    state = saves.restore(target)
+    saves.close()
+    return jax.device_get(state), (self.workdir / "metrics.jsonl").read_bytes()
+
+
+def compiling(run: Run) -> bool:
+  """The first launch is set up, and no step is done."""
+  return (run.workdir / "checkpoints").exists() and run.lines() == 0
+
+
+def stepping(run: Run) -> bool:
+  return run.lines() % 4 == 2 and run.lines() > 4
+
+
+def saving(run: Run) -> bool:
+  return bool(run.unfinished() - run.stale)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  run = Run(tmp_path_factory.mktemp("whole") / "run")
+  run.finish()
+  return run.result()
+
+
+def assert_as_whole(run: Run, whole) -> None:
+  (state, log), (want, want_log) = run.result(), whole
+  for got, leaf in zip(jax.tree.leaves(state), jax.tree.leaves(want), strict=True):
+    np.testing.assert_array_equal(got, leaf)
+  assert int(state.step) == STEPS
+  assert log == want_log
+  assert log.count(b"\n") == STEPS
+
+
+def test_sigterm_saves_and_exits_143(tmp_path, whole):
+  run = Run(tmp_path / "run")
+  assert run.end_at(stepping, signal.SIGTERM) == 143, run.log()
+  assert checkpoint.latest_step(run.workdir) == run.lines() < STEPS
+  run.finish()
+  assert_as_whole(run, whole)
+
+
+def test_kill_9_in_the_first_compile_in_a_step_and_in_a_save(tmp_path, whole):
+  run = Run(tmp_path / "run")
+  for moment in (compiling, stepping, saving):
+    assert run.end_at(moment, signal.SIGKILL) == -signal.SIGKILL, run.log()
+    assert run.lines() < STEPS
+  run.finish()
+  assert_as_whole(run, whole)

@@ -1,0 +1,34 @@
+"""A UNet of two levels with attention, and random parameters for any UNet, in no time."""
+
+import jax
+import numpy as np
+
+from jaxunlearn.models import unet
+
+NET = unet.Net(
+  sample_size=8,
+  in_channels=2,
+  out_channels=2,
+  block_out_channels=(8, 16),
+  down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+  up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+  layers_per_block=1,
+  attention_head_dim=4,
+  norm_num_groups=4,
+)
+
+
+def shapes(net):
+  return jax.eval_shape(net.init, jax.random.key(0))
+
+
+def random_params(net, seed=0):
+  """NumPy float32: vectors around their initial 0 or 1, kernels of variance 1 / fan-in."""
+  rng = np.random.default_rng(seed)
+
+  def draw(path, leaf):
+    fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 100
+    mean = 1.0 if path[-1].key == "scale" else 0.0
+    return rng.normal(mean, fan_in**-0.5, leaf.shape).astype(np.float32)
+
+  return jax.tree.map_with_path(draw, shapes(net))

@@ -1,0 +1,256 @@
+"""The UNet against diffusers' UNet2DModel in PyTorch: outputs and every gradient leaf.
+
+The reference is PyTorch in float64, so that a distance of 1e-5 is this implementation's own error:
+at most 1e-5 per leaf, or PyTorch's own in float32 where that is larger. The bias of `to_k` adds the
+same number to every logit of a softmax, so its true gradient is zero and has no relative error.
+"""
+
+import dataclasses
+import functools
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from jaxunlearn import models, pretrained
+from jaxunlearn.models import unet
+from tests import tiny_unet
+
+MNIST = {
+  "sample_size": 28,
+  "in_channels": 1,
+  "out_channels": 1,
+  "block_out_channels": (64, 128, 256),
+  "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+  "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+  "layers_per_block": 2,
+  "attention_head_dim": 8,
+}
+_DDPM = {
+  "in_channels": 3,
+  "out_channels": 3,
+  "layers_per_block": 2,
+  "attention_head_dim": None,
+  "downsample_padding": 0,
+  "flip_sin_to_cos": False,
+  "freq_shift": 1,
+  "norm_eps": 1e-6,
+}
+CIFAR10 = _DDPM | {  # google/ddpm-cifar10-32
+  "sample_size": 32,
+  "block_out_channels": (128, 256, 256, 256),
+  "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+  "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+}
+CELEBAHQ = _DDPM | {  # google/ddpm-celebahq-256, whose attention is over 4x4 pixels at 64 px
+  "sample_size": 64,
+  "block_out_channels": (128, 128, 256, 256, 512, 512),
+  "down_block_types": (*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"),
+  "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4),
+}
+
+
+def nchw(x):
+  return np.ascontiguousarray(np.moveaxis(x, -1, 1))
+
+
+def distance(got, want):
+  return np.linalg.norm(got - want) / np.linalg.norm(want)
+
+
+def torch_model(config):
+  """diffusers' model with its random weights, and norms and biases moved off 1 and 0."""
+  torch.manual_seed(0)
+  model = diffusers.UNet2DModel(**config)
+  with torch.no_grad():
+    for leaf in model.parameters():
+      if leaf.ndim == 1:
+        leaf.add_(0.1 * torch.randn_like(leaf))
+  return model
+
+
+def torch_output_and_grads(model, x, t, w):
+  """The output [B, H, W, C], and the gradient of <w, output> by name."""
+  dtype = next(model.parameters()).dtype
+  model.zero_grad()
+  y = model(torch.tensor(nchw(x), dtype=dtype), torch.tensor(t)).sample
+  (y * torch.tensor(nchw(w), dtype=dtype)).sum().backward()
+  grads = {name: leaf.grad.numpy().copy() for name, leaf in model.named_parameters()}
+  return np.moveaxis(y.detach().numpy(), 1, -1), grads
+
+
+def check_parity(config, t, parameters):
+  net, model = unet.Net(**config), torch_model(config)
+  rng = np.random.default_rng(0)
+  x, w = rng.normal(size=(2, len(t), *net.image_shape)).astype(np.float32)
+  t = np.array(t, np.int32)
+  state = {name: leaf.numpy().copy() for name, leaf in model.state_dict().items()}
+  params = pretrained.from_state_dict(state, tiny_unet.shapes(net))
+  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
+  assert pretrained.to_state_dict(params).keys() == state.keys()
+
+  def loss(params, x, t, w):
+    y = net.apply(params, x, t)
+    return jnp.sum(w * y), y
+
+  grads, y = jax.jit(jax.grad(loss, has_aux=True))(params, x, t, w)
+  grads = pretrained.to_state_dict(grads)
+  y_32, grads_32 = torch_output_and_grads(model, x, t, w)
+  y_64, grads_64 = torch_output_and_grads(model.double(), x, t, w)
+  assert grads.keys() == grads_64.keys()
+  assert distance(np.asarray(y), y_64) < 1e-5
+  assert distance(np.asarray(y), y_32) < 1e-5
+  for name, want in grads_64.items():
+    if name.endswith("to_k.bias"):
+      scale = np.linalg.norm(grads_64[name.replace("to_k", "to_q")])
+      assert np.linalg.norm(want) < 1e-12 * scale, name
+      assert np.linalg.norm(grads[name]) < 1e-5 * scale, name
+    else:
+      limit = max(1e-5, distance(grads_32[name], want))
+      assert distance(grads[name], want) < limit, name
+
+
+def test_mnist_unet_equals_diffusers():
+  check_parity(MNIST, t=[13, 700], parameters=14_735_745)
+
+
+def test_cifar10_unet_equals_diffusers():
+  check_parity(CIFAR10, t=[5, 999], parameters=35_746_307)
+
+
+def test_celebahq_unet_equals_diffusers_at_64_px():
+  check_parity(CELEBAHQ, t=[421], parameters=113_673_219)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_shapes_and_types_at_any_compute_type(dtype):
+  net = dataclasses.replace(tiny_unet.NET, sample_size=28, dtype=dtype)
+  shapes = tiny_unet.shapes(net)
+  assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype(np.float32)}
+  x = jax.ShapeDtypeStruct((3, *net.image_shape), jnp.float32)
+  y = jax.eval_shape(net.apply, shapes, x, jax.ShapeDtypeStruct((3,), jnp.int32))
+  assert (y.shape, y.dtype) == (x.shape, jnp.float32)
+
+
+@functools.cache
+def tiny(**fields):
+  """The jitted tiny UNet, its parameters and three rows of input."""
+  net = dataclasses.replace(tiny_unet.NET, **fields)
+  rng = np.random.default_rng(1)
+  x = rng.normal(size=(3, *net.image_shape)).astype(np.float32)
+  return jax.jit(net.apply), tiny_unet.random_params(net), x, np.array([0, 500, 999], np.int32)
+
+
+@pytest.mark.parametrize(
+  ("layer", "torch_layer"),
+  [
+    (unet.Conv(64), torch.nn.Conv2d(32, 64, 3)),
+    (unet.Conv(64, size=1), torch.nn.Conv2d(32, 64, 1)),
+    (unet.Linear(64), torch.nn.Linear(32, 64)),
+  ],
+)
+def test_initial_weights_are_spread_as_pytorchs(layer, torch_layer):
+  params = layer.init(jax.random.key(0), jnp.zeros((1, 4, 4, 32)))["params"]
+  for got, want in ((params["kernel"], torch_layer.weight), (params["bias"], torch_layer.bias)):
+    want = want.detach().numpy()
+    assert got.size == want.size
+    np.testing.assert_allclose(
+      [got.min(), got.max(), got.std()], [want.min(), want.max(), want.std()], rtol=0.25
+    )
+  assert np.abs(params["kernel"]).max() <= torch_layer.weight[0].numel() ** -0.5
+
+
+def test_bfloat16_compute_is_near_float32():
+  apply, params, x, t = tiny()
+  apply_bf16, *_ = tiny(dtype="bfloat16")
+  want, got = apply(params, x, t), apply_bf16(params, x, t)
+  assert got.dtype == jnp.float32
+  assert 1e-4 < distance(got, want) < 3e-2
+
+
+def test_patches_are_an_unpatched_unet_on_folded_images():
+  apply, params, x, t = tiny(patch_size=2, in_channels=2)
+  inner = unet.Net(
+    **{**dataclasses.asdict(tiny_unet.NET), "sample_size": 4, "in_channels": 8, "out_channels": 8}
+  )
+  b, h, w, c = x.shape
+  fold = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, 4, 4, 4 * c)
+  y = np.asarray(jax.jit(inner.apply)(params, fold, t))
+  unfolded = y.reshape(b, 4, 4, 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(x.shape)
+  np.testing.assert_allclose(apply(params, x, t), unfolded, rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_depends_on_its_own_image_and_time_alone():
+  apply, params, x, t = tiny()
+  y = np.asarray(apply(params, x, t))
+  other_x, other_t = x.copy(), t.copy()
+  other_x[1] += 1
+  other_t[2] -= 100
+  changed = np.asarray(apply(params, other_x, other_t))
+  np.testing.assert_allclose(changed[0], y[0], rtol=1e-5, atol=1e-6)
+  assert distance(changed[1], y[1]) > 1e-2
+  assert distance(changed[2], y[2]) > 1e-3
+
+
+def test_float_times_continue_the_whole_ones():
+  apply, params, x, t = tiny()
+  at = lambda t: np.asarray(apply(params, x, np.asarray(t)))
+  np.testing.assert_array_equal(at(t.astype(np.float32)), at(t))
+  between = np.array([300.0, 300.5, 301.0], np.float32)
+  same_image = np.repeat(x[:1], 3, axis=0)
+  y = np.asarray(apply(params, same_image, between))
+  assert distance(y[1], y[0]) > 1e-5 and distance(y[1], y[2]) > 1e-5
+  assert distance(y[1], y[0]) < 2 * distance(y[2], y[0])
+
+
+def test_group_norm_keeps_its_precision_where_the_mean_is_large():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 16, 16, 16)).astype(np.float32)
+  norm = unet.GroupNorm(tiny_unet.NET, silu=False)
+  scale, bias = rng.normal(size=(2, 16)).astype(np.float32)
+  apply = jax.jit(lambda x: norm.apply({"params": {"scale": scale, "bias": bias}}, x))
+  for mean, limit in ((0, 1e-6), (30, 1e-5), (1000, 1e-4)):
+    shifted = (x + mean).astype(np.float32)
+    want = torch.nn.functional.group_norm(
+      *(torch.tensor(nchw(shifted), dtype=torch.float64), 4),
+      *(torch.tensor(v, dtype=torch.float64) for v in (scale, bias)),
+      tiny_unet.NET.norm_eps,
+    )
+    assert distance(nchw(np.asarray(apply(shifted))), want.numpy()) < limit, mean
+
+
+def test_a_condition_is_refused():
+  with pytest.raises(ValueError, match="unconditional"):
+    tiny_unet.NET.apply({}, jnp.zeros((1, 8, 8, 2)), jnp.zeros(1, int), jnp.zeros(1, int))
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"attention_head_dim": 3}, "block_out_channels 8 .* attention_head_dim 3; use a divisor"),
+    ({"attention_head_dim": 0}, "attention_head_dim is 0; use at least 1"),
+    ({"norm_num_groups": 5}, "block_out_channels 8 .* norm_num_groups 5; use a multiple"),
+    ({"norm_num_groups": 0}, "norm_num_groups is 0; use at least 1"),
+    ({"sample_size": 7}, "sample_size 7 .* use a multiple of 2"),
+    ({"sample_size": 10, "patch_size": 2}, "sample_size 10 with patch_size 2 .* multiple of 4"),
+    ({"downsample_padding": 2}, "downsample_padding is 2; use 0 or 1"),
+    ({"down_block_types": ("DownBlock2D",)}, "down_block_types has 1 blocks .* 2; give one"),
+    (
+      {"down_block_types": ("DownBlock2D", "AtnDownBlock2D")},
+      "no block of down_block_types 'AtnDownBlock2D' .did you mean 'AttnDownBlock2D'",
+    ),
+    (
+      {"up_block_types": ("UpBlock2D", "DownBlock2D")},
+      "no block of up_block_types 'DownBlock2D'.*there are: UpBlock2D, AttnUpBlock2D",
+    ),
+    ({"dtype": "bfloat"}, "no dtype 'bfloat' .did you mean 'bfloat16'"),
+    ({"blocks": 3}, "model unet has no field 'blocks'"),
+  ],
+)
+def test_wrong_fields_say_the_rule(fields, message):
+  with pytest.raises(ValueError, match=message) as error:
+    models.make("unet", **{**dataclasses.asdict(tiny_unet.NET), **fields})
+  assert "\n" not in str(error.value)
