@@ -26,6 +26,7 @@ from jaxunlearn import checkpoint, data, errors, methods, models, pretrained, re
 from jaxunlearn.checkpoint import State
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.evaluation import STOPPED, Evaluation, Stopped
+from jaxunlearn.step import make_update
 from jaxunlearn.writer import Writer
 
 Tree = Any
@@ -154,55 +155,6 @@ def make_state(setup: Setup, params: Tree) -> State:
     extras=extras,
   )
   return sharding.put(state, sharding.state_sharding(setup.mesh, state))
-
-
-def make_grads(setup: Setup) -> Callable[..., tuple[tuple[Tree, ...], Tree]]:
-  """(params, draws, extras) -> the K gradients of the whole batch, and metrics.
-
-  Micro-batches are contiguous rows of the draws, visited by a scan and averaged per term.
-  """
-  count = setup.config.train.micro_batches
-  grads_of = functools.partial(methods.term_grads, setup.method, setup.net.apply)
-
-  def grads(params: Tree, draws: Any, extras: Tree) -> tuple[tuple[Tree, ...], Tree]:
-    if count == 1:
-      return grads_of(params, setup.process, draws, extras)
-    split = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), draws)
-    split = jax.lax.with_sharding_constraint(split, sharding.batch_sharding(setup.mesh, axis=1))
-    one = lambda rows: grads_of(params, setup.process, rows, extras)
-    total = jax.tree.map(
-      lambda s: jnp.zeros(s.shape, s.dtype),
-      jax.eval_shape(one, jax.tree.map(lambda a: a[0], split)),
-    )
-    add = lambda total, rows: (jax.tree.map(jnp.add, total, one(rows)), None)
-    total, _ = jax.lax.scan(add, total, split)
-    return jax.tree.map(lambda a: a / count, total)
-
-  return grads
-
-
-def make_update(setup: Setup, state: State) -> Callable[..., tuple[State, Tree]]:
-  """The jitted step (state, batch) -> (state, metrics); the state is donated."""
-  config, grads_of = setup.config, make_grads(setup)
-
-  def update(state: State, batch: methods.Batch) -> tuple[State, Tree]:
-    rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    draws = setup.method.draw(setup.process, batch, rng, state.extras)
-    grads, metrics = grads_of(state.params, draws, state.extras)
-    direction, combined = setup.method.combine(grads, state.extras)
-    updates, opt = setup.tx.update(direction, state.opt, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if config.ema:
-      decay = jnp.minimum(config.ema, (1 + state.step) / (10 + state.step))
-      ema = optax.incremental_update(params, ema, 1 - decay)
-    metrics |= combined | {"grad_norm": optax.tree.norm(direction)}
-    return State(state.step + 1, params, ema, opt, state.extras), metrics
-
-  shardings = jax.tree.map(lambda a: a.sharding, state)
-  return jax.jit(
-    update, donate_argnums=0, out_shardings=(shardings, sharding.replicated(setup.mesh))
-  )
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import jax
 class Model:
   """apply(params, x_t, t, c) as it is, and how many rows it has passed forward and back.
 
-  Counted on the host when they run, not when they are traced: what a `lax.cond` skips is not.
+  Counted on the host when they run, not when they are traced: what is compiled away is not.
   """
 
   def __init__(self, apply):

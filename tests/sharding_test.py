@@ -9,55 +9,14 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxunlearn import methods, sharding, train
-from tests import tiny_config
+from jaxunlearn import methods, sharding, step, train
+from tests import nets, tiny_config
 
 MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
 TOLERANCE = 1e-5
 
 every_method = pytest.mark.parametrize("method", methods.names())
 every_mesh = pytest.mark.parametrize(("data", "fsdp"), MESHES)
-
-
-@dataclasses.dataclass(frozen=True)
-class ToyNet:
-  """Convolution, group norm and attention at 7 px: what a UNet has, in a second of compile time."""
-
-  width: int = 32
-  image_shape = (28, 28, 1)
-
-  def init(self, key):
-    shapes = {
-      "conv_in": (3, 3, 16, self.width),
-      "time": (1, self.width),
-      "scale": (self.width,),
-      "q": (self.width, self.width),
-      "k": (self.width, self.width),
-      "v": (self.width, self.width),
-      "conv_out": (3, 3, self.width, 16),
-    }
-    keys = jax.random.split(key, len(shapes))
-    draw = lambda k, shape: jax.random.normal(k, shape) / np.sqrt(np.prod(shape[:-1]))
-    return {name: draw(k, shape) for k, (name, shape) in zip(keys, shapes.items(), strict=True)}
-
-  def apply(self, params, x, t, c=None):
-    b = len(x)
-    h = x.reshape(b, 7, 4, 7, 4).transpose(0, 1, 3, 2, 4).reshape(b, 7, 7, 16)
-    h = _conv(h, params["conv_in"]) + (t[:, None] / 1000.0 * params["time"])[:, None, None]
-    groups = h.reshape(b, 49, 4, -1)
-    centred = groups - groups.mean((1, 3), keepdims=True)
-    h = centred * jax.lax.rsqrt(jnp.square(centred).mean((1, 3), keepdims=True) + 1e-5)
-    h = jax.nn.silu(h.reshape(b, 49, -1) * (1 + params["scale"]))
-    logits = jnp.einsum("bic,bjc->bij", h @ params["q"], h @ params["k"]) / self.width**0.5
-    h = h + jnp.einsum("bij,bjc->bic", jax.nn.softmax(logits), h @ params["v"])
-    y = _conv(h.reshape(b, 7, 7, -1), params["conv_out"])
-    return y.reshape(b, 7, 7, 4, 4).transpose(0, 1, 3, 2, 4).reshape(b, 28, 28, 1)
-
-
-def _conv(x, kernel):
-  return jax.lax.conv_general_dilated(
-    x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-  )
 
 
 @functools.cache
@@ -69,31 +28,19 @@ def setup_of(method, data=1, fsdp=1, micro_batches=1, net=None):
   return setup if net is None else dataclasses.replace(setup, net=net)
 
 
-@functools.cache
-def params_of(net):
-  """Random parameters without compiling `init`."""
-  rng = np.random.default_rng(0)
-  draw = lambda s: rng.normal(0, np.prod(s.shape[:-1]) ** -0.5, s.shape).astype(np.float32)
-  return jax.tree.map(draw, jax.eval_shape(net.init, jax.random.key(0)))
-
-
 def gradients(setup):
   """The K gradients of the first batch as the update takes them, from parameters on the mesh."""
   lay = lambda tree: sharding.put(tree, sharding.state_sharding(setup.mesh, tree))
   whole = {name: stream.everything() for name, stream in setup.streams.items()}
-  params = params_of(setup.net)
+  params = nets.random_params(setup.net)
   key = jax.random.key(3)
   extras = lay(setup.method.prepare(setup.net.apply, params, setup.process, whole, key))
   params = lay(params)
   split = [leaf for leaf in jax.tree.leaves(params) if not leaf.is_fully_replicated]
   assert bool(split) == (setup.mesh.shape["fsdp"] > 1)
 
-  @jax.jit
-  def grads(params, batch, extras):
-    draws = setup.method.draw(setup.process, batch, jax.random.key(7), extras)
-    return train.make_grads(setup)(params, draws, extras)
-
-  return jax.device_get(grads(params, setup.batch(0), extras))
+  draw = jax.jit(lambda b: setup.method.draw(setup.process, b, jax.random.key(7), extras))
+  return jax.device_get(step.Gradients(setup)(params, draw(setup.batch(0)), extras))
 
 
 @functools.cache
@@ -116,7 +63,7 @@ def assert_same(got, want):
 @every_method
 @every_mesh
 def test_every_mesh_gives_the_gradients_of_one_device(method, data, fsdp):
-  net = ToyNet()
+  net = nets.Attentive()
   assert_same(gradients(setup_of(method, data, fsdp, net=net)), reference(method, net))
 
 
@@ -128,12 +75,12 @@ def test_the_unet_too(method, data, fsdp):
 
 @every_method
 def test_micro_batches_give_the_gradients_of_the_whole_batch(method):
-  net = ToyNet()
+  net = nets.Attentive()
   assert_same(gradients(setup_of(method, 2, 2, 4, net)), reference(method, net))
 
 
 def test_two_micro_batches_of_the_whole_mesh():
-  net = ToyNet()
+  net = nets.Attentive()
   assert_same(gradients(setup_of("siss", 4, 2, 2, net)), reference("siss", net))
 
 

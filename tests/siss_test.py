@@ -43,9 +43,16 @@ def apply(params, x_t, t, c=None):
 PARAMS = {"w": 0.3 * np.random.default_rng(0).standard_normal((3, 3)).astype(np.float32)}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def term_grads(method, apply, draws):
-  return methods.term_grads(method, apply, jax.tree.map(jnp.asarray, PARAMS), PROCESS, draws, {})
+  """As a step takes them: only the terms that the draws need."""
+  needed = tuple(bool(need) for need in method.needed(PROCESS, draws))
+  return _term_grads(method, apply, draws, needed)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 3))
+def _term_grads(method, apply, draws, needed):
+  params = jax.tree.map(jnp.asarray, PARAMS)
+  return methods.term_grads(method, apply, params, PROCESS, draws, {}, needed)
 
 
 def log_ratio_float64(draws):

@@ -17,7 +17,7 @@ import functools
 import importlib
 import math
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -107,13 +107,14 @@ def term_grads(
   process: Diffusion,
   draws: Any,
   extras: Tree,
+  needed: Sequence[bool] | None = None,
 ) -> tuple[tuple[Tree, ...], Metrics]:
   """The gradient of each loss term on these draws, by as few passes as the method allows.
 
-  Terms that share a forward pass are pulled back through it one by one, and a term that
-  `needed` rules out is not pulled back at all. Terms with a pass each read a copy of the
-  parameters each, so that the one gradient of their sum holds theirs apart. The metric `passes`
-  is the cost in forward passes; a backward pass counts as two.
+  Terms that share a forward pass are pulled back through it one by one; a term that is not
+  `needed` (None: all are) is not pulled back, and its gradient is zero. Terms with a pass each
+  read a copy of the parameters each, so that the one gradient of their sum holds theirs apart.
+  The metric `passes` is the cost in forward passes; a backward pass counts as two.
   """
 
   def losses_fn(eps_fn: EpsFn) -> tuple[tuple[Array, ...], Metrics]:
@@ -126,29 +127,21 @@ def term_grads(
     losses, metrics = losses_fn(lambda x_t, t, c=None: apply(next(copy), x_t, t, c))
     return sum(losses[1:], start=losses[0]), metrics
 
+  needed = (True,) * len(objective.terms) if needed is None else needed
   if not objective.shared_forward:
     grads, metrics = jax.grad(total, has_aux=True)((params,) * len(objective.terms))
     return grads, metrics | {"passes": jnp.float32(objective.forwards + 2 * objective.backwards)}
 
   bound = lambda p: functools.partial(apply, p)
   losses, pullback, metrics = jax.vjp(lambda p: losses_fn(bound(p)), params, has_aux=True)
-  needed = objective.needed(process, draws)
   ones = [
     tuple(jnp.asarray(i == k, v.dtype) for i, v in enumerate(losses)) for k in range(len(losses))
   ]
   grads = tuple(
-    pullback(one)[0] if need is True else _pull_back_if(need, pullback, one, params)
+    pullback(one)[0] if need else jax.tree.map(jnp.zeros_like, params)
     for need, one in zip(needed, ones, strict=True)
   )
-  passes = objective.forwards + 2 * sum(jnp.float32(need) for need in needed)
-  return grads, metrics | {"passes": passes}
-
-
-def _pull_back_if(
-  need: Array | bool, pullback: Callable[..., tuple[Tree]], one: Any, like: Tree
-) -> Tree:
-  zeros = lambda: jax.tree.map(jnp.zeros_like, like)
-  return jax.lax.cond(need, lambda: pullback(one)[0], zeros)
+  return grads, metrics | {"passes": jnp.float32(objective.forwards + 2 * sum(needed))}
 
 
 def check(name: str, value: Any, ok: bool, rule: str) -> None:
