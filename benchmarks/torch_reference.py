@@ -18,10 +18,15 @@ ABAR = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 
 GAMMA, SIGMA = ABAR.sqrt().float(), (1 - ABAR).sqrt().float()
 
 
+def q_sample(x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+  """gamma_t x + sigma_t eps."""
+  gamma, sigma = _at(t)
+  return gamma * x + sigma * noise
+
+
 def plain_direction(unet: UNet2DModel, x: Tensor, t: Tensor, noise: Tensor) -> list[Tensor]:
   """The gradient of E ||eps - eps_theta(x_t, t)||^2."""
-  gamma, sigma = (table[t].view(-1, 1, 1, 1) for table in (GAMMA, SIGMA))
-  loss = _sum(noise - unet(gamma * x + sigma * noise, t).sample).mean()
+  loss = _sum(noise - unet(q_sample(x, t, noise), t).sample).mean()
   return list(torch.autograd.grad(loss, list(unet.parameters())))
 
 
@@ -35,7 +40,7 @@ def siss_direction(
   forget_norm: float,
 ) -> list[Tensor]:
   """g_x - c g_a with c = forget_norm / ||g_a||, the gradients of the two weighted terms."""
-  gamma, sigma = (table[t].view(-1, 1, 1, 1) for table in (GAMMA, SIGMA))
+  gamma, sigma = _at(t)
   r = ((gamma / sigma**2) * (a - x) * (m_t - gamma * (x + a) / 2)).sum((1, 2, 3))
   w_x = torch.exp(-torch.logaddexp(torch.full_like(r, math.log(1 - lam)), math.log(lam) + r))
   w_a = torch.exp(-torch.logaddexp(math.log(1 - lam) - r, torch.full_like(r, math.log(lam))))
@@ -82,8 +87,7 @@ def make_step(
     else:
       a = streams["a"]
       source = torch.where(torch.rand(len(x), 1, 1, 1) < lam, a, x)
-      gamma, sigma = (table[t].view(-1, 1, 1, 1) for table in (GAMMA, SIGMA))
-      m_t = gamma * source + sigma * noise
+      m_t = q_sample(source, t, noise)
       direction = siss_direction(unet, x, a, t, m_t, lam, forget_norm)
     for param, g in zip(params, direction, strict=True):
       param.grad = g
@@ -105,6 +109,10 @@ def size(fields: dict[str, Any], batch: int) -> dict[str, float]:
     "parameters": sum(p.numel() for p in unet.parameters()),
     "plain_flops": counter.get_total_flops(),
   }
+
+
+def _at(t: Tensor) -> tuple[Tensor, Tensor]:
+  return GAMMA[t].view(-1, 1, 1, 1), SIGMA[t].view(-1, 1, 1, 1)
 
 
 def _sum(difference: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def get_config() -> ConfigDict:
       "inject_t": 250,
       "inject_n": 16,
       "nll_probes": 8,
-      "nll_tolerance": 1e-4,
+      "nll_tolerance": 1e-3,
     }
   )
   return config

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
-_RUN = flags.DEFINE_string("run", None, "The working directory of the run.", required=True)
-_OUT = flags.DEFINE_string("out", None, "The folder to write; made if need be.", required=True)
+_RUN = flags.DEFINE_string("run", None, "The working directory of the run.")
+_OUT = flags.DEFINE_string("out", None, "The folder to write; made if need be.")
 _RAW = flags.DEFINE_bool("raw", False, "Take the raw parameters even where the run keeps an EMA.")
 BAD_INPUT = 2
 POINTS = 200
@@ -28,6 +28,8 @@ def main(argv: list[str]) -> None:
   from jaxunlearn import checkpoint  # importing JAX is slow; --help is not
 
   try:
+    if _RUN.value is None or _OUT.value is None:
+      raise ValueError("--run or --out is missing; try --run=runs/NAME --out=FOLDER")
     print(export(pathlib.Path(_RUN.value), pathlib.Path(_OUT.value), _RAW.value))
   except (ValueError, OSError, checkpoint.Damaged) as error:
     print(f"error: {error}", file=sys.stderr)
@@ -38,13 +40,15 @@ def export(run: pathlib.Path, out: pathlib.Path, raw: bool = False) -> str:
   """Writes the folder `out` from the newest checkpoint of `run`; returns what was done, in a line.
 
   Raises:
-    ValueError: no run there, or no checkpoint of its config's model.
+    ValueError: no run there, no checkpoint of its config's model, or `out` is a file.
     Damaged: the newest checkpoint is damaged.
   """
   import jax
 
   from jaxunlearn import checkpoint, models, pretrained, writer
 
+  if out.is_file():
+    raise ValueError(f"{out} is a file; give --out another name")
   config = _read_config(run)
   net = models.make(**config["model"])
   item = "ema" if config["ema"] and not raw else "params"
@@ -84,4 +88,6 @@ def _read_config(run: pathlib.Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+  # Orbax's infos and warnings would bury the one line.
+  app.call_after_init(lambda: logging.set_verbosity(logging.ERROR))
   app.run(main)

@@ -65,7 +65,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def _no_field(message: str) -> str:
-  """ml_collections' `'trian'\\nDid you mean "train" instead of "trian"?` in this project's words."""
+  """ml_collections' `'trian'\\nDid you mean "train" instead ...` in this project's words."""
   match = re.fullmatch(r"\W*(\w+?)\W*(?:n?Did you mean \"(\w+)\".*)?", message)
   if not match:
     return message

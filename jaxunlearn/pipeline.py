@@ -48,7 +48,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   results = summarise(config, workdir)
   out = pathlib.Path(config.out)
   out.parent.mkdir(parents=True, exist_ok=True)
-  out.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
+  out.with_suffix(".json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
   out.with_suffix(".md").write_text(markdown(config, results))
   print(markdown(config, results))
   return results
@@ -79,10 +79,11 @@ def summarise(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     }
     for metric in finished[0] if finished else ():
       values = [float(outcome[metric]["value"]) for outcome in finished]
+      finite = all(np.isfinite(values))
       row[metric] = {
-        "value": sum(values) / len(values),
-        "ci95": statistics.mean_interval(np.array(values)),
-        "runs": values,
+        "value": float(np.mean(values)) if finite else str(np.mean(values)),
+        "ci95": statistics.mean_interval(np.array(values)) if finite else None,
+        "runs": [v if np.isfinite(v) else str(v) for v in values],
         "identity": sorted({outcome[metric]["identity"] for outcome in finished}),
       }
     table[label] = row
@@ -116,7 +117,7 @@ def _cell(entry: Mapping[str, Any] | None) -> str:
   if entry is None:
     return "-"
   if entry["ci95"] is None:
-    return f"{entry['value']:.3g}"
+    return f"{float(entry['value']):.3g}"
   half = (entry["ci95"][1] - entry["ci95"][0]) / 2
   return f"{entry['value']:.3g} ± {half:.2g}"
 

@@ -7,7 +7,6 @@ the data position from the step, so that a run which was killed resumes bit for 
 
 import contextlib
 import dataclasses
-import functools
 import json
 import pathlib
 import signal

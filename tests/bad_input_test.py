@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from jaxunlearn import train
-from tests import tiny_config
+from jaxunlearn import checkpoint, train
+from tests import nets, tiny_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -151,11 +151,13 @@ def test_a_method_without_its_stream(config):
 
 
 @pytest.fixture
-def no_report(monkeypatch):
-  monkeypatch.setattr(train.report, "write", lambda workdir: {})
+def quick(monkeypatch):
+  """No network to initialise and no report to write."""
+  monkeypatch.setattr(train.models, "make", lambda **_: nets.Line())
+  monkeypatch.setattr(train.report, "write", lambda _: {})
 
 
-def test_a_workdir_of_another_config(config, tmp_path, no_report):
+def test_a_workdir_of_another_config(config, tmp_path, quick):
   config.train.steps = 0
   train.run(config, tmp_path)
   before = (tmp_path / "config.json").read_text()
@@ -165,7 +167,7 @@ def test_a_workdir_of_another_config(config, tmp_path, no_report):
   assert (tmp_path / "config.json").read_text() == before
 
 
-def test_a_workdir_may_change_its_mesh(config, tmp_path, no_report):
+def test_a_workdir_may_change_its_mesh(config, tmp_path, quick):
   config.train.steps = 0
   train.run(config, tmp_path)
   config.mesh.update(data=1, fsdp=8)
@@ -180,9 +182,11 @@ def test_a_workdir_that_cannot_be_written(config, tmp_path):
       train.run(config, workdir)
 
 
-def test_starting_from_a_checkpoint_of_another_shape(config, tmp_path, no_report):
-  config.train.steps = 0
-  train.run(config, tmp_path / "first")
+def test_starting_from_a_checkpoint_of_another_shape(config, tmp_path):
+  setup = train.build(config)
+  saves = checkpoint.Checkpoints(tmp_path / "first" / "checkpoints")
+  saves.save(train.make_state(setup, nets.random_params(setup.net)))
+  saves.close()
   config.init_from = str(tmp_path / "first")
   config.model.block_out_channels = (16,)
   with pytest.raises(ValueError, match=r"params has .* and this config .*; use the model") as error:

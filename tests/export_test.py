@@ -2,32 +2,41 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 from absl.testing import flagsaver
 
 from jaxunlearn import checkpoint, export, pretrained, sharding
 from jaxunlearn.writer import Writer
 from tests import tiny_unet
 
-PARAMS = tiny_unet.random_params(tiny_unet.NET, seed=1)
-EMA = tiny_unet.random_params(tiny_unet.NET, seed=2)
+NET = dataclasses.replace(
+  tiny_unet.NET,
+  block_out_channels=(8,),
+  down_block_types=("DownBlock2D",),
+  up_block_types=("UpBlock2D",),
+)
+PARAMS = tiny_unet.random_params(NET, seed=1)
+EMA = tiny_unet.random_params(NET, seed=2)
 STEPS = 450
 
 
 def make_run(directory, ema):
   """A run's working directory at step 450, killed at step 460, with and without an average."""
-  state = checkpoint.State(jnp.int32(STEPS), PARAMS, EMA if ema else {}, {}, {})
-  where = sharding.replicated(sharding.make_mesh())
+  older = checkpoint.State(jnp.int32(400), EMA, PARAMS if ema else {}, {}, {})
+  newest = checkpoint.State(jnp.int32(STEPS), PARAMS, EMA if ema else {}, {}, {})
+  where = sharding.replicated(sharding.make_mesh(data=1))
   saves = checkpoint.Checkpoints(directory / "checkpoints")
-  saves.save(sharding.put(state._replace(step=jnp.int32(400), params=EMA), where))
-  saves.save(sharding.put(state, where))
+  saves.save(sharding.put(older, where))
+  saves.save(sharding.put(newest, where))
   saves.wait()
   saves.close()
-  model = {"name": "unet", **dataclasses.asdict(tiny_unet.NET)}
+  model = {"name": "unet", **dataclasses.asdict(NET)}
   config = {"model": model, "ema": 0.99 if ema else 0.0, "train": {"steps": 500, "batch": 16}}
   (directory / "config.json").write_text(json.dumps(config))
   with Writer(directory / "metrics.jsonl") as writer:
@@ -49,7 +58,7 @@ def run_without_ema(tmp_path_factory):
 
 
 def assert_holds(folder, want):
-  got = pretrained.load(folder, tiny_unet.shapes(tiny_unet.NET))
+  got = pretrained.load(folder, tiny_unet.shapes(NET))
   jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
@@ -89,9 +98,13 @@ def test_short_curves_are_whole():
   assert export.loss_curve([], 2) == {"step": []}
 
 
+def command(*argv):
+  with flagsaver.flagsaver():
+    export.main(flags.FLAGS(["export", *argv]))
+
+
 def test_the_command_prints_one_line(run, tmp_path, capsys):
-  with flagsaver.flagsaver(run=str(run), out=str(tmp_path / "out"), raw=True):
-    export.main(["export"])
+  command(f"--run={run}", f"--out={tmp_path / 'out'}", "--raw")
   out = capsys.readouterr().out
   assert out.startswith("wrote params of ") and out.count("\n") == 1
   assert_holds(tmp_path / "out", PARAMS)
@@ -105,44 +118,49 @@ def of_diffusers(run):
   (run / "config.json").write_text('{"_class_name": "UNet2DModel"}')
 
 
+def cut_off(run):
+  (run / "config.json").write_text('{"model"')
+
+
 def of_another_model(run):
   config = json.loads((run / "config.json").read_text())
-  config["model"]["block_out_channels"] = [8, 24]
+  config["model"]["block_out_channels"] = [16]
   (run / "config.json").write_text(json.dumps(config))
 
 
 def no_checkpoint(run):
-  (run / "checkpoints").rename(run / "elsewhere")
+  shutil.rmtree(run / "checkpoints")
+
+
+def out_is_a_file(run):
+  (run / "out").write_text("")
 
 
 @pytest.mark.parametrize(
   ("spoil", "message"),
   [
-    (no_config, "config.json"),
+    (no_config, "give a run's working directory"),
     (of_diffusers, "config.json is not of a run; give a run's working directory"),
+    (cut_off, "give a run's working directory"),
     (of_another_model, "use the model and method it was saved with"),
     (no_checkpoint, "holds no checkpoint"),
+    (out_is_a_file, "is a file; give --out another name"),
   ],
 )
-def test_what_is_no_run_is_one_line_and_exit_2(spoil, message, tmp_path, capsys):
-  run = make_run(tmp_path / "run", ema=False)
-  spoil(run)
-  with (
-    flagsaver.flagsaver(run=str(run), out=str(tmp_path / "out"), raw=False),
-    pytest.raises(SystemExit, match="2"),
-  ):
-    export.main(["export"])
+def test_what_cannot_be_exported_is_one_line_and_exit_2(spoil, message, run, tmp_path, capsys):
+  copy = shutil.copytree(run, tmp_path / "run")
+  spoil(copy)
+  with pytest.raises(SystemExit, match="2"):
+    command(f"--run={copy}", f"--out={copy / 'out'}")
   error = capsys.readouterr().err
   assert error.startswith("error: ") and error.count("\n") == 1
   assert message in error
-  assert not (tmp_path / "out").exists()
+  assert not (copy / "out").is_dir()
 
 
-def test_a_file_in_the_way_of_the_folder(run, tmp_path, capsys):
-  (tmp_path / "out").write_text("")
-  with (
-    flagsaver.flagsaver(run=str(run), out=str(tmp_path / "out"), raw=False),
-    pytest.raises(SystemExit, match="2"),
-  ):
-    export.main(["export"])
-  assert capsys.readouterr().err.count("\n") == 1
+def test_a_missing_flag_is_one_line_and_exit_2(capsys):
+  with pytest.raises(SystemExit, match="2"):
+    command("--run=somewhere")
+  assert capsys.readouterr().err == (
+    "error: --run or --out is missing; try --run=runs/NAME --out=FOLDER\n"
+  )

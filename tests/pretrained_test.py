@@ -1,4 +1,4 @@
-"""diffusers' layout: our folders in diffusers, diffusers' folders here, and every way to be wrong."""
+"""diffusers' layout: our folders in diffusers, its folders here, and every way to be wrong."""
 
 import dataclasses
 import json

@@ -16,6 +16,18 @@ from tests import tiny_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 40
+FLAGS = [
+  "--config=tests/tiny_config.py:siss",
+  "--config.mesh.data=2",
+  "--config.mesh.fsdp=2",
+  f"--config.train.steps={STEPS}",
+  "--config.eval.before=True",
+  "--config.eval.after=True",
+  "--config.eval.samples=8",
+  "--config.eval.batch=8",
+  "--config.eval.steps=2",
+  "--config.eval.metrics=('target_rate',)",
+]
 
 
 class Run:
@@ -26,11 +38,9 @@ class Run:
     self.stale: set[str] = set()  # what the launch before left unfinished
 
   def launch(self) -> subprocess.Popen:
-    flags = ["--config=tests/tiny_config.py:siss", f"--workdir={self.workdir}"]
-    flags += ["--config.mesh.data=2", "--config.mesh.fsdp=2", f"--config.train.steps={STEPS}"]
     log = self.workdir.with_suffix(".log").open("a")
     return subprocess.Popen(
-      [sys.executable, "-m", "jaxunlearn.main", *flags],
+      [sys.executable, "-m", "jaxunlearn.main", *FLAGS, f"--workdir={self.workdir}"],
       cwd=ROOT,
       env=os.environ | {"PYTHONPATH": str(ROOT)},
       stdout=log,
@@ -63,7 +73,7 @@ class Run:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
   def result(self):
-    """The last checkpoint, on another mesh, and the log."""
+    """The last checkpoint, on another mesh; the log; and what was measured."""
     config = tiny_config.get_config("siss")
     config.mesh.update(data=1, fsdp=1)
     setup = train.build(config)
@@ -71,7 +81,16 @@ class Run:
     saves = checkpoint.Checkpoints(self.workdir / "checkpoints")
     state = saves.restore(target)
     saves.close()
-    return jax.device_get(state), (self.workdir / "metrics.jsonl").read_bytes()
+    files = ("metrics.jsonl", "evals/before.json", "evals/after.json", "results.json")
+    return jax.device_get(state), [(self.workdir / file).read_bytes() for file in files]
+
+
+def evaluating_before(run: Run) -> bool:
+  return (run.workdir / "config.json").exists()
+
+
+def evaluating_after(run: Run) -> bool:
+  return run.lines() == STEPS and not run.unfinished()
 
 
 def compiling(run: Run) -> bool:
@@ -95,12 +114,12 @@ def whole(tmp_path_factory):
 
 
 def assert_as_whole(run: Run, whole) -> None:
-  (state, log), (want, want_log) = run.result(), whole
+  (state, files), (want, want_files) = run.result(), whole
   for got, leaf in zip(jax.tree.leaves(state), jax.tree.leaves(want), strict=True):
     np.testing.assert_array_equal(got, leaf)
   assert int(state.step) == STEPS
-  assert log == want_log
-  assert log.count(b"\n") == STEPS
+  assert files == want_files
+  assert files[0].count(b"\n") == STEPS
 
 
 def test_sigterm_saves_and_exits_143(tmp_path, whole):
@@ -111,10 +130,10 @@ def test_sigterm_saves_and_exits_143(tmp_path, whole):
   assert_as_whole(run, whole)
 
 
-def test_kill_9_in_the_first_compile_in_a_step_and_in_a_save(tmp_path, whole):
+def test_kill_9_at_any_moment(tmp_path, whole):
   run = Run(tmp_path / "run")
-  for moment in (compiling, stepping, saving):
+  for moment in (evaluating_before, compiling, stepping, saving, evaluating_after):
     assert run.end_at(moment, signal.SIGKILL) == -signal.SIGKILL, run.log()
-    assert run.lines() < STEPS
+    assert not (run.workdir / "results.json").exists()
   run.finish()
   assert_as_whole(run, whole)

@@ -1,5 +1,7 @@
 """A UNet of two levels with attention, and random parameters for any UNet, in no time."""
 
+import functools
+
 import jax
 import numpy as np
 
@@ -18,6 +20,7 @@ NET = unet.Net(
 )
 
 
+@functools.cache
 def shapes(net):
   return jax.eval_shape(net.init, jax.random.key(0))
 

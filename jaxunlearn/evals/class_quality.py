@@ -24,7 +24,7 @@ def evaluate(eps_fn: EpsFn, task: evals.Task) -> dict[str, evals.Value]:
     interval = statistics.wilson(len(mine), len(p))
     shares[f"class_share/{d}"] = evals.Value(share, interval, identity)
     confidence = float(mine.mean()) if len(mine) else 0.0
-    interval = statistics.mean_interval(mine)
-    confidences[f"class_confidence/{d}"] = evals.Value(confidence, interval, identity)
+    spread = statistics.mean_interval(mine)
+    confidences[f"class_confidence/{d}"] = evals.Value(confidence, spread, identity)
   worst = min(shares.values(), key=lambda value: value.value)
   return {**shares, **confidences, "worst_class_share": worst}

@@ -71,7 +71,7 @@ def load(path: pathlib.Path = WEIGHTS) -> Digits:
 
 
 @jax.jit
-def _apply(params: Any, images: Array) -> tuple[Array, Array]:
+def _apply(params: Any, images: Array) -> Any:
   return _NET.apply({"params": params}, images)
 
 

@@ -66,11 +66,16 @@ def frechet_to(mu_1: Mean, cov_1: Cov) -> Callable[[Mean, Cov], float]:
   loses precision, or turns complex, where a covariance is singular.
   """
   values, vectors = np.linalg.eigh(cov_1)
-  root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+  root = (vectors * _roots(values)) @ vectors.T
 
   def distance(mu_2: Mean, cov_2: Cov) -> float:
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_2 @ root), 0)).sum()
+    cross = _roots(np.linalg.eigvalsh(root @ cov_2 @ root)).sum()
     squared = np.sum((mu_1 - mu_2) ** 2) + np.trace(cov_1) + np.trace(cov_2) - 2 * cross
     return float(max(squared, 0.0))
 
   return distance
+
+
+def _roots(values: Float64[np.ndarray, " D"]) -> Float64[np.ndarray, " D"]:
+  """Square roots of eigenvalues; those within rounding of 0 count as 0."""
+  return np.sqrt(np.where(values > len(values) * np.finfo(float).eps * values.max(), values, 0.0))

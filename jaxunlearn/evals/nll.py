@@ -14,6 +14,7 @@ In bits per dimension, log2(127.5) = 7.0 more for pixels of 0..255. Higher is be
 """
 
 import functools
+from typing import Any
 
 import diffrax
 import jax
@@ -25,7 +26,7 @@ from jaxunlearn import evals
 from jaxunlearn.diffusion import Diffusion, EpsFn
 from jaxunlearn.evals import statistics
 
-MAX_STEPS = 4096
+MAX_STEPS = 512  # the embedded models take under 200
 FIXED_STEPS = 200  # of the solver for a flow too stiff for the adaptive one
 OFFSET = float(np.log2(127.5))  # from [-1, 1] to 256 levels, bits/dim
 
@@ -33,10 +34,8 @@ OFFSET = float(np.log2(127.5))  # from [-1, 1] to 256 levels, bits/dim
 def evaluate(eps_fn: EpsFn, task: evals.Task) -> dict[str, evals.Value]:
   """`nll_bpd`, averaged over targets, with the interval of the mean over probes.
 
-  A task without a target has no such value.
-
-  Raises:
-    RuntimeError: the model's output is so large that even the fixed steps overflow.
+  A task without a target has no such value. Of a diverged model whose flow overflows even in
+  fixed steps it is infinite, and the identity says solver=overflow.
   """
   if not len(task.target):
     return {}
@@ -49,7 +48,7 @@ def evaluate(eps_fn: EpsFn, task: evals.Task) -> dict[str, evals.Value]:
   )
   value = evals.Value(
     float(bits.mean()),
-    statistics.mean_interval(bits),
+    statistics.mean_interval(bits) if np.isfinite(bits).all() else None,
     f"{identity} {task.target_identity} {task.model_identity}",
   )
   return {"nll_bpd": value}
@@ -71,10 +70,7 @@ def nll_bits(
     log_p, ok = log_density(eps_fn, process, x, v, None)
     solver = f"heun{FIXED_STEPS}"
   if not ok:
-    raise RuntimeError(
-      f"the likelihood overflows at tolerance {tolerance:g} and in {FIXED_STEPS} fixed steps; "
-      "the model has diverged: use an earlier checkpoint, or drop nll from config.eval.metrics"
-    )
+    return np.full((len(x), probes), np.inf), "overflow"
   return -np.asarray(log_p, np.float64) / np.log(2) + OFFSET, solver
 
 
@@ -93,7 +89,7 @@ def log_density(
   table = jnp.asarray(process.log_noise_to_signal(), jnp.float32)
   axes = (-3, -2, -1)
 
-  def flow(u: Array, state: tuple[Array, Array], _: None) -> tuple[Array, Array]:
+  def flow(u: Any, state: tuple[Array, Array], _: None) -> tuple[Array, Array]:
     s = jnp.exp(u)
     gamma = jax.lax.rsqrt(1 + s**2)
     t = jnp.full(len(x), jnp.interp(u, table, jnp.arange(process.T, dtype=jnp.float32)))
@@ -101,16 +97,14 @@ def log_density(
     trace = jnp.mean(probes * jax.vmap(tangent)(probes), axes).T
     return s * eps, s * gamma * trace
 
+  solver: diffrax.AbstractSolver
+  control: diffrax.AbstractStepSizeController
   if tolerance is None:
-    solver, steps, control = diffrax.Heun(), FIXED_STEPS + 1, diffrax.ConstantStepSize()
-    dt = (table[-1] - table[0]) / FIXED_STEPS
+    solver, control = diffrax.Heun(), diffrax.ConstantStepSize()
+    dt, steps = (table[-1] - table[0]) / FIXED_STEPS, FIXED_STEPS + 1
   else:
-    solver, steps, control = (
-      diffrax.Dopri5(),
-      MAX_STEPS,
-      diffrax.PIDController(tolerance, tolerance),
-    )
-    dt = None
+    solver, control = diffrax.Dopri5(), diffrax.PIDController(tolerance, tolerance)
+    dt, steps = None, MAX_STEPS
   solution = diffrax.diffeqsolve(
     diffrax.ODETerm(flow),
     solver,

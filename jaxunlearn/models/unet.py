@@ -1,14 +1,15 @@
 """The UNet of DDPM in Flax: the equal of diffusers' `UNet2DModel` (Ho et al., 2020, appendix B).
 
 Parameters are named as in its PyTorch state dict, a list index joined by an underscore
-(`down_blocks.0.resnets.1.conv1.weight` is `params["down_blocks_0"]["resnets_1"]["conv1"]["kernel"]`),
-so that `pretrained.py` maps both ways by rule. Layout is NHWC; diffusers' is NCHW.
+(`down_blocks.0.resnets.1.conv1.weight` is `down_blocks_0/resnets_1/conv1/kernel`), so that
+`pretrained.py` maps both ways by rule. Layout is NHWC; diffusers' is NCHW.
 
 Parameters, group-norm statistics, attention weights and the output are float32; `dtype` is the
 type of the other activations and of the weights while they are used (bfloat16 on accelerators).
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import einops
@@ -36,14 +37,14 @@ _POSITIVE = (
 
 @dataclasses.dataclass(frozen=True)
 class Net:
-  """The fields of diffusers' `config.json`, under its names; shapes are [B, H, W, C]."""
+  """The fields of diffusers' `config.json`, under its names; sequences are kept as tuples."""
 
   sample_size: int = 28
   in_channels: int = 1
   out_channels: int = 1
-  block_out_channels: tuple[int, ...] = (64, 128, 256)
-  down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D")
-  up_block_types: tuple[str, ...] = ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D")
+  block_out_channels: Sequence[int] = (64, 128, 256)
+  down_block_types: Sequence[str] = ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D")
+  up_block_types: Sequence[str] = ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D")
   layers_per_block: int = 2
   attention_head_dim: int | None = 8  # None: one head as wide as the block
   norm_num_groups: int = 32
@@ -266,7 +267,7 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-  """`layers_per_block + 1` residual blocks on [x, skip] (with attention in AttnUpBlock2D), doubling."""
+  """`layers_per_block + 1` residual blocks on [x, skip], attention in AttnUpBlock2D, doubling."""
 
   net: Net
   level: int  # 0 is the coarsest

@@ -1,0 +1,97 @@
+"""The benchmark still runs, and its PyTorch steps take the gradients that this project takes."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import torch
+from diffusers import UNet2DModel
+
+from benchmarks import siss_step, torch_reference
+from jaxunlearn import methods, models, pretrained
+from jaxunlearn.diffusion import Diffusion
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def test_quick_writes_every_step(tmp_path):
+  # One thread: threads that wait for each other by spinning are slow beside other tests.
+  quick = ["--quick", "--rounds=1", "--micro_batches", "2", "--layouts", "channels_last"]
+  subprocess.run(
+    [sys.executable, "-m", "benchmarks.siss_step", *quick, f"--out={tmp_path}"],
+    cwd=ROOT,
+    env=os.environ | {"OMP_NUM_THREADS": "1"},
+    check=True,
+  )
+  result = json.loads((tmp_path / "benchmark_siss_step.json").read_text())
+  steps = result["unets"]["tiny"]["steps"]
+  assert set(steps) == {"ours plain", "torch plain", "ours siss", "torch siss"}
+  assert {s["parameters"] for s in steps.values()} == {steps["ours plain"]["parameters"]}
+  assert steps["torch plain"]["passes"] == steps["ours plain"]["passes"] == 3
+  assert 3 <= steps["ours siss"]["passes"] <= steps["torch siss"]["passes"] == 5
+  assert all(s["share_of_peak"] > 0 and s["peak_mib"] > 0 for s in steps.values())
+  assert "| siss | torch (channels_last) |" in (tmp_path / "benchmark_siss_step.md").read_text()
+
+
+def _both(seed=0):
+  net = models.make("unet", **siss_step.TINY)
+  shapes = jax.eval_shape(net.init, jax.random.key(0))
+  rng = np.random.default_rng(seed)
+  params = jax.tree.map(lambda s: rng.normal(0, 0.1, s.shape).astype(np.float32), shapes)
+  unet = UNet2DModel(**siss_step.TINY)
+  state = pretrained.to_state_dict(params)
+  unet.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
+  return net, params, unet
+
+
+def _check_equal(unet, theirs, ours):
+  names = [name for name, _ in unet.named_parameters()]
+  ours = pretrained.to_state_dict(ours)
+  # The true gradient of to_k.bias is zero.
+  theirs = {k: g.numpy() for k, g in zip(names, theirs, strict=True) if "to_k.bias" not in k}
+  norm = np.sqrt(sum(float(np.sum(ours[k] ** 2)) for k in theirs))
+  for name, g in theirs.items():
+    np.testing.assert_allclose(g, ours[name], rtol=1e-4, atol=1e-5 * norm, err_msg=name)
+
+
+def _nchw(image):
+  return torch.from_numpy(np.array(image)).permute(0, 3, 1, 2)
+
+
+def test_torch_siss_is_ours():
+  net, params, unet = _both()
+  process, method = Diffusion(), methods.make("siss", **siss_step.SISS)
+  streams = siss_step.make_batch(siss_step.TINY, 4, 0)
+  index = np.arange(4, dtype=np.int32)
+  batch = {k: methods.Rows(v, None, index) for k, v in streams.items()}
+  draws = method.draw(process, batch, jax.random.key(0), {})
+  grads, _ = methods.term_grads(method, net.apply, params, process, draws, {}, (True, True))
+  ours, _ = method.combine(grads, {})
+  x, a, t = _nchw(draws["x"]), _nchw(draws["a"]), torch.from_numpy(np.array(draws["t"])).long()
+  picked = torch.from_numpy(np.array(draws["from_a"]))[:, None, None, None]
+  m_t = torch_reference.q_sample(torch.where(picked, a, x), t, _nchw(draws["eps"]))
+  theirs = torch_reference.siss_direction(unet, x, a, t, m_t, **siss_step.SISS)
+  _check_equal(unet, theirs, ours)
+
+
+def test_torch_plain_is_ours():
+  net, params, unet = _both()
+  process, method = Diffusion(), methods.make("denoising")
+  x = siss_step.make_batch(siss_step.TINY, 4, 0)["x"]
+  batch = {"x": methods.Rows(x, None, np.arange(4, dtype=np.int32))}
+  draws = method.draw(process, batch, jax.random.key(0), {})
+  (ours,), _ = methods.term_grads(method, net.apply, params, process, draws, {}, (True,))
+  t = torch.from_numpy(np.array(draws["t"])).long()
+  theirs = torch_reference.plain_direction(unet, _nchw(draws["x"]), t, _nchw(draws["eps"]))
+  _check_equal(unet, theirs, ours)
+
+
+def test_photo_like_images_are_as_far_apart_as_photographs():
+  x = siss_step.photo_like(np.random.default_rng(0), 256, 32)
+  distance = np.linalg.norm((x[:128] - x[128:]).reshape(128, -1), axis=1)
+  assert x.shape == (256, 32, 32, 3) and abs(x).max() <= 1
+  np.testing.assert_allclose(distance.mean(), 38, atol=3)

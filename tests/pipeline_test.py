@@ -1,0 +1,73 @@
+"""Pipelines: finished runs are skipped, processes share the runs, the table is the runs'."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from jaxunlearn import pipeline, train
+
+RATES = {"a0": 0.1, "a1": 0.3, "b0": 0.0, "b1": 0.0}
+
+
+def value(v):
+  return {"value": v, "ci95": None, "identity": "extractor=none"}
+
+
+@pytest.fixture
+def launched(monkeypatch):
+  """The names of the runs that were started, in order; each leaves the results it should."""
+  names = []
+
+  def run(config, workdir):
+    names.append(workdir.name)
+    workdir.mkdir(parents=True, exist_ok=True)
+    if workdir.name == "b1":
+      raise train.Diverged("loss_x is nan at step 2")
+    results = {"after": {"rate": value(RATES[workdir.name]), "nll": value("inf")}}
+    (workdir / "results.json").write_text(json.dumps(results))
+
+  monkeypatch.setattr(train, "run", run)
+  return names
+
+
+def config_of(tmp_path):
+  runs = {name: {"train": {"steps": 5}} for name in RATES}
+  config = ConfigDict({"runs": runs, "out": str(tmp_path / "out" / "table")})
+  config.rows = (("A", ("a0", "a1"), ("1%",)), ("B", ("b0", "b1"), ("-",)))
+  config.columns = (("rate", "rate"), ("nll", "NLL"))
+  config.published = ("rate",)
+  return config
+
+
+def test_the_table_has_means_intervals_divergence_and_the_published_numbers(tmp_path, launched):
+  results = pipeline.run(config_of(tmp_path), tmp_path / "runs")
+  assert launched == list(RATES)
+  a, b = results["A"], results["B"]
+  assert a["rate"]["value"] == pytest.approx(0.2) and a["rate"]["runs"] == [0.1, 0.3]
+  # Student's t of two values: half-width 12.706 * sd / sqrt(2), sd = 0.1414
+  assert a["rate"]["ci95"][1] - 0.2 == pytest.approx(12.706 * 0.1, rel=1e-3)
+  assert a["nll"]["value"] == "inf" and a["nll"]["ci95"] is None
+  assert b["runs"] == 1 and b["diverged"] == ["loss_x is nan at step 2"]
+  assert json.loads((tmp_path / "out" / "table.json").read_text()) == results
+  lines = (tmp_path / "out" / "table.md").read_text().splitlines()
+  assert lines[0] == "|  | steps | rate | NLL | paper: rate |"
+  assert lines[2] == "| A | 5 | 0.2 ± 1.3 | inf | 1% |"
+  assert lines[3] == "| B | 5 | 0 (1 diverged) | inf | - |"
+
+
+def test_a_second_launch_skips_what_is_finished(tmp_path, launched):
+  config = config_of(tmp_path)
+  first = pipeline.run(config, tmp_path / "runs")
+  launched.clear()
+  assert pipeline.run(config, tmp_path / "runs") == first
+  assert launched == []
+
+
+def test_a_run_that_another_process_holds_is_left_to_it(tmp_path, launched, capsys):
+  (tmp_path / "runs").mkdir()
+  with pipeline._only_here(tmp_path / "runs" / "a1.lock"):
+    assert pipeline.run(config_of(tmp_path), tmp_path / "runs") == {}
+  assert launched == ["a0", "b0", "b1"]
+  assert "1 runs go on in another process, the first is a1" in capsys.readouterr().out
+  assert not (tmp_path / "out").exists()

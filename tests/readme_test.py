@@ -1,0 +1,26 @@
+"""The README is a promise: its files exist, its commands are real, its numbers are the results'."""
+
+import pathlib
+import re
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_linked_file_exists():
+  links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+  assert links
+  assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_every_config_in_a_command_exists():
+  configs = re.findall(r"--config=(configs/\w+\.py)", README)
+  assert configs
+  assert [config for config in configs if not (ROOT / config).exists()] == []
+
+
+def test_the_tables_are_the_committed_results():
+  shown = re.findall(r"<!-- (results/\S+\.md) -->\n(.*?)<!-- end -->", README, flags=re.DOTALL)
+  assert {name for name, _ in shown} == {"results/siss_mnist.md", "results/benchmark_siss_step.md"}
+  for name, table in shown:
+    assert table.strip() == (ROOT / name).read_text().strip(), name
