@@ -9,7 +9,15 @@ from jaxunlearn import step, train
 
 
 def describe(config: ConfigDict) -> str:
-  """The resolved config, parameters, passes, and one step's FLOPs and memory; runs no step."""
+  """The resolved config, parameters, passes, and one step's FLOPs and memory; runs no step.
+
+  Raises:
+    ValueError: bad input, or a config that lists runs.
+  """
+  if "runs" in config:
+    raise ValueError(
+      f"this config lists {len(config.runs)} runs; --dry_run takes the config of one"
+    )
   setup = train.build(config)
   shapes = jax.eval_shape(setup.net.init, jax.random.key(0))
   params = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)

@@ -58,7 +58,7 @@ def export(run: pathlib.Path, out: pathlib.Path, raw: bool = False) -> str:
     jax.eval_shape(net.init, jax.random.key(0)),
   )
   params = checkpoint.read_params(run, target, item)
-  step = checkpoint.latest_step(run)
+  step = checkpoint.latest_step(run) or 0
   curve = loss_curve(writer.read(run / "metrics.jsonl"), step)
   training = {"weights": item, "final_step": step, "train": config["train"], **curve}
   pretrained.save(out, net, params)

@@ -34,10 +34,9 @@ def main(_: list[str]) -> None:
       from jaxunlearn import dry_run
 
       print(dry_run.describe(_CONFIG.value))
-    elif "runs" in _CONFIG.value:
-      pipeline.run(_CONFIG.value, pathlib.Path(_WORKDIR.value))
     else:
-      train.run(_CONFIG.value, pathlib.Path(_WORKDIR.value))
+      launch = pipeline.run if "runs" in _CONFIG.value else train.run
+      launch(_CONFIG.value, pathlib.Path(_WORKDIR.value or ""))
   except (ValueError, checkpoint.Damaged, train.Diverged) as error:
     print(f"error: {error}", file=sys.stderr)
     logging.debug("raised here:", exc_info=True)  # --verbosity=1 shows it

@@ -39,7 +39,7 @@ class Gradients:
 
   def __call__(self, params: Tree, draws: Any, extras: Tree) -> tuple[tuple[Tree, ...], Tree]:
     parts, flags = self._split(draws)
-    total = None if self._count == 1 else self._zeros(params, parts[0], extras)
+    total: Any = None if self._count == 1 else self._zeros(params, parts[0], extras)
     for rows, needed in zip(parts, self._patterns(flags), strict=True):
       total = self._add(total, params, rows, extras, needed=needed)
     return total

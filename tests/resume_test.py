@@ -48,7 +48,7 @@ class Run:
     )
 
   def finish(self) -> None:
-    assert self.launch().wait(timeout=600) == 0, self.log()
+    assert wait(self.launch()) == 0, self.log()
     assert checkpoint.latest_step(self.workdir) == STEPS
 
   def end_at(self, moment, how: signal.Signals) -> int:
@@ -59,7 +59,7 @@ class Run:
       assert process.poll() is None, self.log()
       time.sleep(0.001)
     process.send_signal(how)
-    return process.wait(timeout=600)
+    return wait(process)
 
   def unfinished(self) -> set[str]:
     """The saves that have begun, and are not yet renamed to what a restore reads."""
@@ -83,6 +83,14 @@ class Run:
     saves.close()
     files = ("metrics.jsonl", "evals/before.json", "evals/after.json", "results.json")
     return jax.device_get(state), [(self.workdir / file).read_bytes() for file in files]
+
+
+def wait(process: subprocess.Popen) -> int:
+  """The exit code; a run that hangs is not left behind."""
+  try:
+    return process.wait(timeout=600)
+  finally:
+    process.kill()
 
 
 def evaluating_before(run: Run) -> bool:

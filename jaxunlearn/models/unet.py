@@ -112,7 +112,7 @@ class Net:
     """
     if c is not None:
       raise ValueError("this UNet is unconditional and was given a condition; drop the labels")
-    eps = UNet(self).apply({"params": params}, _fold(x, self.patch_size), t)
+    eps: Any = UNet(self).apply({"params": params}, _fold(x, self.patch_size), t)
     return _unfold(eps, self.patch_size)
 
 
@@ -123,6 +123,7 @@ class Conv(nn.Module):
   size: int = 3
   stride: int = 1
   padding: tuple[tuple[int, int], tuple[int, int]] = ((1, 1), (1, 1))
+  doubled: bool = False  # of x doubled by nearest neighbour
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -133,6 +134,8 @@ class Conv(nn.Module):
     x = x.astype(self.dtype)
     if self.size == 1:
       return x @ kernel[0, 0] + bias
+    if self.doubled:
+      return _conv_doubled(x, kernel) + bias
     y = jax.lax.conv_general_dilated(
       x, kernel, (self.stride,) * 2, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -230,8 +233,7 @@ class Upsample(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-    return Conv(x.shape[-1], dtype=self.net.dtype, name="conv")(x)
+    return Conv(x.shape[-1], doubled=True, dtype=self.net.dtype, name="conv")(x)
 
 
 class DownBlock(nn.Module):
@@ -331,6 +333,24 @@ def _sinusoids(t: Array, width: int, freq_shift: int, flip_sin_to_cos: bool) -> 
     [jnp.cos(angles), jnp.sin(angles)] if flip_sin_to_cos else [jnp.sin(angles), jnp.cos(angles)]
   )
   return jnp.concatenate(waves, axis=-1)
+
+
+def _conv_doubled(x: Array, kernel: Array) -> Array:
+  """conv(doubled x), 3x3, without the doubled image: 4/9 of the multiplications.
+
+  An output pixel sees 2 x 2 distinct input pixels, so that each of its four phases (p, q) is a
+  2x2 convolution whose taps are sums of the kernel's.
+  """
+  taps = lambda k, p: jnp.stack([k[0] + k[1], k[2]] if p else [k[0], k[1] + k[2]])
+  phase = lambda p, q: jax.lax.conv_general_dilated(
+    x,
+    jnp.swapaxes(taps(jnp.swapaxes(taps(kernel, p), 0, 1), q), 0, 1),
+    (1, 1),
+    ((1 - p, p), (1 - q, q)),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+  rows = [jnp.stack([phase(p, 0), phase(p, 1)], axis=3) for p in (0, 1)]
+  return einops.rearrange(jnp.stack(rows, axis=2), "b h p w q c -> b (h p) (w q) c")
 
 
 def _fold(x: Array, p: int) -> Array:
