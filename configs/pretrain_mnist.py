@@ -3,7 +3,8 @@
     python -m jaxunlearn.main --config=configs/pretrain_mnist.py --workdir=runs/pretrain_mnist
     python -m jaxunlearn.export --run=runs/pretrain_mnist --out=jaxunlearn/assets/pretrain_mnist
 
-0.70M parameters, 5,000 steps of 64. `assets/pretrain_mnist/training.json` has the loss curve.
+0.70M parameters, 5,000 steps of 64 at about 3.2 steps a second on one core: 26 minutes.
+`assets/pretrain_mnist/training.json` has the loss curve; expected: results/siss_mnist.md.
 """
 
 from configs import common

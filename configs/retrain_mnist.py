@@ -2,6 +2,8 @@
 
 python -m jaxunlearn.main --config=configs/retrain_mnist.py --workdir=runs/retrain_mnist
 python -m jaxunlearn.export --run=runs/retrain_mnist --out=jaxunlearn/assets/retrain_mnist
+
+26 minutes on one core; assets/retrain_mnist/training.json has the loss curve.
 """
 
 from configs import pretrain_mnist
