@@ -13,6 +13,13 @@ from jaxunlearn import data, evals, pictures, sampling, sharding
 from jaxunlearn.diffusion import EpsFn
 
 
+STOPPED = 143  # the exit code after SIGTERM: nothing saved is lost, launch again to go on
+
+
+class Stopped(SystemExit):
+  """SIGTERM or SIGINT arrived; what was done is saved."""
+
+
 def generate(setup: Any, eps_fn: EpsFn, n: int) -> np.ndarray:
   """n samples in batches over the mesh, from noise that depends on the evaluation seed alone."""
   options = setup.config.eval
@@ -28,13 +35,6 @@ def generate(setup: Any, eps_fn: EpsFn, n: int) -> np.ndarray:
     )
     out.append(np.asarray(batch))
   return np.concatenate(out)[:n]
-
-
-STOPPED = 143  # the exit code after SIGTERM: nothing saved is lost, launch again to go on
-
-
-class Stopped(SystemExit):
-  """SIGTERM or SIGINT arrived; what was done is saved."""
 
 
 class Evaluation:

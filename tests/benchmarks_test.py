@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from diffusers import UNet2DModel
@@ -41,7 +42,7 @@ def _both(seed=0):
   net = models.make("unet", **siss_step.TINY)
   shapes = jax.eval_shape(net.init, jax.random.key(0))
   rng = np.random.default_rng(seed)
-  params = jax.tree.map(lambda s: rng.normal(0, 0.1, s.shape).astype(np.float32), shapes)
+  params = jax.tree.map(lambda s: jnp.float32(rng.normal(0, 0.1, s.shape)), shapes)
   unet = UNet2DModel(**siss_step.TINY)
   state = pretrained.to_state_dict(params)
   unet.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
@@ -67,7 +68,7 @@ def test_torch_siss_is_ours():
   process, method = Diffusion(), methods.make("siss", **siss_step.SISS)
   streams = siss_step.make_batch(siss_step.TINY, 4, 0)
   index = np.arange(4, dtype=np.int32)
-  batch = {k: methods.Rows(v, None, index) for k, v in streams.items()}
+  batch = {k: methods.Rows(jnp.asarray(v), None, index) for k, v in streams.items()}
   draws = method.draw(process, batch, jax.random.key(0), {})
   grads, _ = methods.term_grads(method, net.apply, params, process, draws, {}, (True, True))
   ours, _ = method.combine(grads, {})
@@ -81,7 +82,7 @@ def test_torch_siss_is_ours():
 def test_torch_plain_is_ours():
   net, params, unet = _both()
   process, method = Diffusion(), methods.make("denoising")
-  x = siss_step.make_batch(siss_step.TINY, 4, 0)["x"]
+  x = jnp.asarray(siss_step.make_batch(siss_step.TINY, 4, 0)["x"])
   batch = {"x": methods.Rows(x, None, np.arange(4, dtype=np.int32))}
   draws = method.draw(process, batch, jax.random.key(0), {})
   (ours,), _ = methods.term_grads(method, net.apply, params, process, draws, {}, (True,))
