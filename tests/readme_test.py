@@ -23,4 +23,6 @@ def test_the_tables_are_the_committed_results():
   shown = re.findall(r"<!-- (results/\S+\.md) -->\n(.*?)<!-- end -->", README, flags=re.DOTALL)
   assert {name for name, _ in shown} == {"results/siss_mnist.md", "results/benchmark_siss_step.md"}
   for name, table in shown:
-    assert table.strip() == (ROOT / name).read_text().strip(), name
+    rows = [line for line in (ROOT / name).read_text().splitlines() if line.startswith("|")]
+    assert table.splitlines() == rows[: len(table.splitlines())], name
+    assert len(table.splitlines()) > 8
