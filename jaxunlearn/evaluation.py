@@ -12,7 +12,6 @@ from tqdm import tqdm
 from jaxunlearn import data, evals, pictures, sampling, sharding
 from jaxunlearn.diffusion import EpsFn
 
-
 STOPPED = 143  # the exit code after SIGTERM: nothing saved is lost, launch again to go on
 
 
