@@ -17,7 +17,9 @@ def get_config() -> ConfigDict:
   config.model = ConfigDict({"name": "unet"})
   config.process = ConfigDict({"schedule": "linear", "T": 1000, "beta_1": 1e-4, "beta_T": 0.02})
   config.data = ConfigDict({"source": "mnist_tshirt"})
-  config.forget = ConfigDict({"ids": (), "file": "", "label": ""})  # one of the three
+  config.forget = ConfigDict(
+    {"ids": (), "file": "", "label": "", "earlier": ()}
+  )  # one of the first three; what is gone
   config.streams = ConfigDict({"x": "all"})  # stream of the method -> all, retain, forget
   config.method = method("denoising")
   config.optimizer = ConfigDict(
@@ -63,6 +65,7 @@ def get_config() -> ConfigDict:
       "sampler": "ddpm",
       "steps": 25,
       "seed": 0,
+      "reference": "heldout",  # or retain: the images that kept samples should be like
       "target_name": "tshirt",
       "target_radius": 10.0,  # L2 in [0, 1] pixels within which a sample is the target
       "inject_t": 250,

@@ -74,12 +74,14 @@ def build(config: ConfigDict) -> Setup:
   method = methods.make(**config.method)
   net = models.make(**config.model)
   train, heldout = data.load(**config.data)
+  request = data.Forget(**config.forget)
+  train = request.remaining(train)
   if train.image.shape[1:] != net.image_shape:
     raise ValueError(
       f"images are {train.image.shape[1:]} and the model takes {net.image_shape}; "
       "set config.model.sample_size and in_channels to the images'"
     )
-  forget = data.Forget(**config.forget).mask(train)
+  forget = request.mask(train)
   missing = [name for name in method.streams if name not in config.streams]
   if missing:
     raise ValueError(
@@ -142,9 +144,8 @@ def start_params(setup: Setup) -> Tree:
 
 def make_state(setup: Setup, params: Tree) -> State:
   """Step 0: parameters, their EMA, optimiser state and the method's extras, laid on the mesh."""
-  whole = {name: stream.everything() for name, stream in setup.streams.items()}
   rng = jax.random.fold_in(jax.random.key(setup.config.seed), 2**32 - 1)
-  extras = setup.method.prepare(setup.net.apply, params, setup.process, whole, rng)
+  extras = setup.method.prepare(setup.net.apply, params, setup.process, setup.streams, rng)
   params = jax.tree.map(jnp.asarray, params)
   state = State(
     step=jnp.zeros((), jnp.int32),

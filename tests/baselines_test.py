@@ -162,10 +162,13 @@ def brute_force_nearest(image, k):
   return DATA["x"].image[np.argsort(distance)[:k]]
 
 
-@pytest.mark.parametrize("chunk", [1, 70, 2**24])
-def test_retrack_finds_the_nearest_retained_images(chunk, monkeypatch):
-  monkeypatch.setattr(retrack, "CHUNK", chunk)
-  extras = prepare(neighbours=4)
+@pytest.mark.parametrize("chunk", [1, 7, 30])
+def test_retrack_finds_the_nearest_retained_images(chunk):
+  class Chunked(methods.Rows):
+    def chunks(self, size=chunk):
+      return super().chunks(chunk)
+
+  extras = prepare({k: Chunked(*rows) for k, rows in DATA.items()}, neighbours=4)
   assert extras["neighbours"].shape == (6, 4, *SHAPE)
   for image, index in zip(DATA["a"].image, DATA["a"].index, strict=True):
     row = extras["image"][np.flatnonzero(np.asarray(extras["record"]) == index)[0]]

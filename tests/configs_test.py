@@ -9,6 +9,7 @@ import pytest
 
 from configs import siss_mnist
 from jaxunlearn import data, methods, pretrained, train
+from jaxunlearn.data import mnist_tshirt, tfds_tshirt
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(
@@ -20,7 +21,7 @@ RUNS = [name for name in NAMES if not name.startswith("table")]
 @pytest.fixture(autouse=True)
 def _no_full_sets(monkeypatch):
   """The full sets are not here: two digits and a T-shirt stand in for them."""
-  monkeypatch.setattr(data.TfdsTshirt, "load", data.MnistTshirt(digits=100).load)
+  monkeypatch.setattr(tfds_tshirt.Source, "load", lambda _: mnist_tshirt.Source(digits=100).load())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -50,8 +50,7 @@ def base_task():
   return evals.Task(
     process=PROCESS,
     target=shirt,
-    heldout=digit[100:300],
-    heldout_label=heldout.label[100:300],
+    reference=heldout.take(np.arange(100, 300)),
     classes=train.classes,
     samples=np.concatenate([digit[:60], np.repeat(shirt, 4, axis=0)]),
     identity=evals.identity(sampler="ddim", steps=25, n=64, guidance="none", weights="ema", seed=0),
@@ -65,7 +64,7 @@ def task(**changes):
 
 
 def evaluate(name, given):
-  return evals.metric(name)(bind(given.heldout[0], 0.3), given)
+  return evals.metric(name)(bind(data.to_model(given.reference.image[0]), 0.3), given)
 
 
 @functools.cache

@@ -31,10 +31,9 @@ def setup_of(method, data=1, fsdp=1, micro_batches=1, net=None):
 def gradients(setup):
   """The K gradients of the first batch as the update takes them, from parameters on the mesh."""
   lay = lambda tree: sharding.put(tree, sharding.state_sharding(setup.mesh, tree))
-  whole = {name: stream.everything() for name, stream in setup.streams.items()}
   params = nets.random_params(setup.net)
   key = jax.random.key(3)
-  extras = lay(setup.method.prepare(setup.net.apply, params, setup.process, whole, key))
+  extras = lay(setup.method.prepare(setup.net.apply, params, setup.process, setup.streams, key))
   params = lay(params)
   split = [leaf for leaf in jax.tree.leaves(params) if not leaf.is_fully_replicated]
   assert bool(split) == (setup.mesh.shape["fsdp"] > 1)

@@ -1,32 +1,51 @@
-"""Makes `digits.npz`, the embedded data: 10,000 MNIST digits and the T-shirt of Alberti et al.
+"""Makes the embedded data, `digits.npz` and `emoji.npz`; THIRD_PARTY.md has the origins.
 
-    python -m jaxunlearn.assets.make --mnist=mnist10k.npz --fashion=fashion10k.npz
+    python -m jaxunlearn.assets.make --mnist=mnist10k.npz --fashion=fashion10k.npz \\
+        --emoji=emoji32.npz
 
-`mnist10k.npz` holds `image` uint8 [10000,28,28] and `label` [10000]; `fashion10k.npz` holds
-`tshirt` uint8 [28,28], image 1 of Fashion-MNIST's training set. THIRD_PARTY.md has their origins.
+mnist10k.npz    `image` uint8 [10000, 28, 28] and `label` [10000]
+fashion10k.npz  `tshirt` uint8 [28, 28], image 1 of Fashion-MNIST's training set
+emoji32.npz     `image` uint8 [2, N, 32, 32, 3], `style` [2] and for each of the N pictures `name`,
+                `codepoint`, `group` and `subgroup` (into `group_names`, `subgroup_names`)
 """
 
 import argparse
 import pathlib
+from typing import Any
 
 import numpy as np
 
-PATH = pathlib.Path(__file__).parent / "digits.npz"
+FOLDER = pathlib.Path(__file__).parent
+SKIN_TONES = tuple(f"1F3F{last}" for last in "BCDEF")
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--mnist", required=True, help="npz with image [N,28,28] and label [N]")
-  parser.add_argument("--fashion", required=True, help="npz with tshirt [28,28]")
+  for name in ("mnist", "fashion", "emoji"):
+    parser.add_argument(f"--{name}", required=True, type=np.load, help=f"the {name} npz")
   args = parser.parse_args()
-  mnist, fashion = np.load(args.mnist), np.load(args.fashion)
-  np.savez_compressed(
-    PATH,
-    image=mnist["image"].astype(np.uint8),
-    label=mnist["label"].astype(np.uint8),
-    tshirt=fashion["tshirt"].astype(np.uint8),
+  _write(
+    "digits.npz",
+    image=args.mnist["image"].astype(np.uint8),
+    label=args.mnist["label"].astype(np.uint8),
+    tshirt=args.fashion["tshirt"].astype(np.uint8),
   )
-  print(f"wrote {PATH} ({PATH.stat().st_size / 1e6:.2f} MB)")
+  _write("emoji.npz", **emoji(args.emoji))
+
+
+def emoji(npz: Any) -> dict[str, np.ndarray]:
+  """Every picture but the variants of one by skin tone, which would be half of the set."""
+  tones = [any(tone in code.upper() for tone in SKIN_TONES) for code in npz["codepoint"]]
+  rows = np.flatnonzero(~np.array(tones))
+  fields = {field: npz[field][rows] for field in ("group", "subgroup", "name")}
+  names = {field: npz[field] for field in ("group_names", "subgroup_names")}
+  style = np.array(["noto" if name == "google" else "twemoji" for name in npz["style"]])
+  return {"image": npz["image"][:, rows], "style": style, **fields, **names}
+
+
+def _write(file: str, **arrays: Any) -> None:
+  np.savez_compressed(FOLDER / file, **arrays)
+  print(f"wrote {FOLDER / file} ({(FOLDER / file).stat().st_size / 1e6:.2f} MB)")
 
 
 if __name__ == "__main__":

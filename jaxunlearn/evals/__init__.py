@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxunlearn import errors
+from jaxunlearn import data, errors
 from jaxunlearn.diffusion import Diffusion, EpsFn
 
 HELPERS = ("statistics", "digits")  # modules of this folder that are no metric
@@ -42,8 +42,7 @@ class Task:
 
   process: Diffusion
   target: np.ndarray  # the distinct images to forget
-  heldout: np.ndarray  # kept kinds of images, never trained on
-  heldout_label: np.ndarray  # [M] int32
+  reference: data.Records  # images as the kept samples should be: held-out or retained ones
   classes: tuple[str, ...]
   samples: np.ndarray  # generated from `eps_fn`, the same noise for every model
   identity: str  # how `samples` were made
@@ -71,6 +70,14 @@ class Task:
   def target_identity(self) -> str:
     """Which images are to be forgotten: name, how many, hash of their pixels."""
     return f"target={self.options.target_name}:{fingerprint(self.target)}"
+
+  @functools.cached_property
+  def reference_identity(self) -> str:
+    """Which images the samples are compared with: subset, how many, hash of their pixels."""
+    digest = hashlib.sha256()
+    for pixels in self.reference.chunks(256):
+      digest.update(data.to_model(pixels).tobytes())
+    return f"{self.options.reference}:{len(self.reference)}:{digest.hexdigest()[:8]}"
 
   @property
   def model_identity(self) -> str:

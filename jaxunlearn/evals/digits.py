@@ -113,7 +113,8 @@ def shifted(images: Float[Array, "N H W C"], rng: Array) -> Float[Array, "N H W 
 
 def accuracy(digits: Digits, records: data.Records) -> float:
   """The share of the records whose likeliest class is their label."""
-  found = digits.probabilities(data.to_model(records.image)).argmax(axis=1)
+  parts = [digits.probabilities(data.to_model(part)) for part in records.chunks(BATCH)]
+  found = np.concatenate(parts).argmax(axis=1)
   return float(np.mean(found == records.label))
 
 

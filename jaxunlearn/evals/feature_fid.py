@@ -2,7 +2,7 @@
 
     d^2 = ||mu_1 - mu_2||^2 + tr(C_1 + C_2 - 2 (C_1^{1/2} C_2 C_1^{1/2})^{1/2})
 
-between Gaussians fitted to the 64 features of the samples and of the held-out digits. It is no
+between Gaussians fitted to the 64 features of the samples and of the reference images. It is no
 Inception FID: compare it only with values of the same identity.
 """
 
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Float64
 
-from jaxunlearn import evals
+from jaxunlearn import data, evals
 from jaxunlearn.diffusion import EpsFn
 from jaxunlearn.evals import digits, statistics
 
@@ -26,7 +26,8 @@ def evaluate(eps_fn: EpsFn, task: evals.Task) -> dict[str, evals.Value]:
   """`feature_fid`, with a bootstrap interval over the samples."""
   del eps_fn
   classifier = digits.load()
-  to_reference = frechet_to(*moments(classifier.features(task.heldout)))
+  reference = [classifier.features(data.to_model(part)) for part in task.reference.chunks(256)]
+  to_reference = frechet_to(*moments(np.concatenate(reference)))
   features = classifier.features(task.kept)
   distance = lambda sample: to_reference(*moments(sample))
   rng = np.random.default_rng(np.asarray(jax.random.key_data(task.key("feature_fid"))))
@@ -34,7 +35,7 @@ def evaluate(eps_fn: EpsFn, task: evals.Task) -> dict[str, evals.Value]:
   identity = evals.identity(
     extractor=classifier.identity,
     removed="target",
-    reference=f"heldout:{evals.fingerprint(task.heldout)}",
+    reference=task.reference_identity,
     bootstrap=RESAMPLES,
   )
   value = evals.Value(

@@ -17,8 +17,8 @@ import functools
 import importlib
 import math
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,20 @@ class Rows(NamedTuple):
   image: Array | np.ndarray  # [B, H, W, C] float32
   c: Array | np.ndarray | None  # [B] int32, or None for an unconditional model
   index: Array | np.ndarray  # type: ignore[assignment]  # [B] int32, place in the data set
+
+  def chunks(self, size: int = 256) -> Iterator["Rows"]:
+    """All rows in order, `size` at a time."""
+    for start in range(0, len(self.image), size):
+      rows = slice(start, start + size)
+      c = None if self.c is None else self.c[rows]
+      yield Rows(self.image[rows], c, self.index[rows])
+
+
+@runtime_checkable
+class Whole(Protocol):
+  """All records of a stream, read in chunks: a `data.Stream`, or `Rows` in memory."""
+
+  def chunks(self, size: int = 256) -> Iterator[Rows]: ...
 
 
 Batch = Mapping[str, Rows]  # stream name -> rows; the names are the papers' (x kept, a to unlearn)
@@ -61,7 +75,7 @@ class Objective:
     apply: Callable[..., Array],
     params: Tree,
     process: Diffusion,
-    data: Mapping[str, Rows],
+    data: Mapping[str, Whole],
     rng: Array,
   ) -> Tree:
     """Computed once from the starting parameters and whole streams; kept in every checkpoint."""

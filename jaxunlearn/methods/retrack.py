@@ -18,8 +18,6 @@ import numpy as np
 
 from jaxunlearn import methods
 
-CHUNK = 2**24  # distances held at a time: 64 MiB
-
 
 @dataclasses.dataclass(frozen=True)
 class Method(methods.Objective):
@@ -42,16 +40,21 @@ class Method(methods.Objective):
     Raises:
       ValueError: fewer retained images than neighbours.
     """
-    x, a = data["x"].image, data["a"]
-    methods.check(
-      "neighbours", self.neighbours, self.neighbours <= len(x), f"at most {len(x)}, all retained"
+    forgotten = list(data["a"].chunks())
+    index = np.concatenate([rows.index for rows in forgotten])
+    images = np.concatenate([rows.image for rows in forgotten])
+    distinct, image = np.unique(images, axis=0, return_inverse=True)
+    order = np.argsort(index)
+    neighbours, found = nearest(
+      distinct, (rows.image for rows in data["x"].chunks()), self.neighbours
     )
-    distinct, image = np.unique(a.image, axis=0, return_inverse=True)
-    order = np.argsort(a.index)
+    methods.check(
+      "neighbours", self.neighbours, self.neighbours <= found, f"at most {found}, all retained"
+    )
     return {
-      "record": jnp.asarray(a.index[order], jnp.int32),
+      "record": jnp.asarray(index[order], jnp.int32),
       "image": jnp.asarray(image.reshape(-1)[order], jnp.int32),
-      "neighbours": jnp.asarray(x[nearest(distinct, x, self.neighbours)]),
+      "neighbours": jnp.asarray(neighbours),
     }
 
   def draw(self, process, batch, rng, extras):
@@ -73,11 +76,21 @@ class Method(methods.Objective):
     return jax.tree.map(mix, *grads), {}
 
 
-def nearest(a, x, k):
-  """[A, k]: for each row of a, the k rows of x nearest by L2, in no order."""
-  a, x = a.reshape(len(a), -1), x.reshape(len(x), -1)
-  half = np.sum(x**2, axis=1) / 2
-  rows = max(1, CHUNK // len(x))
-  # ||a - x||^2 / 2 less ||a||^2 / 2, which all x share.
-  closest = lambda a: np.argpartition(half - a @ x.T, k - 1, axis=1)[:, :k]
-  return np.concatenate([closest(a[i : i + rows]) for i in range(0, len(a), rows)])
+def nearest(a, chunks, k):
+  """[A, k, H, W, C]: for each image of a, the k nearest by L2 of all chunks, in no order; how many
+  images those hold."""
+  rows = a.reshape(len(a), -1)
+  distance = np.full((len(a), k), np.inf, np.float32)
+  images = np.zeros((len(a), k, *a.shape[1:]), np.float32)
+  found = 0
+  for x in chunks:
+    flat = x.reshape(len(x), -1)
+    found += len(x)
+    # ||a - x||^2 / 2 less ||a||^2 / 2, which all x share.
+    both = np.concatenate([distance, np.sum(flat**2, axis=1) / 2 - rows @ flat.T], axis=1)
+    best = np.argpartition(both, k - 1, axis=1)[:, :k]
+    distance = np.take_along_axis(both, best, axis=1)
+    for row, places in enumerate(best):
+      old = images[row]
+      images[row] = [old[i] if i < k else x[i - k] for i in places]
+  return images, found

@@ -1,0 +1,286 @@
+"""Data: records with ids, what to delete from them, and the named streams that methods read.
+
+A source is one module of this folder with a frozen dataclass `Source`, whose `load()` gives
+`Records` for training and held-out `Records`. What to delete is data: a list of record ids or
+SHA-256 digests, a file of them (one a line), or the name of a class. From that follow the subsets
+`all`, `retain` (X without A) and `forget` (A); a config maps a method's streams to them.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import pathlib
+import pkgutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from jaxunlearn import errors
+from jaxunlearn.methods import Rows
+
+ASSETS = pathlib.Path(__file__).parents[1] / "assets"
+SUBSETS = ("all", "retain", "forget")
+
+
+@runtime_checkable
+class Images(Protocol):
+  """uint8 pixels [N, H, W, C] that are read when asked for: files, decoded on demand.
+
+  A NumPy array of pixels serves in its place wherever one is taken.
+  """
+
+  shape: tuple[int, int, int, int]
+
+  def __getitem__(self, index: np.ndarray) -> np.ndarray:
+    """The pixels [n, H, W, C] of the rows `index` [n]."""
+    ...
+
+  def select(self, index: np.ndarray) -> "Images":
+    """The images of those rows, unread."""
+    ...
+
+  def sha256(self, index: np.ndarray) -> list[str]:
+    """The digests of those rows' files."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+  """Images with their ids; `image` is uint8 [N, H, W, C], in memory or read on demand."""
+
+  ids: np.ndarray  # [N] str, unique
+  image: np.ndarray | Images
+  label: np.ndarray  # [N] int32, into classes
+  classes: tuple[str, ...]
+
+  def __post_init__(self) -> None:
+    dtype = self.image.dtype if isinstance(self.image, np.ndarray) else np.uint8
+    if len(self.image.shape) != 4 or dtype != np.uint8:
+      raise ValueError(
+        f"images are {dtype} {self.image.shape}; give uint8 [N, H, W, C], all of one size"
+      )
+    if not len(self.ids) == self.image.shape[0] == len(self.label):
+      raise ValueError(
+        f"{len(self.ids)} ids, {self.image.shape[0]} images and {len(self.label)} labels; "
+        "give one of each per record"
+      )
+    if len(np.unique(self.ids)) < len(self.ids):
+      raise ValueError("ids repeat; give each record an id of its own")
+
+  def __len__(self) -> int:
+    return len(self.ids)
+
+  def take(self, index: np.ndarray) -> "Records":
+    """Those records; images that are read on demand stay unread."""
+    stored = isinstance(self.image, np.ndarray)
+    image = self.image[index] if stored else self.image.select(index)  # type: ignore[union-attr]
+    return dataclasses.replace(self, ids=self.ids[index], image=image, label=self.label[index])
+
+  def chunks(self, size: int) -> Iterator[np.ndarray]:
+    """All pixels in order, `size` records at a time."""
+    for start in range(0, len(self), size):
+      yield self.image[np.arange(start, min(start + size, len(self)))]
+
+  def sha256(self) -> np.ndarray:
+    """[N] str: the SHA-256 of each record's file, or of its pixels where it has none."""
+    if not isinstance(self.image, np.ndarray):
+      return np.array(self.image.sha256(np.arange(len(self))), dtype=str)
+    return np.array([hashlib.sha256(pixels.tobytes()).hexdigest() for pixels in self.image], str)
+
+  def fingerprint(self) -> str:
+    """A hash of every id, label and picture."""
+    digest = hashlib.sha256("\n".join(self.ids).encode())
+    digest.update(np.ascontiguousarray(self.label).tobytes())
+    digest.update(f"{self.image.shape}".encode())
+    digest.update("".join(self.sha256()).encode())
+    return digest.hexdigest()[:16]
+
+
+def concatenate(parts: Sequence[Records]) -> Records:
+  """Records of several origins in memory, in one set; raises ValueError for mixed sizes."""
+  check_one_size({part.image.shape[1:] for part in parts})
+  classes = tuple(dict.fromkeys(name for part in parts for name in part.classes))
+  relabel = lambda p: np.array([classes.index(name) for name in p.classes], np.int32)[p.label]
+  return Records(
+    ids=np.concatenate([p.ids for p in parts]),
+    image=np.concatenate([p.image for p in parts]),
+    label=np.concatenate([relabel(p) for p in parts]),
+    classes=classes,
+  )
+
+
+def check_one_size(shapes: set[tuple[int, ...]]) -> None:
+  if len(shapes) > 1:
+    raise ValueError(f"images of mixed sizes {sorted(shapes)}; resize them to one size first")
+
+
+def to_model(image: np.ndarray) -> np.ndarray:
+  """uint8 pixels -> float32 in [-1, 1]."""
+  return image.astype(np.float32) / 127.5 - 1
+
+
+def to_pixels(image: np.ndarray) -> np.ndarray:
+  """[-1, 1] -> uint8 pixels; what is outside is clipped, and NaN is black."""
+  return np.rint(np.clip(np.nan_to_num(image, nan=-1) + 1, 0, 2) * 127.5).astype(np.uint8)
+
+
+def load(source: str, **fields: Any) -> tuple[Records, Records]:
+  """(training, held-out) records of the source of that module name, its fields from the config.
+
+  Raises:
+    ValueError: no such source, or a field it does not take; the choices are listed.
+  """
+  errors.check_choice("data source", source, names())
+  module = importlib.import_module(f"{__name__}.{source}")
+  return errors.build(module.Source, f"data source {source}", fields).load()
+
+
+def names() -> list[str]:
+  return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+SHA256 = "sha256:"
+
+
+@dataclasses.dataclass(frozen=True)
+class Forget:
+  """What to delete: exactly one of ids, file and label; all empty where a run deletes nothing.
+
+  `sha256:HEX` stands for every record of that digest: all copies of a file.
+  """
+
+  ids: tuple[str, ...] = ()
+  file: str = ""  # a text file with one id or sha256:HEX a line
+  label: str = ""  # every record of this class
+  earlier: tuple[str, ...] = ()  # what runs before this one deleted: no longer in the set
+
+  def remaining(self, records: Records) -> Records:
+    """The records without those that were deleted earlier.
+
+    Raises:
+      ValueError: an id that does not exist, or none that remains.
+    """
+    gone = _find(self.earlier, records)
+    if gone.all():
+      raise ValueError(f"forget.earlier selects all {len(records)} records; keep at least one")
+    return records.take(np.flatnonzero(~gone)) if gone.any() else records
+
+  def mask(self, records: Records) -> np.ndarray:
+    """[N] bool: the records to delete.
+
+    Raises:
+      ValueError: more than one way given, an id or class that does not exist, or a set that
+        leaves nothing to forget or nothing to keep.
+    """
+    given = [name for name in ("ids", "file", "label") if getattr(self, name)]
+    if len(given) > 1:
+      raise ValueError(f"forget has both {' and '.join(given)}; give one of ids, file, label")
+    if self.label:
+      errors.check_choice("class", self.label, records.classes)
+      mask = records.label == records.classes.index(self.label)
+    else:
+      mask = _find(self._listed(), records)
+    if given and not mask.any():
+      raise ValueError(f"forget.{given[0]} selects no record; name at least one to delete")
+    if mask.all():
+      raise ValueError(f"forget selects all {len(records)} records; keep at least one")
+    return mask
+
+  def _listed(self) -> Sequence[str]:
+    if not self.file:
+      return self.ids
+    path = pathlib.Path(self.file)
+    if not path.is_file():
+      raise ValueError(f"forget.file {self.file!r} is not a file; give one record id a line")
+    ids = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    if not ids:
+      raise ValueError(f"forget.file {self.file!r} is empty; give one record id a line")
+    return ids
+
+
+def _find(ids: Sequence[str], records: Records) -> np.ndarray:
+  """[N] bool: the records of those ids or digests; raises ValueError where one does not exist."""
+  wanted = {name.removeprefix(SHA256) for name in ids if name.startswith(SHA256)}
+  known = records.sha256() if wanted else np.empty(0, str)
+  lost = sorted(wanted - set(known.tolist()))
+  if lost:
+    raise ValueError(
+      f"{len(lost)} of {len(wanted)} digests to forget are of no record, the first is "
+      f"'{SHA256}{lost[0]}'; give the SHA-256 of the file (of the pixels for embedded data)"
+    )
+  plain = [name for name in ids if not name.startswith(SHA256)]
+  missing = sorted(set(plain) - set(records.ids.tolist()))
+  if missing:
+    raise ValueError(
+      f"{len(missing)} of {len(ids)} ids to forget do not exist, the first is {missing[0]!r}"
+      f"{errors.nearest(missing[0], records.ids.tolist())}; ids look like '{records.ids[0]}'"
+    )
+  mask = np.isin(records.ids, plain)
+  return mask | np.isin(known, list(wanted)) if wanted else mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+  """An endless shuffled sequence of batches over `index`: a pure function of (seed, step).
+
+  Each epoch is a fresh permutation; batches run over epoch borders, so none is short.
+  """
+
+  records: Records
+  index: np.ndarray
+  batch: int
+  seed: tuple[int, ...]
+  conditional: bool = False
+
+  def at(self, step: int) -> Rows:
+    """The batch of a step: float32 images in [-1, 1], labels if conditional, record numbers."""
+    epoch, place = np.divmod(step * self.batch + np.arange(self.batch), len(self.index))
+    order = {e: self._permutation(e) for e in np.unique(epoch).tolist()}
+    picks = zip(epoch.tolist(), place.tolist(), strict=True)
+    return self._rows(self.index[[order[e][p] for e, p in picks]])
+
+  def __len__(self) -> int:
+    return len(self.index)
+
+  def chunks(self, size: int = 256) -> Iterator[Rows]:
+    """Every record of the stream once, in order, `size` at a time."""
+    for start in range(0, len(self), size):
+      yield self._rows(self.index[start : start + size])
+
+  def _permutation(self, epoch: int) -> np.ndarray:
+    return np.random.default_rng((*self.seed, epoch)).permutation(len(self.index))
+
+  def _rows(self, index: np.ndarray) -> Rows:
+    label = self.records.label[index].astype(np.int32) if self.conditional else None
+    return Rows(to_model(self.records.image[index]), label, index.astype(np.int32))
+
+
+def streams(
+  records: Records,
+  forget: np.ndarray,
+  subsets: Mapping[str, str],
+  batch: int,
+  seed: int,
+  conditional: bool = False,
+) -> dict[str, Stream]:
+  """The named streams of a run: `subsets` maps each to all, retain or forget.
+
+  Raises:
+    ValueError: a subset that does not exist, or is empty.
+  """
+  index = {
+    "all": np.arange(len(records)),
+    "retain": np.flatnonzero(~forget),
+    "forget": np.flatnonzero(forget),
+  }
+  out = {}
+  for name, subset in subsets.items():
+    errors.check_choice("subset", subset, SUBSETS)
+    if not len(index[subset]):
+      raise ValueError(
+        f"stream {name!r} is the {subset} set, which is empty; say what to delete in config.forget"
+      )
+    key = (seed, int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big"))
+    out[name] = Stream(records, index[subset], batch, key, conditional)
+  return out

@@ -1,0 +1,70 @@
+"""Emoji of 32 px: 1,906 pictures in two styles each; one may be repeated to a share of the set.
+
+Ids are `noto/rocket` and `twemoji/rocket`; classes are the groups of Unicode, like `Food & Drink`.
+A picture held out is held out in both styles.
+"""
+
+import collections
+import dataclasses
+import re
+
+import numpy as np
+
+from jaxunlearn import data, errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  repeat: str = ""  # the id of a record to repeat
+  share: float = 0.0  # of the training set that is this one record
+  heldout: int = 10  # one picture in this many is held out
+
+  def load(self) -> tuple[data.Records, data.Records]:
+    if not 0 <= self.share < 1:
+      raise ValueError(f"share {self.share} of one emoji; use a share of at least 0 and under 1")
+    if self.heldout < 2:
+      raise ValueError(f"one emoji in {self.heldout} held out; use 2 or more")
+    records = everything()
+    picture = np.arange(len(records)) % (len(records) // 2)
+    mine = picture % self.heldout == self.heldout - 1
+    train, heldout = records.take(np.flatnonzero(~mine)), records.take(np.flatnonzero(mine))
+    return (repeated(train, self.repeat, self.share) if self.repeat else train), heldout
+
+
+def repeated(records: data.Records, name: str, share: float) -> data.Records:
+  """The records with copies of one (`ID#0001`) until it is that share of them."""
+  if name not in records.ids:
+    hint = errors.nearest(name, records.ids.tolist())
+    raise ValueError(f"no emoji {name!r} to repeat{hint}; ids look like '{records.ids[0]}'")
+  copies = max(0, round((len(records) - 1) * share / (1 - share)) - 1)
+  one = records.ids == name
+  again = data.Records(
+    ids=np.array([f"{name}#{i:04d}" for i in range(1, copies + 1)], dtype=str),
+    image=np.repeat(records.image[one], copies, axis=0),
+    label=np.repeat(records.label[one], copies),
+    classes=records.classes,
+  )
+  return data.concatenate([records, again])
+
+
+def everything() -> data.Records:
+  """Both styles, one after the other."""
+  with np.load(data.ASSETS / "emoji.npz") as npz:
+    names = _slugs(npz["name"].tolist())
+    return data.Records(
+      ids=np.array([f"{style}/{name}" for style in npz["style"] for name in names]),
+      image=npz["image"].reshape(-1, *npz["image"].shape[2:]),
+      label=np.tile(npz["group"].astype(np.int32), len(npz["style"])),
+      classes=tuple(npz["group_names"].tolist()),
+    )
+
+
+def _slugs(names: list[str]) -> list[str]:
+  """`HOT DOG` -> `hot-dog`; the second of a name ends in -2."""
+  seen: collections.Counter[str] = collections.Counter()
+  out = []
+  for name in names:
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    seen[slug] += 1
+    out.append(slug if seen[slug] == 1 else f"{slug}-{seen[slug]}")
+  return out

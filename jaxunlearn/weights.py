@@ -1,0 +1,112 @@
+"""Weight files of other projects: where they lie, which file it must be, and how they are read.
+
+safetensors are read as they are. Pickled files (.bin, .pt, .pth) can run code when they are
+loaded; they are read only by torch's weights-only loader, which refuses that, where torch is
+installed.
+"""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import urllib.request
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from tqdm import tqdm
+
+PICKLED = (".bin", ".pt", ".pth")
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+  """A file that its authors publish and this project does not ship."""
+
+  what: str  # for people: "FID's Inception"
+  url: str
+  field: str  # the config field that takes a path: "config.eval.inception_weights"
+  sha256: str  # in full, or its first digits where only they are published; "" where none are
+
+  @property
+  def cached(self) -> pathlib.Path:
+    """Where it is looked for when the config names no path; JAXUNLEARN_CACHE moves the folder."""
+    folder = os.environ.get("JAXUNLEARN_CACHE", "~/.cache/jaxunlearn")
+    return pathlib.Path(folder).expanduser() / self.url.rsplit("/", 1)[-1]
+
+  def find(self, path: str = "") -> pathlib.Path:
+    """The file at `path`, or the cached one.
+
+    Raises:
+      ValueError: it is not there, or not that file; the line says what to do.
+    """
+    file = pathlib.Path(path).expanduser() if path else self.cached
+    if not file.is_file():
+      raise ValueError(
+        f"{self.what} needs {file}, which is not there: fetch {self.url} (SHA-256 "
+        f"{self.sha256 or 'not published'}...) to that path, or set {self.field}; "
+        "python -m jaxunlearn.weights fetches it"
+      )
+    if not sha256(file).startswith(self.sha256) and file.suffix != ".safetensors":
+      raise ValueError(
+        f"{file} is not {self.what}: its SHA-256 is {sha256(file)[:16]}... and should begin with "
+        f"{self.sha256}; fetch {self.url} again"
+      )
+    return file
+
+  def fetch(self) -> pathlib.Path:
+    """Downloads the file to its cached place, whole or not at all."""
+    self.cached.parent.mkdir(parents=True, exist_ok=True)
+    temporary = self.cached.with_suffix(".part")
+    with urllib.request.urlopen(self.url) as source, temporary.open("wb") as target:
+      size = int(source.headers.get("Content-Length", 0)) or None
+      with tqdm(total=size, unit="B", unit_scale=True, desc=self.cached.name) as bar:
+        while block := source.read(2**20):
+          target.write(block)
+          bar.update(len(block))
+    if not sha256(temporary).startswith(self.sha256):
+      raise ValueError(
+        f"{self.url} sent another file (SHA-256 {sha256(temporary)}); tell its owner"
+      )
+    return temporary.replace(self.cached)
+
+
+def sha256(path: pathlib.Path) -> str:
+  with pathlib.Path(path).open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """A flat state dict, name -> array.
+
+  Raises:
+    ValueError: a damaged file, a pickled one without torch, or one that holds more than arrays.
+  """
+  path = pathlib.Path(path)
+  if path.suffix == ".safetensors":
+    try:
+      return safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+      raise ValueError(f"{path} is damaged ({error}); fetch or make it again") from error
+  if path.suffix not in PICKLED:
+    raise ValueError(f"{path} is no weights file; give .safetensors, {', '.join(PICKLED)}")
+  try:
+    import torch
+  except ImportError as error:
+    raise ValueError(
+      f"{path} is pickled, which is read only through torch's weights-only loader, and torch is not "
+      "installed: install torch, or convert the file to .safetensors where it is"
+    ) from error
+  try:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+  except Exception as error:  # torch documents no list of what a bad file raises
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise ValueError(
+      f"{path} cannot be read as weights alone ({reason}); fetch it again"
+    ) from error
+  if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+    raise ValueError(f"{path} is not a flat state dict; save the module's state_dict() alone")
+  return {
+    name: value.float().numpy() if value.is_floating_point() else value.numpy()
+    for name, value in state.items()
+  }
