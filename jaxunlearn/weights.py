@@ -94,7 +94,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     import torch
   except ImportError as error:
     raise ValueError(
-      f"{path} is pickled, which is read only through torch's weights-only loader, and torch is not "
+      f"{path} is pickled, which only torch's weights-only loader may read, and torch is not "
       "installed: install torch, or convert the file to .safetensors where it is"
     ) from error
   try:

@@ -92,5 +92,5 @@ def nearest(a, chunks, k):
     distance = np.take_along_axis(both, best, axis=1)
     for row, places in enumerate(best):
       old = images[row]
-      images[row] = [old[i] if i < k else x[i - k] for i in places]
+      images[row] = np.stack([old[i] if i < k else x[i - k] for i in places])
   return images, found
