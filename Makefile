@@ -21,8 +21,9 @@ lint: .venv/test
 	$(BIN)/python -m pip install --quiet --constraint requirements.txt --editable .
 	touch $@
 
-.venv/test: .venv/core
+.venv/test: .venv/core requirements-parity.txt
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable .
+	$(BIN)/python -m pip install --quiet --no-deps --target .venv/parity --requirement requirements-parity.txt
 	touch $@
 
 clean:

@@ -7,7 +7,7 @@ import dataclasses
 
 from ml_collections import ConfigDict, config_dict
 
-from jaxunlearn import methods
+from jaxunlearn import data, methods
 
 
 def get_config() -> ConfigDict:
@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
   config.init_from = ""  # "": random; assets:NAME, a run's directory or a diffusers folder
   config.model = ConfigDict({"name": "unet"})
   config.process = ConfigDict({"schedule": "linear", "T": 1000, "beta_1": 1e-4, "beta_T": 0.02})
-  config.data = ConfigDict({"source": "mnist_tshirt"})
+  config.data = source("mnist_tshirt")
   config.forget = ConfigDict(
     {"ids": (), "file": "", "label": "", "earlier": ()}
   )  # one of the first three; what is gone
@@ -67,14 +67,25 @@ def get_config() -> ConfigDict:
       "seed": 0,
       "reference": "heldout",  # or retain: the images that kept samples should be like
       "target_name": "tshirt",
+      "classifier": "digits",  # of inception_score, feature_fid and class_quality; or emoji
       "target_radius": 10.0,  # L2 in [0, 1] pixels within which a sample is the target
       "inject_t": 250,
       "inject_n": 16,
+      "inception_weights": "",  # a file; "": the published one, where it is cached
+      "fid_resize": "bilinear",  # as pytorch-fid; or clean, as clean-fid
+      "fid_batch": 32,  # images in the network at a time
+      "sscd_weights": "",  # a file; "": the published one, where it is cached
+      "sscd_protocol": "siss",  # or retrack
       "nll_probes": 8,
       "nll_tolerance": 1e-3,
     }
   )
   return config
+
+
+def source(name: str, **fields) -> ConfigDict:
+  """A data source by module name with all its fields, so that each can be overridden by a flag."""
+  return ConfigDict({"source": name, **dataclasses.asdict(data.make(name, **fields))})
 
 
 def method(name: str, **fields) -> ConfigDict:

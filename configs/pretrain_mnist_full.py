@@ -21,7 +21,7 @@ def get_config():
     layers_per_block=2,
     attention_head_dim=8,
   )
-  config.data = {"source": "tfds_tshirt", "data_dir": "~/tensorflow_datasets", "share": 606 / 60606}
+  config.data = common.source("tfds_tshirt")
   config.forget.label = "tshirt"
   config.streams.x = "all"
   config.optimizer.update(

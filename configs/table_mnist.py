@@ -37,19 +37,19 @@ COLUMNS = (
 def get_config():
   config = ConfigDict({"runs": {}, "rows": (), "columns": COLUMNS, "out": "results/siss_mnist"})
   config.published = ("IS", "NLL", "T-shirt rate")
-  pretrained = _model(pretrain_mnist, "pretrain_mnist")
-  retrained = _model(retrain_mnist, "retrain_mnist")
-  _add(config, "pretrained", "pretrained", pretrained, ("9.6", "1.00", "0.74%"))
-  _add(config, "retrained", "retrained", retrained, ("9.6", "6.17", "0%"))
+  pretrained = trained(pretrain_mnist, "pretrain_mnist")
+  retrained = trained(retrain_mnist, "retrain_mnist")
+  add(config, "pretrained", "pretrained", pretrained, ("9.6", "1.00", "0.74%"))
+  add(config, "retrained", "retrained", retrained, ("9.6", "6.17", "0%"))
   for label, (variant, steps, published) in METHODS.items():
     run = siss_mnist.get_config(variant)
     run.train.steps = steps
     run.eval.update(before=False, every=0)
-    _add(config, label, variant, run, published)
+    add(config, label, variant, run, published)
   return config
 
 
-def _model(module, asset: str) -> ConfigDict:
+def trained(module, asset: str) -> ConfigDict:
   """A trained model as it is: no step, evaluation only."""
   config = module.get_config()
   config.init_from = f"assets:{asset}"
@@ -58,7 +58,7 @@ def _model(module, asset: str) -> ConfigDict:
   return config
 
 
-def _add(config: ConfigDict, label: str, name: str, run: ConfigDict, published: tuple) -> None:
+def add(config: ConfigDict, label: str, name: str, run: ConfigDict, published: tuple) -> None:
   """A row: `run` once a seed, which moves the training draws and the evaluation's noise."""
   names = tuple(f"{name}_seed{seed}" for seed in SEEDS)
   for name_of_seed, seed in zip(names, SEEDS, strict=True):

@@ -132,19 +132,22 @@ def latest_step(run: pathlib.Path) -> int | None:
     return manager.latest_step()
 
 
-def read_params(run: pathlib.Path, target: Tree, item: str = "params") -> Tree:
-  """The parameters (or `item="ema"`) of another run's newest checkpoint, on any mesh.
+def read_params(
+  run: pathlib.Path, target: Tree, item: str = "params", step: int | None = None
+) -> Tree:
+  """The parameters (or `item="ema"`) of another run's checkpoint, on any mesh.
 
   Args:
     run: its working directory, which holds checkpoints/.
     target: arrays or ShapeDtypeStructs with the shardings to restore to.
+    step: of the checkpoint; None takes the newest.
 
   Raises:
     ValueError: no checkpoint there, no such item, or parameters of another shape.
-    Damaged: the newest checkpoint is damaged.
+    Damaged: the checkpoint is damaged.
   """
   directory = pathlib.Path(run).absolute() / "checkpoints"
-  step = latest_step(run)
+  step = latest_step(run) if step is None else step
   if step is None:
     raise ValueError(f"{directory} holds no checkpoint; give a run that has saved one")
   with _open(directory) as manager:

@@ -18,7 +18,7 @@ from jaxunlearn import data, errors, evals, pictures, sampling, sharding
 from jaxunlearn.diffusion import EpsFn
 
 STOPPED = 143  # the exit code after SIGTERM: nothing saved is lost, launch again to go on
-REFERENCES = ("heldout", "retain")
+REFERENCES = ("heldout", "retain", "train")
 
 
 class Stopped(SystemExit):
@@ -56,7 +56,7 @@ class Evaluation:
     options = setup.config.eval
     errors.check_choice("reference set", options.reference, REFERENCES)
     for name in (*options.metrics, *options.probe_metrics):
-      evals.metric(name)  # a wrong name fails before any work
+      evals.check(name, options)  # fails before any work
 
   def once(self, phase: str, params: Any) -> None:
     """Evaluates under `phase` (before, after), or does nothing where that is already done."""
@@ -113,11 +113,15 @@ class Evaluation:
   def _task(self, samples: np.ndarray) -> evals.Task:
     setup, options = self._setup, self._setup.config.eval
     target = np.unique(setup.train.image[np.flatnonzero(setup.forget)], axis=0)
-    kept = setup.train.take(np.flatnonzero(~setup.forget))
+    references = {
+      "heldout": setup.heldout,
+      "retain": setup.train.take(np.flatnonzero(~setup.forget)),
+      "train": setup.train,
+    }
     return evals.Task(
       process=setup.process,
       target=data.to_model(target),
-      reference=kept if options.reference == "retain" else setup.heldout,
+      reference=references[options.reference],
       classes=setup.train.classes,
       samples=samples,
       identity=evals.identity(

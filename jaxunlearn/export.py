@@ -1,14 +1,17 @@
-"""A run as a folder of weights, to embed or to share: `pretrained.save`, and its loss curve.
+"""A run as a folder that diffusers loads: weights, configs, a model card and its loss curve.
 
-python -m jaxunlearn.export --run=runs/pretrain_mnist --out=FOLDER [--raw]
+python -m jaxunlearn.export --run=runs/siss_celeba --out=FOLDER [--raw] [--license=apache-2.0]
+  [--deleted=ids|sha256|count] [--base=OWNER/NAME]
 
 Takes the newest checkpoint: its averaged parameters (EMA), or the raw ones where the run keeps no
 average. training.json holds the step, the losses at up to 200 steps and the run's config.train.
+README.md is the card; model_card.py says what stands in it.
 """
 
 import json
 import pathlib
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +21,11 @@ from absl import app, flags, logging
 _RUN = flags.DEFINE_string("run", None, "The working directory of the run.")
 _OUT = flags.DEFINE_string("out", None, "The folder to write; made if need be.")
 _RAW = flags.DEFINE_bool("raw", False, "Take the raw parameters even where the run keeps an EMA.")
+_CARD = {
+  "license": flags.DEFINE_string("license", "unknown", "The licence of the weights."),
+  "deleted": flags.DEFINE_string("deleted", "sha256", "Tell what was deleted: ids, sha256, count."),
+  "base": flags.DEFINE_string("base", "", "What the run started from; its init_from if empty."),
+}
 BAD_INPUT = 2
 POINTS = 200
 
@@ -30,26 +38,31 @@ def main(argv: list[str]) -> None:
   try:
     if _RUN.value is None or _OUT.value is None:
       raise ValueError("--run or --out is missing; try --run=runs/NAME --out=FOLDER")
-    print(export(pathlib.Path(_RUN.value), pathlib.Path(_OUT.value), _RAW.value))
+    card = {name: flag.value for name, flag in _CARD.items()}
+    print(export(pathlib.Path(_RUN.value), pathlib.Path(_OUT.value), _RAW.value, **card))
   except (ValueError, OSError, checkpoint.Damaged) as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(BAD_INPUT)
 
 
-def export(run: pathlib.Path, out: pathlib.Path, raw: bool = False) -> str:
+def export(run: pathlib.Path, out: pathlib.Path, raw: bool = False, **card: str) -> str:
   """Writes the folder `out` from the newest checkpoint of `run`; returns what was done, in a line.
 
+  `card` are fields of `model_card.Options`. Each file appears whole or not at all.
+
   Raises:
-    ValueError: no run there, no checkpoint of its config's model, or `out` is a file.
+    ValueError: no run there, no checkpoint of its config's model, data that the card needs is not
+      there, or `out` is a file.
     Damaged: the newest checkpoint is damaged.
   """
   import jax
 
-  from jaxunlearn import checkpoint, models, pretrained, writer
+  from jaxunlearn import checkpoint, diffusion, model_card, models, pretrained, writer
 
   if out.is_file():
     raise ValueError(f"{out} is a file; give --out another name")
-  config = _read_config(run)
+  options = model_card.Options(**card)
+  config = _read_config(run, model_card.FIELDS)
   net = models.make(**config["model"])
   item = "ema" if config["ema"] and not raw else "params"
   where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -61,8 +74,15 @@ def export(run: pathlib.Path, out: pathlib.Path, raw: bool = False) -> str:
   step = checkpoint.latest_step(run) or 0
   curve = loss_curve(writer.read(run / "metrics.jsonl"), step)
   training = {"weights": item, "final_step": step, "train": config["train"], **curve}
-  pretrained.save(out, net, params)
-  (out / "training.json").write_text(json.dumps(training) + "\n")
+  readme = model_card.render(run, config, item, step, options)
+  out.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=out) as temporary:
+    made = pathlib.Path(temporary)
+    pretrained.save(made, net, params, diffusion.Diffusion(**config["process"]))
+    (made / "training.json").write_text(json.dumps(training) + "\n")
+    (made / "README.md").write_text(readme, encoding="utf-8")
+    for path in made.iterdir():
+      path.replace(out / path.name)
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
   return f"wrote {item} of {run} at step {step} ({count:,} parameters) to {out}"
 
@@ -75,14 +95,14 @@ def loss_curve(lines: Sequence[dict[str, Any]], last: int) -> dict[str, list]:
   return {name: [lines[i][name] for i in picks] for name in ("step", *names)}
 
 
-def _read_config(run: pathlib.Path) -> dict[str, Any]:
+def _read_config(run: pathlib.Path, fields: Sequence[str]) -> dict[str, Any]:
   """config.json of a run's working directory; raises ValueError where there is none."""
   path = run / "config.json"
   try:
     config = json.loads(path.read_text())
   except (OSError, ValueError) as error:
     raise ValueError(f"cannot read {path} ({error}); give a run's working directory") from error
-  if not {"model", "ema", "train"} <= config.keys():
+  if not set(fields) <= config.keys():
     raise ValueError(f"{path} is not of a run; give a run's working directory")
   return config
 

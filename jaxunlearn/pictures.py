@@ -33,8 +33,8 @@ def nearest(
   samples: Float[np.ndarray, "N H W C"], target: Float[np.ndarray, "M H W C"], n: int = COLUMNS
 ) -> Float[np.ndarray, "n H W C"]:
   """The n samples nearest by pixel L2 to any of the targets, the nearest first."""
-  distance = [np.linalg.norm((samples - a).reshape(len(samples), -1), axis=1) for a in target]
-  return samples[np.argsort(np.min(distance, axis=0), kind="stable")[:n]]
+  distance = [min(np.linalg.norm(sample - a) for a in target) for sample in samples]
+  return samples[np.argsort(distance, kind="stable")[:n]]
 
 
 def write_phase(

@@ -1,6 +1,7 @@
 """A pipeline is a config that lists runs, and the table of their results.
 
-config.runs   name -> the config of a run; a finished run is skipped when launched again
+config.runs   name -> the config of a run; a finished run is skipped when launched again;
+              an init_from of run:NAME is another of them, which comes before it
 config.rows   label -> the names of its runs, one a seed
 config.columns, config.published, config.out   what the table shows, and where it goes
 """
@@ -35,11 +36,14 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     with _only_here(workdir / f"{name}.lock") as mine:
       if not mine or _outcome(workdir / name) is not None:
         continue
-      logging.info("run %d of %d: %s", i, len(config.runs), name)
       try:
-        train.run(sub, workdir / name)
+        if (placed := _placed(sub, workdir)) is None:
+          continue
+        logging.info("run %d of %d: %s", i, len(config.runs), name)
+        train.run(placed, workdir / name)
       except train.Diverged as error:
         logging.error("%s: %s", name, error)
+        (workdir / name).mkdir(exist_ok=True)
         (workdir / name / "diverged.json").write_text(json.dumps({"diverged": str(error)}) + "\n")
   left = [name for name in config.runs if _outcome(workdir / name) is None]
   if left:
@@ -52,6 +56,25 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   out.with_suffix(".md").write_text(markdown(config, results))
   print(markdown(config, results))
   return results
+
+
+def _placed(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict | None:
+  """The config with run:NAME made a folder; None while that run goes on in another process.
+
+  Raises:
+    Diverged: that run diverged.
+  """
+  if not config.init_from.startswith("run:"):
+    return config
+  earlier = workdir / config.init_from.removeprefix("run:")
+  outcome = _outcome(earlier)
+  if outcome is None:
+    return None
+  if "diverged" in outcome:
+    raise train.Diverged(f"{earlier}, which it starts from, diverged")
+  placed = config.copy_and_resolve_references()
+  placed.init_from = str(earlier)
+  return placed
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +31,7 @@ from jaxunlearn.writer import Writer
 
 Tree = Any
 
-
+READ_AHEAD = 4  # batches
 _ADVICE = "the last good checkpoint is kept. Lower config.optimizer.learning_rate, or stop earlier"
 
 
@@ -57,11 +58,20 @@ class Setup:
     return {name: stream.at(step) for name, stream in self.streams.items()}
 
   def batch(self, step: int) -> dict[str, methods.Rows]:
-    return sharding.put(self.host_batch(step), sharding.batch_sharding(self.mesh))
+    return self.on_mesh(self.host_batch(step))
+
+  def on_mesh(self, batch: dict[str, methods.Rows]) -> dict[str, methods.Rows]:
+    return sharding.put(batch, sharding.batch_sharding(self.mesh))
+
+  def batches(self, first: int, last: int) -> Iterator[dict[str, methods.Rows]]:
+    """The batches of the steps first .. last - 1, read ahead in threads, in order."""
+    steps = grain.MapDataset.range(first, last).map(self.host_batch)
+    ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=READ_AHEAD)
+    return map(self.on_mesh, steps.to_iter_dataset(ahead))
 
 
 def build(config: ConfigDict) -> Setup:
-  """Checks the whole config before any work.
+  """Checks the whole config before any work; a model `pretrained` is spelt out in it.
 
   Raises:
     ValueError: a name, field, id or shape that does not fit, in one line.
@@ -72,6 +82,7 @@ def build(config: ConfigDict) -> Setup:
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
   sharding.check_batch(config.train.batch, config.train.micro_batches, mesh)
   method = methods.make(**config.method)
+  pretrained.adopt(config)
   net = models.make(**config.model)
   train, heldout = data.load(**config.data)
   request = data.Forget(**config.forget)
@@ -121,25 +132,18 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def start_params(setup: Setup) -> Tree:
-  """Where a run starts (host arrays): random, embedded, another run's, or a diffusers folder."""
+  """Where a run starts (host arrays): random, another run's, or weights in diffusers' layout."""
   shapes = jax.eval_shape(setup.net.init, jax.random.key(0))
-  origin = setup.config.init_from
-  if not origin:
+  if not setup.config.init_from:
     return jax.jit(setup.net.init)(jax.random.key(setup.config.seed))
-  if origin.startswith("assets:"):
-    return pretrained.load(data.ASSETS / origin.removeprefix("assets:"), shapes)
-  if not pathlib.Path(origin).is_dir():
-    raise ValueError(
-      f"init_from {origin!r} is not a folder; give a run's working directory, a folder with "
-      f"{pretrained.WEIGHTS}, or assets:NAME"
-    )
-  if (pathlib.Path(origin) / "checkpoints").is_dir():
-    where = sharding.state_sharding(setup.mesh, shapes)
-    target = jax.tree.map(
-      lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where
-    )
-    return checkpoint.read_params(pathlib.Path(origin), target)
-  return pretrained.load(pathlib.Path(origin), shapes)
+  folder = pretrained.locate(setup.config.init_from)
+  if not (folder / "checkpoints").is_dir():
+    return pretrained.load(folder, shapes)
+  where = sharding.state_sharding(setup.mesh, shapes)
+  target = jax.tree.map(
+    lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where
+  )
+  return checkpoint.read_params(folder, target)
 
 
 def make_state(setup: Setup, params: Tree) -> State:
@@ -201,9 +205,10 @@ def train(
   update = make_update(setup, state)
   pending: list[tuple[int, Tree]] = []  # metrics still on the device
   first = int(state.step)
-  bar = tqdm(range(first + 1, config.steps + 1), initial=first, total=config.steps, desc="train")
-  for step in bar:
-    state, metrics = update(state, setup.batch(step - 1))
+  batches = setup.batches(first, config.steps)
+  bar = tqdm(batches, initial=first, total=config.steps, desc="train")
+  for step, batch in enumerate(bar, start=first + 1):
+    state, metrics = update(state, batch)
     pending.append((step, metrics))
     stop = stopped()  # read once a step, so that what is saved has been logged
     save = stop or step % config.checkpoint_every == 0

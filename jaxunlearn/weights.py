@@ -3,12 +3,15 @@
 safetensors are read as they are. Pickled files (.bin, .pt, .pth) can run code when they are
 loaded; they are read only by torch's weights-only loader, which refuses that, where torch is
 installed.
+
+    python -m jaxunlearn.weights            # fetches every published file that the metrics use
 """
 
 import dataclasses
 import hashlib
 import os
 import pathlib
+import sys
 import urllib.request
 
 import numpy as np
@@ -43,8 +46,8 @@ class Published:
     file = pathlib.Path(path).expanduser() if path else self.cached
     if not file.is_file():
       raise ValueError(
-        f"{self.what} needs {file}, which is not there: fetch {self.url} (SHA-256 "
-        f"{self.sha256 or 'not published'}...) to that path, or set {self.field}; "
+        f"{self.what} needs {file}, which is not there: fetch {self.url} "
+        f"(SHA-256: {self.sha256 or 'not published'}) to that path, or set {self.field}; "
         "python -m jaxunlearn.weights fetches it"
       )
     if not sha256(file).startswith(self.sha256) and file.suffix != ".safetensors":
@@ -110,3 +113,18 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     name: value.float().numpy() if value.is_floating_point() else value.numpy()
     for name, value in state.items()
   }
+
+
+def main() -> None:
+  from jaxunlearn.models import inception, resnet
+
+  try:
+    for published in (inception.PUBLISHED, resnet.PUBLISHED):
+      path = published.cached if published.cached.is_file() else published.fetch()
+      print(f"{path}  sha256 {sha256(path)}  {published.what}")
+  except (OSError, ValueError) as error:
+    sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+  main()

@@ -7,21 +7,31 @@ import jax
 import numpy as np
 import pytest
 
-from configs import siss_mnist
+from configs import siss_celeba_sequence, siss_mnist
 from jaxunlearn import data, methods, pretrained, train
-from jaxunlearn.data import mnist_tshirt, tfds_tshirt
+from jaxunlearn.data import folder, mnist_tshirt, tfds_tshirt
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(
   p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common")
 )
-RUNS = [name for name in NAMES if not name.startswith("table")]
+PIPELINES = ("table_mnist", "table_emoji", "siss_celeba_sequence")
+OF_THE_USER = ("siss_folder",)  # tests/your_model_test.py runs it
+RUNS = [name for name in NAMES if name not in PIPELINES + OF_THE_USER]
 
 
 @pytest.fixture(autouse=True)
-def _no_full_sets(monkeypatch):
-  """The full sets are not here: two digits and a T-shirt stand in for them."""
+def _no_full_sets(monkeypatch, tmp_path):
+  """The full sets and the Hub are not here: digits and a T-shirt, black faces, no weights."""
   monkeypatch.setattr(tfds_tshirt.Source, "load", lambda _: mnist_tshirt.Source(digits=100).load())
+  monkeypatch.setattr(folder.Source, "load", lambda self: (faces(self.size), faces(self.size)))
+  monkeypatch.setattr(pretrained, "_fetch", lambda origin: tmp_path)
+
+
+def faces(size):
+  ids = np.array([f"{i}.jpg" for i in range(9999, 10050)])
+  label = np.zeros(len(ids), np.int32)
+  return data.Records(ids, np.zeros((len(ids), size, size, 3), np.uint8), label, (".",))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -33,6 +43,8 @@ def test_the_docstring_has_the_command(name):
 @pytest.mark.parametrize("name", RUNS)
 def test_it_builds(name):
   config = importlib.import_module(f"configs.{name}").get_config()
+  if config.init_from.startswith("runs/"):  # of a run that is not here
+    config.init_from = ""
   setup = train.build(config)
   assert setup.forget.any()
 
@@ -50,6 +62,26 @@ def test_any_method_runs_by_its_module_name(name):
 def test_a_wrong_variant_lists_the_choices():
   with pytest.raises(ValueError, match=r"no method 'sis' \(did you mean 'siss'.*retrack"):
     siss_mnist.get_config("sis")
+
+
+def test_the_sequence_forgets_one_face_after_the_other():
+  config = siss_celeba_sequence.get_config()
+  assert len(config.runs) == 50
+  for i, (name, run) in enumerate(config.runs.items()):
+    assert run.init_from == (f"run:face_{i:02d}" if i else "hub:google/ddpm-celebahq-256"), name
+    run = run.copy_and_resolve_references()
+    run.init_from = ""
+    setup = train.build(run)
+    assert len(setup.train) == 51 - i
+    assert setup.train.ids[setup.forget].tolist() == [f"{10000 + i}.jpg"]
+  assert config.runs["face_50"].eval.metrics == ("sscd", "fid", "nll")
+  assert config.runs["face_49"].eval.metrics == ("sscd",)
+
+
+def test_the_sequence_takes_its_faces_from_a_file(tmp_path):
+  (tmp_path / "ids.txt").write_text("9999.jpg\n10007.jpg\n")
+  runs = siss_celeba_sequence.get_config(str(tmp_path / "ids.txt")).runs
+  assert [run.forget.ids for run in runs.values()] == [("9999.jpg",), ("10007.jpg",)]
 
 
 @pytest.mark.parametrize("name", ["pretrain_mnist", "retrain_mnist"])

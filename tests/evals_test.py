@@ -8,25 +8,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors
-import scipy.linalg
 import scipy.stats
 
 from configs import common
 from jaxunlearn import data, evals
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.evals import (
+  classifiers,
   copy_score,
-  digits,
-  feature_fid,
   inception_score,
   statistics,
 )
-from tests import toys
+from tests import random_inception, random_resnet, toys
 
 PROCESS = Diffusion()
 METRICS = evals.names()
 ORDERED = ("inception_score",)  # its splits follow the order of the samples, as in the paper
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+  return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def small_inception(monkeypatch, cache):
+  """FID's contract without its network, which fid_test.py and inception_test.py run."""
+  random_inception.stand_in(monkeypatch, cache)
 
 
 def bind(mean, variance):
@@ -45,6 +53,8 @@ def base_task():
   train, heldout = records()
   options = common.get_config().eval
   options.update(inject_t=10, inject_n=3, nll_probes=2, nll_tolerance=1e-2)
+  options.sscd_weights = str(random_resnet.weights())
+  options.inception_weights = str(random_inception.STAND_IN)
   shirt = data.to_model(train.image[-1:])
   digit = data.to_model(heldout.image)
   return evals.Task(
@@ -193,39 +203,6 @@ def test_splits_never_hold_under_two_samples(n, splits):
 # feature_fid
 
 
-def gaussian_pair(seed=0, d=6):
-  rng = np.random.default_rng(seed)
-  mus, roots = rng.normal(size=(2, d)), rng.normal(size=(2, d, d))
-  return mus[0], roots[0] @ roots[0].T, mus[1], roots[1] @ roots[1].T
-
-
-def test_frechet_of_a_set_with_itself_is_0():
-  moments = feature_fid.moments(np.random.default_rng(0).normal(size=(50, 8)))
-  assert feature_fid.frechet(*moments, *moments) == pytest.approx(0, abs=1e-9)
-
-
-def test_frechet_of_gaussians_with_diagonal_covariances():
-  """||mu_1 - mu_2||^2 + sum (sd_1 - sd_2)^2."""
-  got = feature_fid.frechet(
-    np.array([1.0, 2.0]), np.diag([4.0, 9.0]), np.array([0.0, 4.0]), np.diag([1.0, 0.0])
-  )
-  assert got == pytest.approx(1 + 4 + 1 + 9)
-
-
-def test_frechet_equals_the_form_with_a_general_matrix_root():
-  mu_1, cov_1, mu_2, cov_2 = gaussian_pair()
-  root = scipy.linalg.sqrtm(cov_1 @ cov_2)
-  want = np.sum((mu_1 - mu_2) ** 2) + np.trace(cov_1 + cov_2 - 2 * root.real)
-  assert feature_fid.frechet(mu_1, cov_1, mu_2, cov_2) == pytest.approx(want, rel=1e-9)
-
-
-def test_moments_are_numpys():
-  features = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
-  mu, cov = feature_fid.moments(features)
-  np.testing.assert_allclose(mu, features.astype(np.float64).mean(0), rtol=1e-12)
-  np.testing.assert_allclose(cov, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-12)
-
-
 def test_fid_tells_digits_from_inverted_digits():
   digit = task(samples=base_task().samples[:60])
   same, far = (
@@ -240,7 +217,7 @@ def test_fid_tells_digits_from_inverted_digits():
 def test_a_vanished_digit_is_seen():
   _, heldout = records()
   image = data.to_model(heldout.image[:200])
-  found = digits.load().probabilities(image).argmax(axis=1)
+  found = classifiers.load("digits").probabilities(image).argmax(axis=1)
   values = evaluate("class_quality", task(samples=image[found != 7]))
   assert values["worst_class_share"].value == values["class_share/7"].value == 0
   assert values["class_confidence/7"].value == 0
@@ -270,41 +247,6 @@ def test_correlation_is_pearsons():
   want = [scipy.stats.pearsonr(p.ravel(), q.ravel())[0] for p, q in zip(a, b, strict=True)]
   np.testing.assert_allclose(copy_score.correlation(a, b), want, rtol=1e-5, atol=1e-6)
   assert copy_score.correlation(a[:1], jnp.ones((1, 4, 4, 1)))[0] == 0
-
-
-# the digit classifier
-
-
-def test_classifier_is_accurate_on_heldout_digits_and_its_file_says_so():
-  _, heldout = records()
-  score = digits.accuracy(digits.load(), heldout)
-  assert score >= 0.985
-  assert digits.load().facts["accuracy"] == f"{score:.4f}"
-  assert {"seed", "epochs", "heldout"} <= set(digits.load().facts)
-  assert digits.WEIGHTS.stat().st_size < 1.2e6
-  with safetensors.safe_open(digits.WEIGHTS, "numpy") as file:
-    assert sum(file.get_tensor(key).size for key in file.keys()) < 300_000  # noqa: SIM118
-
-
-def test_classifier_takes_any_number_of_images():
-  image = base_task().samples
-  whole = digits.load().probabilities(image), digits.load().features(image)
-  np.testing.assert_allclose(whole[0].sum(axis=1), 1, rtol=1e-12)
-  assert whole[1].shape == (64, 64)
-  many = np.tile(image, (5, 1, 1, 1))
-  np.testing.assert_allclose(digits.load().probabilities(many)[256:], whole[0], atol=1e-6)
-  np.testing.assert_allclose(digits.load().features(image[:1]), whole[1][:1], atol=1e-5)
-  assert digits.load().probabilities(image[:0]).shape == (0, 10)
-
-
-def test_shifts_move_the_image_and_bring_in_black():
-  image = np.full((64, 8, 8, 1), -1, np.float32)
-  image[:, 4, 4] = 1
-  moved = np.asarray(digits.shifted(jnp.asarray(image), jax.random.key(0)))
-  places = np.argwhere(moved[..., 0] == 1)
-  assert len(places) == 64
-  assert set(places[:, 1]) == set(places[:, 2]) == {2, 3, 4, 5, 6}
-  assert np.sum(moved == -1) == 64 * 63
 
 
 # statistics

@@ -4,16 +4,19 @@ import dataclasses
 import json
 import shutil
 
+import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 from absl import flags
 from absl.testing import flagsaver
 
-from jaxunlearn import checkpoint, export, pretrained, sharding
+from jaxunlearn import checkpoint, export, model_card, pretrained, sharding
+from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.writer import Writer
-from tests import tiny_unet
+from tests import tiny_config, tiny_unet
 
 NET = dataclasses.replace(
   tiny_unet.NET,
@@ -21,9 +24,21 @@ NET = dataclasses.replace(
   down_block_types=("DownBlock2D",),
   up_block_types=("UpBlock2D",),
 )
+PROCESS = Diffusion("scaled_linear", 900, 0.00085, 0.012)
 PARAMS = tiny_unet.random_params(NET, seed=1)
 EMA = tiny_unet.random_params(NET, seed=2)
 STEPS = 450
+
+
+def make_config(**overrides):
+  """What a run that deletes the 12 T-shirts writes into config.json."""
+  config = tiny_config.get_config("siss")
+  config.init_from = "hub:google/ddpm-tiny@v2"
+  with config.unlocked():
+    config.model = {"name": "unet", **dataclasses.asdict(NET)}
+  config.process.update(dataclasses.asdict(PROCESS))
+  config.update(overrides)
+  return json.loads(config.to_json(sort_keys=True))
 
 
 def make_run(directory, ema):
@@ -36,8 +51,7 @@ def make_run(directory, ema):
   saves.save(sharding.put(newest, where))
   saves.wait()
   saves.close()
-  model = {"name": "unet", **dataclasses.asdict(NET)}
-  config = {"model": model, "ema": 0.99 if ema else 0.0, "train": {"steps": 500, "batch": 16}}
+  config = make_config(ema=0.99 if ema else 0.0, train={"steps": 500})
   (directory / "config.json").write_text(json.dumps(config))
   with Writer(directory / "metrics.jsonl") as writer:
     for step in range(1, STEPS + 10):
@@ -70,7 +84,7 @@ def test_the_average_is_exported_with_its_loss_curve(run, tmp_path):
   training = json.loads((tmp_path / "out" / "training.json").read_text())
   assert training["weights"] == "ema"
   assert training["final_step"] == STEPS
-  assert training["train"] == {"steps": 500, "batch": 16}
+  assert training["train"] == make_config(train={"steps": 500})["train"]
   step = np.array(training["step"])
   assert (len(step), step[0], step[-1]) == (200, 1, STEPS)
   assert set(np.diff(step)) == {2, 3}
@@ -96,6 +110,28 @@ def test_short_curves_are_whole():
   lines = [{"step": s, "loss_x": float(s)} for s in (1, 2, 3)]
   assert export.loss_curve(lines, 2) == {"step": [1, 2], "loss_x": [1.0, 2.0]}
   assert export.loss_curve([], 2) == {"step": []}
+
+
+def test_the_folder_is_whole_and_diffusers_own(run, tmp_path):
+  out = tmp_path / "out"
+  export.export(run, out)
+  made = [*("README.md", "config.json", "diffusion_pytorch_model.safetensors"), "model_index.json"]
+  assert sorted(path.name for path in out.iterdir()) == [
+    *made,
+    "scheduler_config.json",
+    "training.json",
+  ]
+  pipeline = diffusers.DDPMPipeline.from_pretrained(out)
+  alone = diffusers.UNet2DModel.from_pretrained(out)
+  want = pretrained.to_state_dict(EMA)
+  for unet in (pipeline.unet, alone):
+    got = unet.state_dict()
+    assert got.keys() == want.keys()
+    for name, value in got.items():
+      np.testing.assert_array_equal(value.numpy(), want[name], name)
+  np.testing.assert_allclose(pipeline.scheduler.alphas_cumprod.numpy(), PROCESS.abar, rtol=1e-4)
+  model, process = pretrained.read_config(out)
+  assert Diffusion(**process) == PROCESS and model["patch_size"] == 1
 
 
 def command(*argv):
@@ -132,6 +168,12 @@ def no_checkpoint(run):
   shutil.rmtree(run / "checkpoints")
 
 
+def no_data(run):
+  config = make_config(ema=0.99)
+  config["data"]["source"] = "mnist_shirt"
+  (run / "config.json").write_text(json.dumps(config))
+
+
 def out_is_a_file(run):
   (run / "out").write_text("")
 
@@ -145,6 +187,7 @@ def out_is_a_file(run):
     (of_another_model, "use the model and method it was saved with"),
     (no_checkpoint, "holds no checkpoint"),
     (out_is_a_file, "is a file; give --out another name"),
+    (no_data, "no data source 'mnist_shirt' (did you mean 'mnist_tshirt'?)"),
   ],
 )
 def test_what_cannot_be_exported_is_one_line_and_exit_2(spoil, message, run, tmp_path, capsys):
@@ -158,9 +201,183 @@ def test_what_cannot_be_exported_is_one_line_and_exit_2(spoil, message, run, tmp
   assert not (copy / "out").is_dir()
 
 
+@pytest.mark.parametrize(
+  ("flag", "message"),
+  [
+    ("--deleted=names", "no way to tell what was deleted 'names'; there are: ids, sha256, count"),
+    ("--license=MIT: no", "license 'MIT: no' is no licence id; give one like apache-2.0"),
+  ],
+)
+def test_a_wrong_flag_is_one_line_and_exit_2(flag, message, run, tmp_path, capsys):
+  with pytest.raises(SystemExit, match="2"):
+    command(f"--run={run}", f"--out={tmp_path / 'out'}", flag)
+  assert capsys.readouterr().err == f"error: {message}\n"
+  assert not (tmp_path / "out").exists()
+
+
 def test_a_missing_flag_is_one_line_and_exit_2(capsys):
   with pytest.raises(SystemExit, match="2"):
     command("--run=somewhere")
   assert capsys.readouterr().err == (
     "error: --run or --out is missing; try --run=runs/NAME --out=FOLDER\n"
   )
+
+
+# The model card.
+
+DIGEST = "9cf80d28fd40cb6b47fbe6cc085cbcbaf769565e1d9181a533d2540d5b3bb095"
+MADE = "sampler=ddpm steps=25 n=512 guidance=none weights=ema seed=0"
+IDENTITY = f"extractor=pixels target=tshirt:1:d3d5f5fe radius=10 {MADE}"
+SPLITS = "extractor=digit_classifier:0571d996b6b1 removed=target"
+BEFORE = {
+  "tshirt_rate": {"value": 0.03125, "ci95": [0.0193, 0.0502], "identity": IDENTITY},
+  "inception_score": {"value": 7.2114, "ci95": [6.942, 7.4807], "identity": f"{SPLITS} {MADE}"},
+}
+AFTER = {
+  "tshirt_rate": {"value": 0.0, "ci95": [0.0, 0.00745], "identity": IDENTITY},
+  "inception_score": {"value": float("nan"), "ci95": None, "identity": f"{SPLITS} {MADE}"},
+}
+
+
+def card(directory, config=None, phases=None, item="ema", **options):
+  """(YAML header, the text under it) of a run that has only a config and evaluations."""
+  (directory / "evals").mkdir(exist_ok=True)
+  for phase, values in ({"before": BEFORE, "after": AFTER} if phases is None else phases).items():
+    (directory / "evals" / f"{phase}.json").write_text(json.dumps(values))
+  config = config or make_config()
+  text = model_card.render(directory, config, item, 12, model_card.Options(**options))
+  _, header, body = text.split("---\n", 2)
+  return yaml.safe_load(header), body
+
+
+def test_the_header_is_what_the_run_and_the_flags_say(tmp_path):
+  header, _ = card(tmp_path, license="apache-2.0")
+  assert header == {
+    "license": "apache-2.0",
+    "library_name": "diffusers",
+    "base_model": "google/ddpm-tiny",
+    "tags": ["diffusers", "unconditional-image-generation", "machine-unlearning"],
+  }
+  assert card(tmp_path)[0]["license"] == "unknown"
+  assert card(tmp_path, base="me/mine")[0]["base_model"] == "me/mine"
+  assert "base_model" not in card(tmp_path, make_config(init_from="runs/mine"))[0]
+  assert "base_model" not in card(tmp_path, base="a model: of mine")[0]
+
+
+def test_how_it_was_made_is_the_config(tmp_path):
+  config = make_config(train={"micro_batches": 4})
+  _, body = card(tmp_path, config)
+  lines = body.splitlines()
+  assert "# UNet2DModel, 12 records deleted by `siss`" in lines
+  assert "- Started from: `hub:google/ddpm-tiny@v2`" in lines
+  method = "forget_norm=None, forget_ratio=0.1, lam=0.5, skip_below=1e-08, stratified=True"
+  assert f"- Method: `siss ({method})`" in lines
+  assert "- Streams: `x=retain, a=forget`" in lines
+  assert "- Steps: `12 of 12`" in lines
+  assert "- Batch: `16 in 4 micro-batches`" in lines
+  assert "- Process: `T=900, beta_1=0.00085, beta_T=0.012, schedule=scaled_linear`" in lines
+  assert "- Parameters: `averaged (EMA, largest decay 0.99)`" in lines
+  for name, value in config["optimizer"].items():
+    assert f"{name}={value}" in body
+  assert "- Started from: `me/mine`" in card(tmp_path, base="me/mine")[1]
+  assert "- Started from: `random parameters`" in card(tmp_path, make_config(init_from=""))[1]
+
+
+def test_what_was_deleted_is_told_as_the_owner_chose(tmp_path):
+  told = lambda how: card(tmp_path, deleted=how)[1]
+  ids, digests, count = map(told, ("ids", "sha256", "count"))
+  assert ids.count("- `tshirt/") == 12 and DIGEST not in ids
+  assert f"- `{DIGEST}` (12 records)" in digests and "`tshirt/" not in digests
+  for body in (ids, digests, count):
+    assert "Deleted by this run: 12 records" in body
+  assert DIGEST not in count and "`tshirt/" not in count and "d3d5f5fe" not in count
+  assert "d3d5f5fe" in digests and "target=withheld" in count
+  assert "Which ones is withheld." in count
+
+
+def test_what_earlier_runs_deleted_is_told_too(tmp_path):
+  config = make_config()
+  config["forget"] = {"ids": ["tshirt/00003"], "earlier": ["tshirt/00001", "tshirt/00002"]}
+  _, body = card(tmp_path, config, deleted="ids")
+  assert "# UNet2DModel, 1 record deleted by" in body
+  assert "Deleted by this run: 1 record, by record id:\n\n- `tshirt/00003`\n" in body
+  assert (
+    "Deleted by runs before it: 2 records, by record id:\n\n- `tshirt/00001`\n- `tshirt/00002`"
+    in body
+  )
+
+
+@pytest.mark.parametrize(
+  ("method", "streams", "does"),
+  [
+    ("denoising", {"x": "all", "a": "forget"}, False),  # reads x only
+    ("denoising", {"x": "forget"}, False),  # a relearning attack
+    ("denoising", {"x": "retain"}, True),
+    ("neggrad", {"x": "all", "a": "forget"}, True),
+    ("siss", {"x": "all", "a": "forget"}, True),
+  ],
+)
+def test_only_a_run_that_deletes_is_said_to(method, streams, does, tmp_path):
+  config = make_config()
+  config["method"], config["streams"] = {"name": method}, streams
+  header, body = card(tmp_path, config)
+  assert ("machine-unlearning" in header["tags"]) == does == (DIGEST in body)
+  assert (f"# UNet2DModel, trained by `{method}`" in body) == (not does)
+  assert ("Nothing: no record was kept out" in body) == (not does)
+
+
+def test_a_model_that_never_saw_them_had_nothing_deleted(tmp_path):
+  config = make_config(init_from="")
+  config["method"], config["streams"] = {"name": "denoising"}, {"x": "retain"}
+  header, body = card(tmp_path, config)
+  assert "machine-unlearning" not in header["tags"]
+  assert "# UNet2DModel, 12 records left out by `denoising`" in body
+  assert "Left out by this run: 12 records" in body
+
+
+def test_every_metric_stands_with_its_interval_and_identity(tmp_path):
+  _, body = card(tmp_path)
+  assert "| metric | `before` | `after` |\n|---|---|---|\n" in body
+  assert "| `tshirt_rate` | 0.03125 [0.0193, 0.0502] | 0 [0, 0.00745] |\n" in body
+  assert "| `inception_score` | 7.211 [6.942, 7.481] | nan  |\n" in body
+  assert f"- `tshirt_rate` (before, after): `{IDENTITY}`\n" in body
+  assert f"- `inception_score` (before, after): `{SPLITS} {MADE}`\n" in body
+  assert "comparable only if all of this is equal" in body
+
+
+def test_the_limits_are_said(tmp_path):
+  _, body = card(tmp_path)
+  assert "A rate of 0 is no proof of forgetting" in body
+  assert "A relearning attack was not run" in body
+  assert "these are the raw ones" not in body
+  _, raw = card(tmp_path, item="params")
+  assert "- Parameters: `raw`" in raw and "averaged parameters; these are the raw ones" in raw
+  _, attacked = card(tmp_path, phases={"attack": BEFORE})
+  assert "A relearning attack was not run" not in attacked
+  assert "The only attacks or later phases evaluated are: attack" in attacked
+
+
+def test_a_run_without_evaluations_says_so(tmp_path):
+  _, body = card(tmp_path, phases={})
+  assert "This run was not evaluated." in body and "| metric |" not in body
+
+
+def test_the_folded_images_are_explained_where_they_are(tmp_path):
+  assert "unfolded" not in card(tmp_path)[1]
+  _, body = card(tmp_path, make_config(model={"patch_size": 2}))
+  assert 'images, "b (p q c) h w -> b c (h p) (w q)", p=2, q=2)' in body
+  assert "4 times the channels" in body
+
+
+EVIL = 'a`b\n---\n| c: "d" <script>'
+
+
+def test_no_text_of_the_run_breaks_the_card(tmp_path):
+  config = make_config(init_from=EVIL)
+  values = {EVIL: {"value": 1.0, "ci95": None, "identity": EVIL}}
+  header, body = card(tmp_path, config, phases={"after": values})
+  assert header.keys() == {"license", "library_name", "tags"}
+  assert '- Started from: `` a`b --- | c: "d" <script> ``\n' in body
+  assert '| `` a`b --- \\| c: "d" <script> `` | 1  |\n' in body
+  outside = [line for line in body.splitlines() if "``" not in line]
+  assert not any("<script>" in line or line == "---" for line in outside)

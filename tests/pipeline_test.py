@@ -32,7 +32,7 @@ def launched(monkeypatch):
 
 
 def config_of(tmp_path):
-  runs = {name: {"train": {"steps": 5}} for name in RATES}
+  runs = {name: {"train": {"steps": 5}, "init_from": ""} for name in RATES}
   config = ConfigDict({"runs": runs, "out": str(tmp_path / "out" / "table")})
   config.rows = (("A", ("a0", "a1"), ("1%",)), ("B", ("b0", "b1"), ("-",)))
   config.columns = (("rate", "rate"), ("nll", "NLL"))
@@ -72,3 +72,44 @@ def test_a_run_that_another_process_holds_is_left_to_it(tmp_path, launched, caps
   assert launched == ["a0", "b0", "b1"]
   assert "1 runs go on in another process, the first is a1" in capsys.readouterr().out
   assert not (tmp_path / "out").exists()
+
+
+def chain(tmp_path):
+  """a0, then a1 from a0, then b0 from a1."""
+  config = config_of(tmp_path)
+  for i, name in enumerate(("a0", "a1", "b0")):
+    config.runs[name].init_from = "" if i == 0 else f"run:{('a0', 'a1')[i - 1]}"
+  del config.runs["b1"]
+  config.rows = (("A", ("a0", "a1"), ("1%",)), ("B", ("b0",), ("-",)))
+  return config
+
+
+def test_a_run_starts_from_the_run_before_it(tmp_path, launched, monkeypatch):
+  origins = {}
+  run = train.run
+  record = lambda config, workdir: (
+    [origins.update({workdir.name: config.init_from})] and run(config, workdir)
+  )
+  monkeypatch.setattr(train, "run", record)
+  pipeline.run(chain(tmp_path), tmp_path / "runs")
+  runs = tmp_path / "runs"
+  assert origins == {"a0": "", "a1": str(runs / "a0"), "b0": str(runs / "a1")}
+
+
+def test_what_starts_from_a_run_that_another_process_holds_waits_for_it(tmp_path, launched):
+  (tmp_path / "runs").mkdir()
+  with pipeline._only_here(tmp_path / "runs" / "a0.lock"):
+    assert pipeline.run(chain(tmp_path), tmp_path / "runs") == {}
+  assert launched == []
+  assert pipeline.run(chain(tmp_path), tmp_path / "runs")["B"]["runs"] == 1
+
+
+def test_what_starts_from_a_diverged_run_is_diverged(tmp_path, launched):
+  config = chain(tmp_path)
+  folder = tmp_path / "runs" / "a0"
+  folder.mkdir(parents=True)
+  (folder / "diverged.json").write_text('{"diverged": "loss_x is nan"}')
+  results = pipeline.run(config, tmp_path / "runs")
+  assert launched == []
+  assert "a0, which it starts from, diverged" in results["A"]["diverged"][1]
+  assert "a1, which it starts from, diverged" in results["B"]["diverged"][0]

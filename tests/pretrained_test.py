@@ -1,19 +1,46 @@
 """diffusers' layout: our folders in diffusers, its folders here, and every way to be wrong."""
 
 import dataclasses
+import inspect
 import json
+import logging
+import os
+import pathlib
+import pickle
+import sys
 
 import diffusers
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 import torch
+from diffusers.pipelines.ddim import pipeline_ddim
+from diffusers.pipelines.ddpm import pipeline_ddpm
+from diffusers.schedulers import scheduling_ddpm
+from ml_collections import ConfigDict
 
-from jaxunlearn import pretrained
-from tests import tiny_unet
+from configs import siss_celeba
+from jaxunlearn import diffusers_config, models, pretrained, sampling, train
+from jaxunlearn.diffusion import Diffusion
+from tests import tiny_config, tiny_unet
 
-PATCHED = dataclasses.replace(tiny_unet.NET, patch_size=2)
+NET = tiny_unet.NET
+PATCHED = dataclasses.replace(NET, patch_size=2)
+CELEBA_LIKE = models.make(
+  "unet",
+  **dataclasses.asdict(NET)
+  | {
+    "attention_head_dim": None,
+    "norm_eps": 1e-6,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+  },
+)
+PROCESS = Diffusion("scaled_linear", 900, 0.00085, 0.012)
+BETAS = {"num_train_timesteps": 900, "beta_start": 0.00085, "beta_end": 0.012}
 
 
 def assert_same(got, want):
@@ -28,10 +55,13 @@ def inputs(net):
   return rng.normal(size=(2, *net.image_shape)).astype(np.float32), np.array([3, 700], np.int32)
 
 
+def nchw(x):
+  return torch.from_numpy(np.moveaxis(np.array(x), -1, 1).copy())
+
+
 def torch_eps(model, x, t):
   with torch.no_grad():
-    y = model(torch.tensor(np.ascontiguousarray(np.moveaxis(x, -1, 1))), torch.tensor(t)).sample
-  return np.moveaxis(y.numpy(), 1, -1)
+    return np.moveaxis(model(nchw(x), torch.tensor(t)).sample.numpy(), 1, -1)
 
 
 def assert_near(got, want):
@@ -50,13 +80,41 @@ def unfold(x, p):
   return x.reshape(b, h * p, w * p, c // p**2)
 
 
-@pytest.mark.parametrize("net", [tiny_unet.NET, PATCHED], ids=["plain", "patched"])
+def torch_unet(net, **fields):
+  """diffusers' UNet of the same fields; its norms are moved off 0 and 1."""
+  config = diffusers_config.of_net(net) | fields
+  torch.manual_seed(0)
+  model = diffusers.UNet2DModel(**{k: v for k, v in config.items() if k[0] != "_"})
+  for name, parameter in model.named_parameters():
+    if "norm" in name:
+      parameter.data += 0.1 * torch.randn_like(parameter)
+  return model
+
+
+def load(folder):
+  """(net, params, process) as a folder describes them itself."""
+  model, process = pretrained.read_config(folder)
+  net = models.make("unet", **model)
+  return net, pretrained.load(folder, tiny_unet.shapes(net)), Diffusion(**process)
+
+
+def write(folder, name, **fields):
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / name).write_text(json.dumps(fields))
+
+
+# Parameters.
+
+
+@pytest.mark.parametrize("net", [NET, PATCHED, CELEBA_LIKE], ids=["plain", "patched", "celeba"])
 def test_a_round_trip_is_bit_exact(net, tmp_path):
   params = tiny_unet.random_params(net)
   shapes = tiny_unet.shapes(net)
   assert_same(pretrained.from_state_dict(pretrained.to_state_dict(params), shapes), params)
-  pretrained.save(tmp_path / "made" / "here", net, params)
-  assert_same(pretrained.load(tmp_path / "made" / "here", shapes), params)
+  pretrained.save(tmp_path / "made" / "here", net, params, PROCESS)
+  got_net, got_params, got_process = load(tmp_path / "made" / "here")
+  assert (got_net, got_process) == (net, PROCESS)
+  assert_same(got_params, params)
 
 
 def test_names_with_two_digits_are_lists_too():
@@ -64,51 +122,31 @@ def test_names_with_two_digits_are_lists_too():
   assert list(pretrained.to_state_dict(params)) == ["up_blocks.10.attentions.2.to_out.0.bias"]
 
 
-def test_diffusers_loads_what_we_save(tmp_path):
-  net, params = tiny_unet.NET, tiny_unet.random_params(tiny_unet.NET)
-  x, t = inputs(net)
-  pretrained.save(tmp_path, net, params)
-  model, info = diffusers.UNet2DModel.from_pretrained(tmp_path, output_loading_info=True)
-  assert not info["missing_keys"] and not info["unexpected_keys"]
-  assert_near(jax.jit(net.apply)(params, x, t), torch_eps(model, x, t))
-
-
-def test_diffusers_loads_a_patched_unet_as_the_one_on_folded_images(tmp_path):
-  params = tiny_unet.random_params(PATCHED)
-  x, t = inputs(PATCHED)
-  pretrained.save(tmp_path, PATCHED, params)
-  model = diffusers.UNet2DModel.from_pretrained(tmp_path)
-  assert (model.config.sample_size, model.config.in_channels) == (4, 8)
-  want = unfold(torch_eps(model, fold(x, 2), t), 2)
-  assert_near(jax.jit(PATCHED.apply)(params, x, t), want)
-
-
-def test_we_load_what_diffusers_saves(tmp_path):
-  net = tiny_unet.NET
-  x, t = inputs(net)
-  fields = dataclasses.asdict(net)
-  fields = {name: fields[name] for name in fields.keys() - {"dtype", "patch_size"}}
-  torch.manual_seed(0)
-  model = diffusers.UNet2DModel(**fields)
-  model.save_pretrained(tmp_path)
-  params = pretrained.load(tmp_path, tiny_unet.shapes(net))
-  assert_near(jax.jit(net.apply)(params, x, t), torch_eps(model, x, t))
-
-
-def test_the_saved_config_is_diffusers_own(tmp_path):
-  pretrained.save(tmp_path, tiny_unet.NET, tiny_unet.random_params(tiny_unet.NET))
-  config = json.loads((tmp_path / "config.json").read_text())
-  assert config.pop("_class_name") == "UNet2DModel"
-  assert config.pop("_diffusers_version")
-  assert config.keys() < diffusers.UNet2DModel(**config).config.keys()
-
-
 def test_half_precision_weights_become_float32(tmp_path):
-  params = tiny_unet.random_params(tiny_unet.NET)
+  params = tiny_unet.random_params(NET)
   half = {k: v.astype(np.float16) for k, v in pretrained.to_state_dict(params).items()}
   safetensors.numpy.save_file(half, tmp_path / pretrained.WEIGHTS)
   rounded = jax.tree.map(lambda v: v.astype(np.float16).astype(np.float32), params)
-  assert_same(pretrained.load(tmp_path, tiny_unet.shapes(tiny_unet.NET)), rounded)
+  assert_same(pretrained.load(tmp_path, tiny_unet.shapes(NET)), rounded)
+
+
+def test_attention_by_its_first_names_is_read_as_diffusers_reads_it(tmp_path):
+  model = torch_unet(CELEBA_LIKE)
+  model.save_config(tmp_path)
+  first = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+  state = {}
+  for name, value in model.state_dict().items():
+    for new, old in first.items():
+      name = name.replace(f".{new}.", f".{old}.")
+    state[name] = value.numpy()
+  assert sum("proj_attn" in name or "query" in name for name in state) == 2 * 2 * 4
+  safetensors.numpy.save_file(state, tmp_path / pretrained.WEIGHTS, metadata={"format": "pt"})
+  theirs = diffusers.UNet2DModel.from_pretrained(tmp_path).state_dict()
+  ours = pretrained.to_state_dict(load(tmp_path)[1])
+  assert ours.keys() == theirs.keys()
+  for name, value in ours.items():
+    np.testing.assert_array_equal(value, theirs[name].numpy(), name)
+    np.testing.assert_array_equal(value, model.state_dict()[name].numpy(), name)
 
 
 def missing(state):
@@ -142,24 +180,490 @@ def of_other_axes(state):
   ],
 )
 def test_weights_of_another_architecture(spoil, message):
-  state = pretrained.to_state_dict(tiny_unet.random_params(tiny_unet.NET))
+  state = pretrained.to_state_dict(tiny_unet.random_params(NET))
   spoil(state)
   with pytest.raises(ValueError, match=message) as error:
-    pretrained.from_state_dict(state, tiny_unet.shapes(tiny_unet.NET))
+    pretrained.from_state_dict(state, tiny_unet.shapes(NET))
   assert "\n" not in str(error.value)
+
+
+# Both directions against diffusers: the prediction, and samples from the same noise. A random
+# network magnifies the last bits of x_t at every step, as no trained one does; CALM keeps that low.
+
+CALM = 0.2
+
+
+def of_ours(folder):
+  params = tiny_unet.random_params(CELEBA_LIKE)
+  params["conv_out"]["kernel"] *= CALM
+  pretrained.save(folder, CELEBA_LIKE, params, PROCESS)
+  return diffusers.DDPMPipeline.from_pretrained(folder), (CELEBA_LIKE, params, PROCESS)
+
+
+def of_diffusers(folder):
+  scheduler = diffusers.DDPMScheduler(beta_schedule="scaled_linear", **BETAS)
+  unet = torch_unet(CELEBA_LIKE)
+  unet.conv_out.weight.data *= CALM
+  pipeline = diffusers.DDPMPipeline(unet, scheduler)
+  pipeline.save_pretrained(folder)
+  assert (folder / "unet").is_dir()
+  return pipeline, load(folder)
+
+
+@pytest.fixture(scope="module", params=[of_ours, of_diffusers])
+def both(request, tmp_path_factory):
+  pipeline, ours = request.param(tmp_path_factory.mktemp("folder"))
+  pipeline.set_progress_bar_config(disable=True)
+  return pipeline, ours
+
+
+def test_the_prediction_is_the_same(both):
+  pipeline, (net, params, process) = both
+  x, t = inputs(net)
+  assert process == PROCESS
+  assert_near(jax.jit(net.apply)(params, x, t), torch_eps(pipeline.unet, x, t))
+
+
+def samples(ours, sampler, x_T, rng):
+  net, params, process = ours
+  eps_fn = jax.tree_util.Partial(net.apply, params)
+  x_0 = sampling.sample(eps_fn, process, rng, x_T, sampler=sampler, steps=50)
+  return np.clip((x_0 + 1) / 2, 0, 1)
+
+
+def test_ddpm_samples_of_the_same_noise_are_the_same(both, monkeypatch):
+  pipeline, ours = both
+  rng, x_T = jax.random.key(1), jax.random.normal(jax.random.key(2), (2, *NET.image_shape))
+  z = [jax.random.normal(jax.random.fold_in(rng, 18 * i), x_T.shape) for i in range(49, 0, -1)]
+  given = iter([nchw(noise) for noise in (x_T, *z)])
+  for module in (pipeline_ddpm, scheduling_ddpm):
+    monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: next(given))
+  theirs = pipeline(batch_size=2, num_inference_steps=50, output_type="np").images
+  assert next(given, None) is None
+  np.testing.assert_allclose(samples(ours, "ddpm", x_T, rng), theirs, atol=1e-4)
+  assert theirs.std() > 0.02
+
+
+def test_ddim_samples_of_the_same_noise_are_the_same(both, monkeypatch):
+  pipeline, ours = both
+  x_T = jax.random.normal(jax.random.key(3), (2, *NET.image_shape))
+  monkeypatch.setattr(pipeline_ddim, "randn_tensor", lambda *_, **__: nchw(x_T))
+  scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
+  ddim = diffusers.DDIMPipeline(pipeline.unet, scheduler)
+  ddim.set_progress_bar_config(disable=True)
+  theirs = ddim(batch_size=2, num_inference_steps=50, output_type="np").images
+  np.testing.assert_allclose(samples(ours, "ddim", x_T, jax.random.key(0)), theirs, atol=1e-4)
+
+
+def test_diffusers_finds_every_parameter_of_ours_and_knows_every_field(tmp_path):
+  pretrained.save(tmp_path, NET, tiny_unet.random_params(NET), PROCESS)
+  _, info = diffusers.UNet2DModel.from_pretrained(tmp_path, output_loading_info=True)
+  assert not info["missing_keys"] and not info["unexpected_keys"]
+  for kind, name in (
+    (diffusers.UNet2DModel, pretrained.CONFIG),
+    (diffusers.DDPMScheduler, pretrained.SCHEDULER),
+  ):
+    config = json.loads((tmp_path / name).read_text())
+    assert config.pop("_class_name") == kind.__name__
+    assert config.pop("_diffusers_version")
+    assert config.keys() <= kind(**config).config.keys()
+
+
+def test_diffusers_loads_a_patched_unet_as_the_one_on_folded_images(tmp_path):
+  params = tiny_unet.random_params(PATCHED)
+  x, t = inputs(PATCHED)
+  pretrained.save(tmp_path, PATCHED, params, PROCESS)
+  model = diffusers.UNet2DModel.from_pretrained(tmp_path)
+  assert (model.config.sample_size, model.config.in_channels) == (4, 8)
+  want = unfold(torch_eps(model, fold(x, 2), t), 2)
+  assert_near(jax.jit(PATCHED.apply)(params, x, t), want)
+
+
+# Files.
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.001, 0], ids=["half", "header", "empty"])
 def test_a_damaged_file(tmp_path, keep):
-  pretrained.save(tmp_path, tiny_unet.NET, tiny_unet.random_params(tiny_unet.NET))
+  pretrained.save(tmp_path, NET, tiny_unet.random_params(NET), PROCESS)
   path = tmp_path / pretrained.WEIGHTS
   whole = path.read_bytes()
   path.write_bytes(whole[: int(keep * len(whole))])
   with pytest.raises(ValueError, match=r"safetensors is damaged .*; fetch or make it") as error:
-    pretrained.load(tmp_path, tiny_unet.shapes(tiny_unet.NET))
+    pretrained.load(tmp_path, tiny_unet.shapes(NET))
   assert "\n" not in str(error.value)
 
 
 def test_a_folder_without_weights(tmp_path):
   with pytest.raises(ValueError, match="does not exist; give a folder that holds diffusion"):
-    pretrained.load(tmp_path, tiny_unet.shapes(tiny_unet.NET))
+    pretrained.load(tmp_path, tiny_unet.shapes(NET))
+
+
+@pytest.fixture
+def pickled(tmp_path):
+  model = torch_unet(NET)
+  model.save_pretrained(tmp_path, safe_serialization=False)
+  assert (tmp_path / pretrained.PICKLED).is_file()
+  return tmp_path, model
+
+
+def test_pickled_weights_are_read(pickled):
+  folder, model = pickled
+  got = pretrained.to_state_dict(pretrained.load(folder, tiny_unet.shapes(NET)))
+  for name, value in model.state_dict().items():
+    np.testing.assert_array_equal(got[name], value.numpy(), name)
+
+
+def test_pickled_weights_without_torch_are_refused_with_the_way_out(pickled, monkeypatch):
+  folder, _ = pickled
+  monkeypatch.setitem(sys.modules, "torch", None)
+  with pytest.raises(
+    ValueError, match="torch is not installed: install torch, or convert"
+  ) as error:
+    pretrained.load(folder, tiny_unet.shapes(NET))
+  assert "\n" not in str(error.value)
+
+
+class Evil:
+  def __init__(self, path):
+    self._path = path
+
+  def __reduce__(self):
+    return os.mkdir, (str(self._path),)
+
+
+@pytest.mark.parametrize(
+  "dump", [torch.save, lambda evil, path: path.write_bytes(pickle.dumps(evil))]
+)
+def test_a_pickle_that_would_run_code_does_not(dump, tmp_path):
+  dump({"conv_in.weight": Evil(tmp_path / "ran")}, tmp_path / pretrained.PICKLED)
+  with pytest.raises(ValueError, match="cannot be read as weights alone") as error:
+    pretrained.load(tmp_path, tiny_unet.shapes(NET))
+  assert "\n" not in str(error.value)
+  assert not (tmp_path / "ran").exists()
+
+
+def test_safetensors_are_taken_before_a_pickle(pickled):
+  folder, _ = pickled
+  params = tiny_unet.random_params(NET)
+  pretrained.save(folder, NET, params, PROCESS)
+  assert_same(pretrained.load(folder, tiny_unet.shapes(NET)), params)
+
+
+def test_weights_in_several_files_are_refused_with_the_way_out(tmp_path):
+  torch_unet(NET).save_pretrained(tmp_path, max_shard_size="20KB")
+  assert not (tmp_path / pretrained.WEIGHTS).exists()
+  with pytest.raises(ValueError, match=r"index.json lists .* several files; save .* in one"):
+    pretrained.load(tmp_path, tiny_unet.shapes(NET))
+
+
+# The Hub, by its own client on a cache without a network.
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+  """hub(branch, commit, fill): fills a snapshot of google/ddpm-tiny as the client caches it."""
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+  repo = tmp_path / "hub" / "models--google--ddpm-tiny"
+
+  def add(branch, commit, fill):
+    fill(repo / "snapshots" / commit)
+    (repo / "refs").mkdir(exist_ok=True)
+    (repo / "refs" / branch).write_text(commit)
+
+  return add
+
+
+def test_weights_of_the_hub_by_name_and_revision(hub):
+  params = [tiny_unet.random_params(NET, seed) for seed in (1, 2)]
+  hub("main", "1" * 40, lambda folder: pretrained.save(folder, NET, params[0], PROCESS))
+  hub("v2", "2" * 40, lambda folder: pretrained.save(folder, NET, params[1], PROCESS))
+  for origin, want in (("hub:google/ddpm-tiny", 0), ("hub:google/ddpm-tiny@v2", 1)):
+    net, got, process = load(pretrained.locate(origin))
+    assert (net, process) == (NET, PROCESS)
+    assert_same(got, params[want])
+
+
+def test_a_pickle_of_the_hub_where_there_are_no_safetensors(hub):
+  hub(
+    "main",
+    "1" * 40,
+    lambda folder: torch_unet(NET).save_pretrained(folder, safe_serialization=False),
+  )
+  folder = pretrained.locate("hub:google/ddpm-tiny")
+  assert_same(pretrained.load(folder, tiny_unet.shapes(NET)), from_torch(torch_unet(NET)))
+
+
+def from_torch(model):
+  state = {name: value.numpy() for name, value in model.state_dict().items()}
+  return pretrained.from_state_dict(state, tiny_unet.shapes(NET))
+
+
+def test_only_the_needed_files_are_asked_of_the_hub(tmp_path, monkeypatch):
+  asked = []
+
+  def snapshot_download(name, *, revision, allow_patterns):
+    asked.append((name, revision, allow_patterns))
+    (tmp_path / "unet").mkdir(exist_ok=True)
+    if len(asked) > 2:
+      (tmp_path / "unet" / pretrained.WEIGHTS).touch()
+    return str(tmp_path)
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+  for _ in range(2):
+    assert pretrained.locate("hub:google/ddpm-tiny@abc") == tmp_path
+  names = [(name, revision) for name, revision, _ in asked]
+  assert names == [("google/ddpm-tiny", "abc")] * 3  # the pickle only where it has to be
+  assert asked[0][2] == asked[2][2]
+  assert {"unet/config.json", "scheduler/scheduler_config.json", "config.json"} < set(asked[0][2])
+  assert {pathlib.Path(p).name for p in asked[1][2]} == {pretrained.PICKLED}
+  assert not any("*" in pattern for _, _, patterns in asked for pattern in patterns)
+
+
+@pytest.mark.parametrize("origin", ["hub:google/ddpm-absent", "hub:google/ddpm-tiny@v9", "hub:a b"])
+def test_what_the_hub_has_not_is_one_line(hub, origin):
+  hub("main", "1" * 40, lambda folder: folder.mkdir(parents=True))
+  with pytest.raises(ValueError, match=rf"{origin} cannot be fetched \(.*\); check the") as error:
+    pretrained.locate(origin)
+  assert "\n" not in str(error.value)
+
+
+def test_the_hub_without_its_client_is_one_line(monkeypatch):
+  monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+  with pytest.raises(ValueError, match="needs huggingface_hub, which is not installed; install"):
+    pretrained.locate("hub:google/ddpm-tiny")
+
+
+# Configs.
+
+
+def test_our_defaults_are_diffusers_own():
+  own = lambda kind: {
+    name: p.default for name, p in inspect.signature(kind.__init__).parameters.items()
+  }
+  unet, scheduler = own(diffusers.UNet2DModel), own(diffusers.DDPMScheduler)
+  ours = {**diffusers_config.FREE, **diffusers_config.FIXED}
+  assert unet.keys() == ours.keys() | {"self", "dropout", "num_train_timesteps"}
+  assert ours == {name: unet[name] for name in ours}
+  betas = dict(diffusers_config.PROCESS.values())
+  ours = {**betas, **diffusers_config.PROCESS_FIXED, **diffusers_config.SAMPLING}
+  assert ours == {name: scheduler[name] for name in ours}
+  left = scheduler.keys() - ours.keys()
+  assert left == {"self", "dynamic_thresholding_ratio", "sample_max_value"}  # of thresholding
+
+
+def test_an_old_config_as_google_stored_it(tmp_path):
+  model = {k: list(v) if isinstance(v, tuple) else v for k, v in siss_celeba.model().items()}
+  old = {
+    "_class_name": "UNet2DModel",
+    "_diffusers_version": "0.1.1",
+    "act_fn": "silu",
+    "center_input_sample": False,
+    "mid_block_scale_factor": 1,
+    "norm_num_groups": 32,
+    "time_embedding_type": "positional",
+  }
+  write(tmp_path, "config.json", **old, **model)
+  scheduler = {"beta_end": 0.02, "beta_schedule": "linear", "beta_start": 0.0001}
+  scheduler |= {"clip_sample": True, "num_train_timesteps": 1000, "trained_betas": None}
+  write(tmp_path, "scheduler_config.json", _class_name="DDPMScheduler", **scheduler)
+  got, process = pretrained.read_config(tmp_path)
+  assert models.make("unet", **got) == models.make("unet", **siss_celeba.model())
+  assert Diffusion(**process) == Diffusion()
+
+
+def test_fields_that_a_file_lacks_have_diffusers_defaults(tmp_path):
+  write(tmp_path, "config.json", _class_name="UNet2DModel", sample_size=32, new_field=None)
+  model, process = pretrained.read_config(tmp_path)
+  default = diffusers.UNet2DModel.__init__.__wrapped__
+  want = {name: p.default for name, p in inspect.signature(default).parameters.items()}
+  assert model == {name: want[name] for name in diffusers_config.FREE} | {
+    "sample_size": 32,
+    "patch_size": 1,
+  }
+  assert process == {}
+  write(tmp_path, "scheduler_config.json", _class_name="DDIMScheduler", set_alpha_to_one=True)
+  assert Diffusion(**pretrained.read_config(tmp_path)[1]) == Diffusion()
+
+
+UNET_REFUSED = {
+  "act_fn": "mish",
+  "center_input_sample": True,
+  "class_embed_type": "timestep",
+  "num_class_embeds": 10,
+  "resnet_time_scale_shift": "scale_shift",
+  "mid_block_scale_factor": 2,
+  "mid_block_type": None,
+  "time_embedding_type": "fourier",
+  "time_embedding_dim": 64,
+  "downsample_type": "resnet",
+  "upsample_type": "resnet",
+  "add_attention": False,
+  "attn_norm_num_groups": 8,
+  "new_field": 3,
+  "sample_size": [8, 16],
+  "down_block_types": ["DownBlock2D", "SkipDownBlock2D"],
+  "_class_name": "UNet2DConditionModel",
+}
+
+
+@pytest.mark.parametrize("field", UNET_REFUSED)
+def test_a_model_that_we_have_not_is_refused_by_its_value(field, tmp_path):
+  config = diffusers_config.of_net(NET) | {field: UNET_REFUSED[field]}
+  write(tmp_path, "config.json", **config)
+  with pytest.raises(ValueError) as error:
+    pretrained.read_config(tmp_path)
+  line = str(error.value)
+  assert "\n" not in line and str(tmp_path / "config.json") in line
+  value = UNET_REFUSED[field]
+  assert str(value[-1] if field == "down_block_types" else value).strip("[]") in line
+
+
+PROCESS_REFUSED = {
+  "beta_schedule": "squaredcos_cap_v2",
+  "trained_betas": [0.1, 0.2],
+  "prediction_type": "v_prediction",
+  "rescale_betas_zero_snr": True,
+  "beta_end": 1.5,
+  "_class_name": "ScoreSdeVeScheduler",
+}
+
+
+@pytest.mark.parametrize("field", PROCESS_REFUSED)
+def test_a_process_that_we_have_not_is_refused_by_its_value(field, tmp_path):
+  write(tmp_path / "unet", "config.json", **diffusers_config.of_net(NET))
+  config = diffusers_config.of_process(PROCESS) | {field: PROCESS_REFUSED[field]}
+  write(tmp_path / "scheduler", "scheduler_config.json", **config)
+  with pytest.raises(ValueError) as error:
+    pretrained.read_config(tmp_path)
+  line = str(error.value)
+  assert "\n" not in line and "scheduler_config.json: " in line
+  assert str(PROCESS_REFUSED[field]) in line
+
+
+def test_what_changes_no_step_of_training_is_only_warned_of(tmp_path, caplog):
+  write(tmp_path, "config.json", **diffusers_config.of_net(NET) | {"dropout": 0.1})
+  process = diffusers_config.of_process(PROCESS) | {"variance_type": "fixed_large"}
+  write(tmp_path, "scheduler_config.json", **process)
+  with caplog.at_level(logging.WARNING):
+    model, process = pretrained.read_config(tmp_path)
+  assert (models.make("unet", **model), Diffusion(**process)) == (NET, PROCESS)
+  assert "dropout 0.1 is left out here" in caplog.text
+  assert "variance_type is 'fixed_large'; sampling here has 'fixed_small'" in caplog.text
+
+
+@pytest.mark.parametrize("text", [None, "{"])
+def test_a_config_that_cannot_be_read(text, tmp_path):
+  if text:
+    (tmp_path / "config.json").write_text(text)
+  with pytest.raises(ValueError, match=r"cannot read .*config.json \(.*\); fetch or make"):
+    pretrained.read_config(tmp_path)
+
+
+# A run's config and its init_from.
+
+
+@pytest.fixture
+def tiny(tmp_path):
+  """A run's locked config, and a folder of its own model under another process."""
+  config = tiny_config.get_config()
+  net = models.make(**config.model)
+  pretrained.save(tmp_path, net, tiny_unet.random_params(net), PROCESS)
+  config.init_from = str(tmp_path)
+  return config, net, tmp_path
+
+
+def test_a_run_takes_model_and_process_from_its_weights(tiny):
+  config, net, _ = tiny
+  config.model = ConfigDict({"name": "pretrained"})
+  config.lock()
+  setup = train.build(config)
+  assert (setup.net, setup.process) == (net, PROCESS)
+  assert_same(train.start_params(setup), tiny_unet.random_params(net))
+  assert config.is_locked
+  written = json.loads(config.to_json())
+  assert models.make(**written["model"]) == net
+  assert written["process"] == dataclasses.asdict(PROCESS)
+  again = train.build(config)  # as a run that goes on
+  assert json.loads(config.to_json()) == written and again.net == net
+
+
+def test_the_type_to_compute_in_is_the_users(tiny):
+  config, net, _ = tiny
+  config.model = ConfigDict({"name": "pretrained", "dtype": "bfloat16"})
+  pretrained.adopt(config)
+  assert models.make(**config.model) == dataclasses.replace(net, dtype="bfloat16")
+
+
+def test_a_run_takes_model_and_process_from_another_run(tmp_path):
+  config = ConfigDict({"init_from": str(tmp_path), "model": {"name": "pretrained"}})
+  config.process = {"schedule": "linear", "T": 1000, "beta_1": 1e-4, "beta_T": 0.02}
+  (tmp_path / "checkpoints").mkdir()
+  model = {"name": "unet", **dataclasses.asdict(NET)}
+  write(tmp_path, "config.json", model=model, process=dataclasses.asdict(PROCESS))
+  pretrained.adopt(config)
+  assert (models.make(**config.model), Diffusion(**config.process)) == (NET, PROCESS)
+
+
+def test_a_process_that_the_weights_do_not_tell_is_the_configs(tiny):
+  config, _, folder = tiny
+  (folder / "scheduler_config.json").unlink()
+  pretrained.adopt(config)
+  config.model = ConfigDict({"name": "pretrained"})
+  pretrained.adopt(config)
+  assert Diffusion(**config.process) == Diffusion()
+
+
+@pytest.mark.parametrize(
+  ("overrides", "message"),
+  [
+    ({"init_from": ""}, "init_from '' has no config.json; name weights in"),
+    ({"init_from": "hub"}, "init_from 'hub' is not a folder; give a run's"),
+    ({"model": {"name": "pretrained", "freq_shift": 1}}, "sets freq_shift too; drop one"),
+  ],
+)
+def test_a_pretrained_model_that_cannot_be_taken(overrides, message, tiny):
+  config, _, _ = tiny
+  config.model = ConfigDict({"name": "pretrained"})
+  config.update(overrides)
+  with pytest.raises(ValueError, match=message) as error:
+    train.build(config)
+  assert "\n" not in str(error.value)
+
+
+OTHER_MEANING = {
+  "downsample_padding": 0,
+  "freq_shift": 1,
+  "flip_sin_to_cos": False,
+  "norm_eps": 1e-6,
+  "norm_num_groups": 2,
+  "attention_head_dim": 2,
+}
+
+
+@pytest.mark.parametrize("field", OTHER_MEANING)
+def test_a_spelt_out_model_that_is_another_function_is_refused(field, tiny):
+  config, net, _ = tiny
+  config.process.update(dataclasses.asdict(PROCESS))
+  pretrained.adopt(config)
+  config.model[field] = OTHER_MEANING[field]
+  with pytest.raises(ValueError, match=f"config.model.{field} is {OTHER_MEANING[field]} ") as error:
+    train.build(config)
+  assert f"were made with {getattr(net, field)}; set that, or config.model to" in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["schedule", "T", "beta_1", "beta_T"])
+def test_another_process_is_refused(field, tiny):
+  config, _, _ = tiny
+  before = getattr(Diffusion(), field)
+  config.process.update(dataclasses.asdict(PROCESS) | {field: before})
+  with pytest.raises(ValueError, match=rf"config.process.{field} is {before!r} and the weights of"):
+    train.build(config)
+
+
+def test_image_size_and_type_are_free(tiny):
+  config, _, _ = tiny
+  config.process.update(dataclasses.asdict(PROCESS))
+  config.model.update(sample_size=32, dtype="bfloat16")
+  pretrained.adopt(config)
+  assert config.model.sample_size == 32

@@ -30,7 +30,8 @@ class Images(Protocol):
   A NumPy array of pixels serves in its place wherever one is taken.
   """
 
-  shape: tuple[int, int, int, int]
+  @property
+  def shape(self) -> tuple[int, int, int, int]: ...
 
   def __getitem__(self, index: np.ndarray) -> np.ndarray:
     """The pixels [n, H, W, C] of the rows `index` [n]."""
@@ -131,9 +132,14 @@ def load(source: str, **fields: Any) -> tuple[Records, Records]:
   Raises:
     ValueError: no such source, or a field it does not take; the choices are listed.
   """
+  return make(source, **fields).load()
+
+
+def make(source: str, **fields: Any) -> Any:
+  """`data/folder.py` is named 'folder'; its fields are those of its `Source`."""
   errors.check_choice("data source", source, names())
   module = importlib.import_module(f"{__name__}.{source}")
-  return errors.build(module.Source, f"data source {source}", fields).load()
+  return errors.build(module.Source, f"data source {source}", fields)
 
 
 def names() -> list[str]:

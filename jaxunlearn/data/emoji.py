@@ -15,6 +15,7 @@ from jaxunlearn import data, errors
 
 @dataclasses.dataclass(frozen=True)
 class Source:
+  group: str = ""  # only the pictures of this class; "": all
   repeat: str = ""  # the id of a record to repeat
   share: float = 0.0  # of the training set that is this one record
   heldout: int = 10  # one picture in this many is held out
@@ -25,6 +26,10 @@ class Source:
     if self.heldout < 2:
       raise ValueError(f"one emoji in {self.heldout} held out; use 2 or more")
     records = everything()
+    if self.group:
+      errors.check_choice("group of emoji", self.group, records.classes)
+      mine = records.label == records.classes.index(self.group)
+      records = records.take(np.flatnonzero(mine))
     picture = np.arange(len(records)) % (len(records) // 2)
     mine = picture % self.heldout == self.heldout - 1
     train, heldout = records.take(np.flatnonzero(~mine)), records.take(np.flatnonzero(mine))

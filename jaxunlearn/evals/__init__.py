@@ -25,7 +25,7 @@ import numpy as np
 from jaxunlearn import data, errors
 from jaxunlearn.diffusion import Diffusion, EpsFn
 
-HELPERS = ("statistics", "digits")  # modules of this folder that are no metric
+HELPERS = ("classifiers", "frechet", "restoration", "statistics")  # modules that are no metric
 
 
 class Value(NamedTuple):
@@ -56,15 +56,17 @@ class Task:
   @functools.cached_property
   def is_target(self) -> np.ndarray:
     """[N] bool: the samples within `target_radius` of a target, L2 in pixels of [0, 1]."""
-    nearest = np.full(len(self.samples), np.inf)
-    for a in self.target:
-      nearest = np.minimum(nearest, np.sqrt(np.sum(((self.samples - a) / 2) ** 2, axis=(1, 2, 3))))
+    nearest = np.array([self._distance(sample) for sample in self.samples])
     return nearest < self.options.target_radius
+
+  def _distance(self, sample: np.ndarray) -> float:
+    distances = [float(np.linalg.norm(sample - a)) / 2 for a in self.target]
+    return min(distances, default=np.inf)
 
   @property
   def kept(self) -> np.ndarray:
     """The samples that are no target: those that quality is measured on."""
-    return self.samples[~self.is_target]
+    return self.samples[~self.is_target] if self.is_target.any() else self.samples
 
   @property
   def target_identity(self) -> str:
@@ -103,6 +105,12 @@ def fingerprint(images: np.ndarray) -> str:
 
 def names() -> list[str]:
   return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in HELPERS)
+
+
+def check(name: str, options: Any) -> None:
+  """Raises ValueError where there is no such metric, or it lacks something, like a weights file."""
+  module = importlib.import_module(metric(name).__module__)
+  getattr(module, "check", lambda options: None)(options)
 
 
 def metric(name: str) -> Callable[[EpsFn, Task], dict[str, Value]]:

@@ -1,9 +1,10 @@
-"""Inception score (Salimans et al., 2016) on digit probabilities, without the targets.
+"""Inception score (Salimans et al., 2016) by a small classifier, without the targets.
 
     IS = exp(mean_i KL(p(y|x_i) || p(y))),   p(y) = mean_i p(y|x_i)
 
-It runs from 1 (one class, or nothing recognised) to 10. As Alberti et al. (2025) do: samples of
-the target are removed first, and it is the mean over 10 splits in the order of the samples.
+It runs from 1 (one class, or nothing recognised) to the number of classes. As Alberti et al.
+(2025) do: samples of the target are removed first, and it is the mean over 10 splits in the order
+of the samples.
 """
 
 import numpy as np
@@ -11,15 +12,17 @@ from jaxtyping import Float
 
 from jaxunlearn import evals
 from jaxunlearn.diffusion import EpsFn
-from jaxunlearn.evals import digits, statistics
+from jaxunlearn.evals import classifiers, statistics
 
 SPLITS = 10
+
+check = classifiers.check
 
 
 def evaluate(eps_fn: EpsFn, task: evals.Task) -> dict[str, evals.Value]:
   """`inception_score`, with the interval of the mean over splits."""
   del eps_fn
-  classifier = digits.load()
+  classifier = classifiers.load(task.options.classifier)
   scores = split_scores(classifier.probabilities(task.kept))
   identity = evals.identity(extractor=classifier.identity, removed="target", splits=len(scores))
   value = evals.Value(

@@ -12,7 +12,7 @@ class Classifier(nn.Module):
   """images [N, H, W, C] in [-1, 1], H and W multiples of 4 -> (logits, features)."""
 
   classes: int = 10
-  widths: tuple[int, int, int] = (16, 32, 64)
+  widths: tuple[int, ...] = (16, 32, 64)
   features: int = 64
   dropout: float = 0.3  # before each of the two dense layers, while training
 

@@ -1,0 +1,86 @@
+"""The CelebA-HQ run at full size, from diffusers' weights and back, with random weights at 256 px.
+
+The steps: 113,673,219 parameters saved by diffusers, an image folder, `siss_celeba` for two steps
+in micro-batches, the first of them repeated in PyTorch, a small evaluation, export, diffusers.
+"""
+
+import jax
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline, UNet2DModel
+
+from benchmarks import celeba, torch_reference
+from configs import siss_celeba
+from jaxunlearn import checkpoint, export, pretrained, train
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  root = tmp_path_factory.mktemp("celeba")
+  celeba.save_base(root / "base")
+  celeba.save_images(root / "images")
+  celeba.save_extractors(root)
+  config = siss_celeba.get_config()
+  config.update_from_flattened_dict(celeba.overrides(root))
+  config.mesh.update(data=1, fsdp=1)
+  results = train.run(config, root / "run")["after"]
+  assert -1 <= results["sscd"]["value"] <= 1 and results["fid"]["value"] > 0
+  return root, config
+
+
+def test_one_step_is_an_independent_pytorch_step(finished):
+  root, config = finished
+  setup = train.build(config)
+  rng = jax.random.fold_in(jax.random.key(config.seed), 0)
+  draw = jax.jit(lambda batch: setup.method.draw(setup.process, batch, rng, {}))
+  draws = draw(setup.host_batch(0))
+  nchw = lambda name: torch.from_numpy(np.array(draws[name])).permute(0, 3, 1, 2)
+  x, a, t = nchw("x"), nchw("a"), torch.from_numpy(np.array(draws["t"])).long()
+  picked = torch.from_numpy(np.array(draws["from_a"]))[:, None, None, None]
+  m_t = torch_reference.q_sample(torch.where(picked, a, x), t, nchw("eps"))
+
+  unet = UNet2DModel.from_pretrained(root / "base", subfolder="unet")
+  before = {k: v.clone() for k, v in unet.state_dict().items()}
+  method, opt = config.method, config.optimizer
+  grads = torch_reference.siss_direction(unet, x, a, t, m_t, method.lam, method.forget_norm)
+  params = list(unet.parameters())
+  for parameter, gradient in zip(params, grads, strict=True):
+    parameter.grad = gradient
+  torch.nn.utils.clip_grad_norm_(params, opt.clip)
+  torch.optim.AdamW(
+    params, opt.learning_rate, (opt.b1, opt.b2), weight_decay=opt.weight_decay
+  ).step()
+
+  target = jax.tree.map(
+    lambda s: jax.ShapeDtypeStruct(
+      s.shape, s.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    ),
+    jax.eval_shape(setup.net.init, jax.random.key(0)),
+  )
+  ours = pretrained.to_state_dict(checkpoint.read_params(root / "run", target, step=1))
+  moved = 0.0
+  for name, theirs in unet.state_dict().items():
+    theirs = theirs.numpy()
+    scale = np.linalg.norm(theirs)
+    assert np.linalg.norm(ours[name] - theirs) <= 1e-5 * scale, name
+    moved = max(moved, np.linalg.norm(theirs - before[name].numpy()) / scale)
+  assert moved > 5e-5  # the step is larger than what is allowed between the two
+
+
+def test_the_result_goes_back_to_diffusers(finished):
+  root, config = finished
+  export.export(root / "run", root / "out")
+  pipeline = DDPMPipeline.from_pretrained(root / "out")
+  unet = UNet2DModel.from_pretrained(root / "out")
+  assert sum(p.numel() for p in unet.parameters()) == celeba.PARAMETERS
+  setup = train.build(config)
+  params = pretrained.load(root / "out", jax.eval_shape(setup.net.init, jax.random.key(0)))
+  x = np.random.default_rng(1).standard_normal((1, 256, 256, 3), np.float32)
+  t = np.array([421], np.int32)
+  ours = np.asarray(jax.jit(setup.net.apply)(params, x, t))
+  with torch.no_grad():
+    theirs = pipeline.unet(torch.from_numpy(x).permute(0, 3, 1, 2), torch.from_numpy(t)).sample
+  np.testing.assert_allclose(
+    ours, theirs.permute(0, 2, 3, 1).numpy(), atol=1e-5 * np.abs(ours).max()
+  )
