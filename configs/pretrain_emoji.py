@@ -42,6 +42,7 @@ def evaluation() -> dict:
   return {
     "metrics": ("target_rate", "feature_fid", "nll", "copy_score"),
     "classifier": "emoji",
+    "samples": 256,
     "reference": "retain",
     "target_name": "clown",
     "target_radius": 8.0,

@@ -19,6 +19,6 @@ def get_config(variant: str = "siss"):
     learning_rate=3e-4, b1=0.95, warmup=0, schedule="constant", weight_decay=1e-6
   )
   config.ema = 0.0
-  config.train.update(steps=100, batch=64, log_every=1, checkpoint_every=20)
-  config.eval.update(before=True, every=20)
+  config.train.update(steps=60, batch=64, log_every=1, checkpoint_every=20)
+  config.eval.update(before=True, every=20, probe_samples=32)
   return config

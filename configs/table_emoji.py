@@ -12,12 +12,11 @@ from configs.table_mnist import add, trained
 
 # label -> (variant of siss_emoji, steps)
 METHODS = {
-  "naive deletion": ("naive", 100),
-  "SISS λ=0.5": ("siss", 100),
-  "SISS (No IS)": ("siss_no_is", 100),
-  "ReTrack": ("retrack", 100),
-  "EraseDiff": ("erasediff", 50),
-  "NegGrad": ("neggrad", 50),
+  "naive deletion": ("naive", 60),
+  "SISS λ=0.5": ("siss", 60),
+  "SISS (No IS)": ("siss_no_is", 60),
+  "ReTrack": ("retrack", 60),
+  "NegGrad": ("neggrad", 60),
 }
 COLUMNS = (
   ("clown_rate", "clown rate"),

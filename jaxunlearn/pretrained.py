@@ -95,7 +95,8 @@ def save(folder: pathlib.Path, net: unet.Net, params: Any, process: Diffusion) -
     (PIPELINE, diffusers_config.PIPELINE),
   ):
     (folder / name).write_text(json.dumps(content, indent=2) + "\n")
-  safetensors.numpy.save_file(to_state_dict(params), folder / WEIGHTS, metadata={"format": "pt"})
+  content = safetensors.numpy.save(to_state_dict(params), metadata={"format": "pt"})
+  (folder / WEIGHTS).write_bytes(content)  # save_file would leave it to its owner alone
 
 
 def load(folder: pathlib.Path, target: Any) -> Any:
@@ -143,7 +144,7 @@ def _fetch(origin: str) -> pathlib.Path:
     from huggingface_hub import snapshot_download
   except ImportError as error:
     raise ValueError(
-      f"{origin} needs huggingface_hub, which is not installed; install it, or give a folder"
+      f"{origin} needs huggingface_hub; run: pip install 'jaxunlearn[hub]', or give a folder"
     ) from error
 
   def get(*files: str) -> pathlib.Path:

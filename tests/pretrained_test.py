@@ -430,7 +430,7 @@ def test_what_the_hub_has_not_is_one_line(hub, origin):
 
 def test_the_hub_without_its_client_is_one_line(monkeypatch):
   monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-  with pytest.raises(ValueError, match="needs huggingface_hub, which is not installed; install"):
+  with pytest.raises(ValueError, match="needs huggingface_hub; run: pip install"):
     pretrained.locate("hub:google/ddpm-tiny")
 
 
