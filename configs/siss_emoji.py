@@ -16,7 +16,7 @@ def get_config(variant: str = "siss"):
   config.method = common.method(name, **fields)
   config.streams = {"x": "retain", "a": "forget"}
   config.optimizer.update(
-    learning_rate=3e-4, b1=0.95, warmup=0, schedule="constant", weight_decay=1e-6
+    learning_rate=2e-4, b1=0.95, warmup=0, schedule="constant", weight_decay=1e-6
   )
   config.ema = 0.0
   config.train.update(steps=60, batch=64, log_every=1, checkpoint_every=20)

@@ -15,7 +15,6 @@ METHODS = {
   "naive deletion": ("naive", 60),
   "SISS λ=0.5": ("siss", 60),
   "SISS (No IS)": ("siss_no_is", 60),
-  "ReTrack": ("retrack", 60),
   "NegGrad": ("neggrad", 60),
 }
 COLUMNS = (

@@ -95,8 +95,8 @@ def save(folder: pathlib.Path, net: unet.Net, params: Any, process: Diffusion) -
     (PIPELINE, diffusers_config.PIPELINE),
   ):
     (folder / name).write_text(json.dumps(content, indent=2) + "\n")
-  content = safetensors.numpy.save(to_state_dict(params), metadata={"format": "pt"})
-  (folder / WEIGHTS).write_bytes(content)  # save_file would leave it to its owner alone
+  arrays = safetensors.numpy.save(to_state_dict(params), metadata={"format": "pt"})
+  (folder / WEIGHTS).write_bytes(arrays)  # save_file would leave it to its owner alone
 
 
 def load(folder: pathlib.Path, target: Any) -> Any:

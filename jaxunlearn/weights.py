@@ -13,6 +13,7 @@ import os
 import pathlib
 import sys
 import urllib.request
+from collections.abc import Mapping
 
 import numpy as np
 import safetensors
@@ -56,6 +57,16 @@ class Published:
         f"{self.sha256}; fetch {self.url} again"
       )
     return file
+
+  def check_shapes(
+    self, arrays: Mapping[str, np.ndarray], expected: frozenset[tuple[str, tuple[int, ...]]]
+  ) -> None:
+    """Raises ValueError unless the arrays have exactly the expected names and shapes."""
+    if wrong := {(name, value.shape) for name, value in arrays.items()} ^ expected:
+      raise ValueError(
+        f"these are not the weights of {self.what}: {min(wrong)[0]!r} is missing, left over or of "
+        f"another shape; fetch {self.url}"
+      )
 
   def fetch(self) -> pathlib.Path:
     """Downloads the file to its cached place, whole or not at all."""

@@ -199,12 +199,7 @@ def from_state_dict(state: Mapping[str, np.ndarray]) -> Any:
     ValueError: a weight is missing, left over, or of another shape.
   """
   used = {name: value for name, value in state.items() if not _UNUSED.search(name)}
-  found = {(name, value.shape) for name, value in used.items()}
-  if wrong := found ^ state_shapes():
-    raise ValueError(
-      f"these are not the weights of {PUBLISHED.what}: {min(wrong)[0]!r} is missing, left over or "
-      f"of another shape; fetch {PUBLISHED.url}"
-    )
+  PUBLISHED.check_shapes(used, state_shapes())
   layers = {name.rsplit(".", 2)[0] for name in used}
   return traverse_util.unflatten_dict({name: _folded(used, name) for name in layers}, sep=".")
 

@@ -124,12 +124,7 @@ def from_state_dict(state: Mapping[str, np.ndarray]) -> Any:
     for name, value in state.items()
     if not name.endswith(_COUNTER)
   }
-  found = {(name, value.shape) for name, value in params.items()}
-  if wrong := found ^ _shapes():
-    raise ValueError(
-      f"these are not the weights of {PUBLISHED.what}: {min(wrong)[0]!r} is missing, left over or "
-      f"of another shape; fetch {PUBLISHED.url}"
-    )
+  PUBLISHED.check_shapes(params, _shapes())
   return traverse_util.unflatten_dict(params, sep=".")
 
 
