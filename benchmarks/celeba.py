@@ -1,6 +1,6 @@
 """The CelebA-HQ run at full size on this machine: each command of docs/celeba.md, time and memory.
 
-  python -m benchmarks.celeba --out=results     (about 15 minutes on 2 idle cores, 12 GiB)
+  python -m benchmarks.celeba --out=results     (7 minutes on 2 idle cores, 10 GiB)
 
 Weights and pictures are random: neither time nor memory depends on them. diffusers saves its own
 UNet of google/ddpm-celebahq-256; `siss_celeba` takes two steps on an image folder in micro-batches

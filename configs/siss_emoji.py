@@ -6,19 +6,12 @@ The same method, metrics and report as `siss_mnist.py`, on real pictures in colo
 request names the file's SHA-256, so that every copy goes. Expected: results/siss_emoji.md.
 """
 
-from configs import common, pretrain_emoji, siss_mnist
+from configs import pretrain_emoji, siss_mnist
 
 
 def get_config(variant: str = "siss"):
-  config = pretrain_emoji.get_config()
-  name, fields = siss_mnist.METHODS.get(variant, (variant, {}))
-  config.init_from = "assets:pretrain_emoji"
-  config.method = common.method(name, **fields)
-  config.streams = {"x": "retain", "a": "forget"}
-  config.optimizer.update(
-    learning_rate=2e-4, b1=0.95, warmup=0, schedule="constant", weight_decay=1e-6
-  )
-  config.ema = 0.0
-  config.train.update(steps=60, batch=64, log_every=1, checkpoint_every=20)
-  config.eval.update(before=True, every=20, probe_samples=32)
+  config = siss_mnist.deletion(pretrain_emoji.get_config(), "assets:pretrain_emoji", variant)
+  config.optimizer.learning_rate = 2e-4
+  config.train.steps = 60
+  config.eval.probe_samples = 32
   return config

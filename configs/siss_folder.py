@@ -17,8 +17,7 @@ def get_config(variant: str = "siss"):
   config.model = {"name": "pretrained", "dtype": "float32"}
   config.data = common.source("folder")
   config.streams = {"x": "retain", "a": "forget"}
-  name, fields = siss_mnist.METHODS.get(variant, (variant, {}))
-  config.method = common.method(name, **fields)
+  config.method = siss_mnist.method(variant)
   config.optimizer.update(learning_rate=5e-6, b1=0.95, weight_decay=1e-6)
   config.train.update(steps=60, batch=64, micro_batches=8, checkpoint_every=10)
   config.eval.update(

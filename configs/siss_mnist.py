@@ -6,6 +6,8 @@
 results/siss_mnist.md. The paper's own settings are in `siss_mnist_full.py`.
 """
 
+from ml_collections import ConfigDict
+
 from configs import common, pretrain_mnist
 
 METHODS = {
@@ -22,10 +24,18 @@ METHODS = {
 
 def get_config(variant: str = "siss"):
   """`variant` is a key of METHODS, or any method by its module name, with its defaults."""
-  config = pretrain_mnist.get_config()
+  return deletion(pretrain_mnist.get_config(), "assets:pretrain_mnist", variant)
+
+
+def method(variant: str) -> ConfigDict:
   name, fields = METHODS.get(variant, (variant, {}))
-  config.init_from = "assets:pretrain_mnist"
-  config.method = common.method(name, **fields)
+  return common.method(name, **fields)
+
+
+def deletion(config: ConfigDict, origin: str, variant: str) -> ConfigDict:
+  """The config of a base model, made one that deletes from it."""
+  config.init_from = origin
+  config.method = method(variant)
   config.streams = {"x": "retain", "a": "forget"}
   config.optimizer.update(
     learning_rate=3e-4, b1=0.95, warmup=0, schedule="constant", weight_decay=1e-6

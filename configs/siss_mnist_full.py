@@ -8,7 +8,7 @@ Needs the run of `pretrain_mnist_full.py` and its data. The diverging methods ta
 Expected for siss (5 seeds): IS 9.2, NLL 8.09 bits/dim, T-shirt rate 0.
 """
 
-from configs import common, pretrain_mnist_full, siss_mnist
+from configs import pretrain_mnist_full, siss_mnist
 
 
 def get_config(variant: str = "siss"):
@@ -16,9 +16,8 @@ def get_config(variant: str = "siss"):
   base = pretrain_mnist_full.get_config()
   config.init_from = "runs/pretrain_full"
   config.model, config.data = base.model, base.data
-  if config.method.name in ("siss", "siss_no_is"):
-    fields = {k: v for k, v in config.method.items() if k != "name"}
-    config.method = common.method(config.method.name, **fields | {"forget_norm": 5.0})
+  if "forget_norm" in config.method:
+    config.method.forget_norm = 5.0
   config.optimizer.learning_rate = 5e-5
   config.train.update(steps=300, batch=128, micro_batches=1, checkpoint_every=100)
   config.eval.update(every=50, samples=10000, steps=50, batch=500)

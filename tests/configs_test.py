@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import siss_celeba_sequence, siss_mnist
+from configs import siss_celeba, siss_celeba_sequence, siss_mnist
 from jaxunlearn import data, methods, pretrained, train
 from jaxunlearn.data import folder, mnist_tshirt, tfds_tshirt
 
@@ -62,6 +62,14 @@ def test_any_method_runs_by_its_module_name(name):
 def test_a_wrong_variant_lists_the_choices():
   with pytest.raises(ValueError, match=r"no method 'sis' \(did you mean 'siss'.*retrack"):
     siss_mnist.get_config("sis")
+
+
+@pytest.mark.parametrize(
+  ("variant", "norm"), [("siss", 500), ("siss_no_is", 500), ("siss_relative", None)]
+)
+def test_celeba_sets_the_papers_norm_or_the_relative_one(variant, norm):
+  config = siss_celeba.get_config(variant)
+  assert train.build(config).method.forget_norm == norm
 
 
 def test_the_sequence_forgets_one_face_after_the_other():
