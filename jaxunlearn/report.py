@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 
-from jaxunlearn import charts, writer
+from jaxunlearn import charts, data, writer
 from jaxunlearn.charts import number
 
 Results = dict[str, dict[str, dict[str, Any]]]  # phase -> metric -> value, ci95, identity
@@ -24,7 +24,9 @@ Results = dict[str, dict[str, dict[str, Any]]]  # phase -> metric -> value, ci95
 MEANING = {
   "_rate": "share of samples that are the target: 0 is forgotten",
   "inception_score": "quality and variety of what is kept: should stay",
-  "feature_fid": "distance of what is kept to held-out images: should not rise",
+  "feature_fid": "distance of what is kept to the reference images: should not rise",
+  "fid": "distance of what is kept to the reference images: should not rise",
+  "sscd": "how like the target its restoration is, by SSCD: falls when forgotten",
   "nll_bpd": "surprise at the target, bits per dimension: rises when forgotten",
   "copy_score": "how well the noised target is restored: falls when forgotten",
   "worst_class_share": "share of the rarest kept class: 0 is a class lost",
@@ -113,9 +115,18 @@ def deleted(config: Mapping[str, Any]) -> str:
     return f"the class {forget['label']}"
   if forget.get("file"):
     return f"the records listed in {forget['file']}"
-  ids = forget.get("ids") or ()
-  shown = ", ".join(map(str, ids[:3])) + (", …" if len(ids) > 3 else "")
-  return f"{len(ids)} record{'s' * (len(ids) > 1)} ({shown})" if ids else ""
+  ids = [str(name) for name in forget.get("ids") or ()]
+  count = lambda noun: f"{len(ids)} {noun}{'s' * (len(ids) > 1)}"
+  digests = all(name.startswith(data.SHA256) for name in ids)
+  what = f"every copy of {count('file')}" if digests else count("record")
+  shown = ", ".join(map(_short, ids[:3])) + (", …" if len(ids) > 3 else "")
+  return f"{what} ({shown})" if ids else ""
+
+
+def _short(name: str) -> str:
+  """A digest by its first digits."""
+  digits = len(data.SHA256) + 12
+  return f"{name[:digits]}…" if name.startswith(data.SHA256) and len(name) > digits else name
 
 
 def facts(config: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> dict[str, str]:
