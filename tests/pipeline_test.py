@@ -2,10 +2,13 @@
 
 import json
 
+import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxunlearn import pipeline, train
+from jaxunlearn import checkpoint, pipeline, train
+from tests import tiny_config
 
 RATES = {"a0": 0.1, "a1": 0.3, "b0": 0.0, "b1": 0.0}
 
@@ -113,3 +116,33 @@ def test_what_starts_from_a_diverged_run_is_diverged(tmp_path, launched):
   assert launched == []
   assert "a0, which it starts from, diverged" in results["A"]["diverged"][1]
   assert "a1, which it starts from, diverged" in results["B"]["diverged"][0]
+
+
+def test_a_sequence_goes_on_from_the_parameters_and_without_the_records_of_before(tmp_path):
+  config = ConfigDict({"runs": {}, "columns": (), "published": (), "out": str(tmp_path / "table")})
+  config.rows = (("both", ("first", "second"), ()),)
+  for name, steps, ids, earlier in (
+    ("first", 2, ("tshirt/00000",), ()),
+    ("second", 0, ("tshirt/00001",), ("tshirt/00000",)),
+  ):
+    run = tiny_config.get_config("siss")
+    run.mesh.update(data=1, fsdp=1)
+    run.train.steps = steps
+    run.forget = {"ids": ids, "file": "", "label": "", "earlier": earlier}
+    run.eval.update(after=True, metrics=("target_rate",), samples=2, batch=2, steps=1)
+    run.init_from = "run:first" if earlier else ""
+    config.runs[name] = run
+  assert pipeline.run(config, tmp_path / "runs")["both"]["runs"] == 2
+
+  setup = train.build(pipeline._placed(config.runs.second, tmp_path / "runs"))
+  assert "tshirt/00000" not in setup.train.ids
+  assert "tshirt/00000" in train.build(config.runs.first).train.ids
+  where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  target = jax.tree.map(
+    lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
+    jax.eval_shape(setup.net.init, jax.random.key(0)),
+  )
+  first, second = (
+    checkpoint.read_params(tmp_path / "runs" / name, target) for name in ("first", "second")
+  )
+  jax.tree.map(np.testing.assert_array_equal, first, second)
