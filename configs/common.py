@@ -17,9 +17,8 @@ def get_config() -> ConfigDict:
   config.model = ConfigDict({"name": "unet"})
   config.process = ConfigDict({"schedule": "linear", "T": 1000, "beta_1": 1e-4, "beta_T": 0.02})
   config.data = source("mnist_tshirt")
-  config.forget = ConfigDict(
-    {"ids": (), "file": "", "label": "", "earlier": ()}
-  )  # one of the first three; what is gone
+  # What to delete: one of ids, file, label; and what earlier runs deleted.
+  config.forget = ConfigDict({"ids": (), "file": "", "label": "", "earlier": ()})
   config.streams = ConfigDict({"x": "all"})  # stream of the method -> all, retain, forget
   config.method = method("denoising")
   config.optimizer = ConfigDict(
@@ -65,7 +64,7 @@ def get_config() -> ConfigDict:
       "sampler": "ddpm",
       "steps": 25,
       "seed": 0,
-      "reference": "heldout",  # or retain: the images that kept samples should be like
+      "reference": "heldout",  # or retain, train: the images that kept samples should be like
       "target_name": "tshirt",
       "classifier": "digits",  # of inception_score, feature_fid and class_quality; or emoji
       "target_radius": 10.0,  # L2 in [0, 1] pixels within which a sample is the target

@@ -1,7 +1,8 @@
 """A colour base model: emoji faces of 32 px in two styles, one of them 3% of the set, on CPU.
 
     python -m jaxunlearn.main --config=configs/pretrain_emoji.py --workdir=runs/pretrain_emoji
-    python -m jaxunlearn.export --run=runs/pretrain_emoji --out=jaxunlearn/assets/pretrain_emoji
+    python -m jaxunlearn.export --run=runs/pretrain_emoji --out=jaxunlearn/assets/pretrain_emoji \\
+        --license=apache-2.0
 
 1.58M parameters, 4,000 steps of 64. The embedded weights took 57 minutes: 2,259 steps on one core,
 the rest on a mesh of two devices, one core each
@@ -17,16 +18,12 @@ CLOWN_SHA256 = "sha256:8b5b31b7e6574ab5334751eae04261a042da1724018aa2d288f9d3889
 
 
 def get_config():
-  config = common.get_config()
-  config.model.update(pretrain_mnist.model() | model())
+  config = pretrain_mnist.get_config()
+  config.model.update(model())
   config.data = common.source("emoji", group=GROUP, repeat=CLOWN, share=0.03)
-  config.forget.ids = (CLOWN_SHA256,)  # all copies: what the evaluation looks for
-  config.streams.x = "all"
-  config.optimizer.update(learning_rate=1e-3, warmup=200, schedule="cosine", weight_decay=1e-4)
-  config.ema = 0.999
-  config.train.update(steps=4000, batch=64, log_every=50, checkpoint_every=250)
+  config.forget.update(ids=(CLOWN_SHA256,), label="")  # all copies: what the evaluation looks for
+  config.train.update(steps=4000, checkpoint_every=250)
   config.eval.update(evaluation())
-  config.eval.before = False
   return config
 
 

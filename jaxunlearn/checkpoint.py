@@ -139,7 +139,7 @@ def read_params(
 
   Args:
     run: its working directory, which holds checkpoints/.
-    target: arrays or ShapeDtypeStructs with the shardings to restore to.
+    target: arrays or ShapeDtypeStructs with the shardings to restore to (`sharding.shaped`).
     step: of the checkpoint; None takes the newest.
 
   Raises:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxunlearn import data, errors, evals, pictures, sampling, sharding
+from jaxunlearn import data, errors, evals, pictures, sampling, sharding, writer
 from jaxunlearn.diffusion import EpsFn
 
 STOPPED = 143  # the exit code after SIGTERM: nothing saved is lost, launch again to go on
@@ -138,8 +138,5 @@ class Evaluation:
 
 
 def _write_json(path: pathlib.Path, content: Any) -> None:
-  """The file appears whole or not at all."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(content, indent=2) + "\n")
-  temporary.replace(path)
+  writer.replace(path, json.dumps(content, indent=2) + "\n")

@@ -57,7 +57,7 @@ def export(run: pathlib.Path, out: pathlib.Path, raw: bool = False, **card: str)
   """
   import jax
 
-  from jaxunlearn import checkpoint, diffusion, model_card, models, pretrained, writer
+  from jaxunlearn import checkpoint, diffusion, model_card, models, pretrained, sharding, writer
 
   if out.is_file():
     raise ValueError(f"{out} is a file; give --out another name")
@@ -65,12 +65,8 @@ def export(run: pathlib.Path, out: pathlib.Path, raw: bool = False, **card: str)
   config = _read_config(run, model_card.FIELDS)
   net = models.make(**config["model"])
   item = "ema" if config["ema"] and not raw else "params"
-  where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  target = jax.tree.map(
-    lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
-    jax.eval_shape(net.init, jax.random.key(0)),
-  )
-  params = checkpoint.read_params(run, target, item)
+  shapes = jax.eval_shape(net.init, jax.random.key(0))
+  params = checkpoint.read_params(run, sharding.shaped(sharding.make_mesh(1), shapes), item)
   step = checkpoint.latest_step(run) or 0
   curve = loss_curve(writer.read(run / "metrics.jsonl"), step)
   training = {"weights": item, "final_step": step, "train": config["train"], **curve}

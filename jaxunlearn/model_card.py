@@ -67,7 +67,9 @@ def render(run: pathlib.Path, config: Mapping[str, Any], item: str, step: int, o
   rows = [report.row(name, results) for name in report.metric_names(results)]
   now, earlier = deleted(config, o.deleted) if deletes(config) else (Deleted(0, ()),) * 2
   origin = config["init_from"]
-  hub_id = o.base or (origin.removeprefix("hub:").partition("@")[0] if "hub:" in origin else "")
+  hub_id = o.base or (
+    origin.removeprefix("hub:").partition("@")[0] if origin.startswith("hub:") else ""
+  )
   return env.get_template("model_card.md.j2").render(
     license=o.license,
     base_model=hub_id if _HUB_ID.fullmatch(hub_id) else "",

@@ -6,6 +6,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from jaxunlearn import data
+
 COLUMNS, SHOWN = 8, 64
 
 
@@ -21,9 +23,8 @@ def grid(
     raise ValueError(f"images are {images.shape}; give [N, H, W, C] with N > 0 and C 1 or 3")
   columns = min(columns, n)
   rows = -(-n // columns)
-  pixels = np.rint(np.clip(np.nan_to_num(images, nan=-1) + 1, 0, 2) * 127.5).astype(np.uint8)
   cells = np.full((rows * columns, height + 1, width + 1, channels), 96, np.uint8)
-  cells[:n, :height, :width] = pixels
+  cells[:n, :height, :width] = data.to_pixels(images)
   table = cells.reshape(rows, columns, height + 1, width + 1, channels).swapaxes(1, 2)
   table = table.reshape(rows * (height + 1), columns * (width + 1), channels)[:-1, :-1]
   return table.repeat(scale, axis=0).repeat(scale, axis=1)

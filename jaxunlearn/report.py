@@ -39,7 +39,7 @@ def write(workdir: pathlib.Path) -> Results:
   """Writes results.json and report.html into a run's folder, prints the table, returns results."""
   workdir = pathlib.Path(workdir)
   results = read_results(workdir / "evals")
-  _replace(workdir / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
+  writer.replace(workdir / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
   config = workdir / "config.json"
   html = page(
     json.loads(config.read_text()) if config.exists() else {},
@@ -47,7 +47,7 @@ def write(workdir: pathlib.Path) -> Results:
     results,
     {path.stem: _data_uri(path) for path in sorted((workdir / "samples").glob("*.png"))},
   )
-  _replace(workdir / "report.html", html)
+  writer.replace(workdir / "report.html", html)
   print(table(results))
   return results
 
@@ -341,10 +341,3 @@ def _strict(tree: Any) -> Any:
 
 def _data_uri(path: pathlib.Path) -> str:
   return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-  """The file appears whole or not at all."""
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(text, encoding="utf-8")
-  temporary.replace(path)

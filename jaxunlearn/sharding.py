@@ -66,6 +66,12 @@ def state_sharding(mesh: Mesh, tree: Any) -> Any:
   return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(leaf, mesh.shape["fsdp"])), tree)
 
 
+def shaped(mesh: Mesh, tree: Any) -> Any:
+  """The shapes of `tree` with the layout of `state_sharding`: what a checkpoint is restored to."""
+  struct = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+  return jax.tree.map(struct, tree, state_sharding(mesh, tree))
+
+
 def put(tree: Any, sharding: Any) -> Any:
   """Host arrays as global arrays; `sharding` is one for all leaves or a tree of them.
 

@@ -27,7 +27,7 @@ from jaxunlearn.checkpoint import State
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.evaluation import STOPPED, Evaluation, Stopped
 from jaxunlearn.step import make_update
-from jaxunlearn.writer import Writer
+from jaxunlearn.writer import Writer, replace
 
 Tree = Any
 
@@ -139,11 +139,7 @@ def start_params(setup: Setup) -> Tree:
   folder = pretrained.locate(setup.config.init_from)
   if not (folder / "checkpoints").is_dir():
     return pretrained.load(folder, shapes)
-  where = sharding.state_sharding(setup.mesh, shapes)
-  target = jax.tree.map(
-    lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where
-  )
-  return checkpoint.read_params(folder, target)
+  return checkpoint.read_params(folder, sharding.shaped(setup.mesh, shapes))
 
 
 def make_state(setup: Setup, params: Tree) -> State:
@@ -268,9 +264,7 @@ def _claim(workdir: pathlib.Path, config: ConfigDict) -> None:
           f"{workdir} holds a run of another config (differs in: {', '.join(differ)}); "
           "use another --workdir, or delete this one"
         )
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    replace(path, text)
   except OSError as error:
     raise ValueError(f"cannot write to {workdir} ({error}); use another --workdir") from error
 

@@ -90,6 +90,11 @@ def sha256(path: pathlib.Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def identity(path: pathlib.Path) -> str:
+  """`NAME:HASH`, of the file's name and the first digits of its SHA-256."""
+  return f"{path.stem}:{sha256(path)[:12]}"
+
+
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
   """A flat state dict, name -> array.
 

@@ -1,4 +1,7 @@
-"""metrics.jsonl: one JSON object a line, each with `step`; clu's metric-writer method names."""
+"""metrics.jsonl: one JSON object a line, each with `step`; clu's metric-writer method names.
+
+`replace` is how every other text file of a run is written.
+"""
 
 import json
 import pathlib
@@ -10,9 +13,7 @@ class Writer:
 
   def __init__(self, path: pathlib.Path, step: int = 0):
     kept = [line for line in read(path) if line["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    temporary.replace(path)
+    replace(path, "".join(json.dumps(line) + "\n" for line in kept))
     self._file = path.open("a", buffering=1)
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -25,6 +26,13 @@ class Writer:
 
   def __exit__(self, *_: object) -> None:
     self._file.close()
+
+
+def replace(path: pathlib.Path, text: str) -> None:
+  """Writes a text file, which appears whole or not at all."""
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(text, encoding="utf-8")
+  temporary.replace(path)
 
 
 def read(path: pathlib.Path) -> list[dict]:

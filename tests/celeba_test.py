@@ -12,7 +12,7 @@ from diffusers import DDPMPipeline, UNet2DModel
 
 from benchmarks import celeba, torch_reference
 from configs import siss_celeba
-from jaxunlearn import checkpoint, export, pretrained, train
+from jaxunlearn import checkpoint, export, pretrained, sharding, train
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +52,7 @@ def test_one_step_is_an_independent_pytorch_step(finished):
     params, opt.learning_rate, (opt.b1, opt.b2), weight_decay=opt.weight_decay
   ).step()
 
-  target = jax.tree.map(
-    lambda s: jax.ShapeDtypeStruct(
-      s.shape, s.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    ),
-    jax.eval_shape(setup.net.init, jax.random.key(0)),
-  )
+  target = sharding.shaped(setup.mesh, jax.eval_shape(setup.net.init, jax.random.key(0)))
   ours = pretrained.to_state_dict(checkpoint.read_params(root / "run", target, step=1))
   moved = 0.0
   for name, theirs in unet.state_dict().items():

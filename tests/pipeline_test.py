@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxunlearn import checkpoint, pipeline, train
+from jaxunlearn import checkpoint, pipeline, sharding, train
 from tests import tiny_config
 
 RATES = {"a0": 0.1, "a1": 0.3, "b0": 0.0, "b1": 0.0}
@@ -137,11 +137,7 @@ def test_a_sequence_goes_on_from_the_parameters_and_without_the_records_of_befor
   setup = train.build(pipeline._placed(config.runs.second, tmp_path / "runs"))
   assert "tshirt/00000" not in setup.train.ids
   assert "tshirt/00000" in train.build(config.runs.first).train.ids
-  where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  target = jax.tree.map(
-    lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
-    jax.eval_shape(setup.net.init, jax.random.key(0)),
-  )
+  target = sharding.shaped(setup.mesh, jax.eval_shape(setup.net.init, jax.random.key(0)))
   first, second = (
     checkpoint.read_params(tmp_path / "runs" / name, target) for name in ("first", "second")
   )

@@ -45,5 +45,5 @@ def stand_in(monkeypatch, folder):
   tiles = lambda params, x: x[:, :297, :297].reshape(-1, 3, 99, 3, 99, 3).mean((2, 4))
   monkeypatch.setattr(inception, "FEATURES", 27)
   monkeypatch.setattr(inception, "features", lambda params, x: tiles(params, x).reshape(-1, 27))
-  monkeypatch.setattr(inception, "read", lambda path: {})
+  monkeypatch.setattr(inception, "from_state_dict", lambda state: {})
   monkeypatch.setenv("JAXUNLEARN_CACHE", str(folder))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from jaxunlearn import weights
 from jaxunlearn.models import resnet
 from tests import random_resnet, torchvision_ops
 
@@ -42,7 +43,7 @@ def reference():
 
 @functools.cache
 def params():
-  return resnet.read(random_resnet.weights())
+  return resnet.from_state_dict(weights.read(random_resnet.weights()))
 
 
 def images(n, height, width):
@@ -72,7 +73,7 @@ def test_gem_of_a_constant_is_the_constant_and_of_p_1_the_mean():
 def test_a_file_as_published_is_read_whole(tmp_path):
   """53 convolutions, 53 norms of four arrays each, the head's two; counters of training are not."""
   torch.save(reference().state_dict(), tmp_path / "sscd.torchvision.pt")
-  got = resnet.read(tmp_path / "sscd.torchvision.pt")
+  got = resnet.from_state_dict(weights.read(tmp_path / "sscd.torchvision.pt"))
   assert len(jax.tree.leaves(got)) == 53 + 53 * 4 + 2
   count = sum(value.size for value in random_resnet.state_dict().values())
   assert sum(leaf.size for leaf in jax.tree.leaves(got)) == count

@@ -81,7 +81,7 @@ def test_identity_names_the_protocol_and_the_file():
 
 def test_similarity_is_the_cosine_of_each_with_its_own_target():
   a, b = pictures()
-  params = resnet.read(random_resnet.weights())
+  params = resnet.from_state_dict(random_resnet.state_dict())
   got = sscd.similarity(params, None, jnp.array([[a, b, a], [a, b, a]]), jnp.array([a, b]))
   d = resnet.describe(params, sscd.prepare(np.stack([a, b])))
   np.testing.assert_allclose(got, [[1, d[0] @ d[1], 1], [d[0] @ d[1], 1, d[0] @ d[1]]], atol=1e-5)

@@ -1,10 +1,12 @@
 """A UNet of two levels with attention, and random parameters for any UNet, in no time."""
 
 import functools
+import json
 
 import jax
 import numpy as np
 
+from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.models import unet
 
 NET = unet.Net(
@@ -18,6 +20,7 @@ NET = unet.Net(
   attention_head_dim=4,
   norm_num_groups=4,
 )
+PROCESS = Diffusion("scaled_linear", 900, 0.00085, 0.012)
 
 
 @functools.cache
@@ -35,3 +38,8 @@ def random_params(net, seed=0):
     return rng.normal(mean, fan_in**-0.5, leaf.shape).astype(np.float32)
 
   return jax.tree.map_with_path(draw, shapes(net))
+
+
+def write(folder, name, **fields):
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / name).write_text(json.dumps(fields))

@@ -74,8 +74,8 @@ class Records:
 
   def take(self, index: np.ndarray) -> "Records":
     """Those records; images that are read on demand stay unread."""
-    stored = isinstance(self.image, np.ndarray)
-    image = self.image[index] if stored else self.image.select(index)  # type: ignore[union-attr]
+    pixels = self.image
+    image = pixels[index] if isinstance(pixels, np.ndarray) else pixels.select(index)
     return dataclasses.replace(self, ids=self.ids[index], image=image, label=self.label[index])
 
   def chunks(self, size: int) -> Iterator[np.ndarray]:

@@ -109,10 +109,13 @@ def names() -> list[str]:
 
 def check(name: str, options: Any) -> None:
   """Raises ValueError where there is no such metric, or it lacks something, like a weights file."""
-  module = importlib.import_module(metric(name).__module__)
-  getattr(module, "check", lambda options: None)(options)
+  getattr(_module(name), "check", lambda options: None)(options)
 
 
 def metric(name: str) -> Callable[[EpsFn, Task], dict[str, Value]]:
+  return _module(name).evaluate
+
+
+def _module(name: str) -> Any:
   errors.check_choice("metric", name, names())
-  return importlib.import_module(f"{__name__}.{name}").evaluate
+  return importlib.import_module(f"{__name__}.{name}")

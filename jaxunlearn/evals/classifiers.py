@@ -12,7 +12,6 @@ looks, 72.6% of 380, or 65.8% in the mean over classes (people 97%, activities o
 import argparse
 import dataclasses
 import functools
-import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -28,7 +27,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float
 from tqdm import trange
 
-from jaxunlearn import data, errors
+from jaxunlearn import data, errors, weights
 from jaxunlearn.models.classifier import Classifier
 
 BATCH = 256
@@ -116,8 +115,8 @@ class Trained:
   def probabilities(self, images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N K"]:
     """The class probabilities, float64, each row of sum 1."""
     logits = self._forward(images)[0].astype(np.float64)
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True)
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return odds / odds.sum(axis=1, keepdims=True)
 
   def features(self, images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N 64"]:
     """The activations of the penultimate layer, float32."""
@@ -162,8 +161,7 @@ def load(name: str) -> Trained:
   with safetensors.safe_open(recipe.weights, "numpy") as file:
     facts = file.metadata()
   params = traverse_util.unflatten_dict(safetensors.numpy.load_file(recipe.weights), sep=".")
-  digest = hashlib.sha256(recipe.weights.read_bytes()).hexdigest()[:12]
-  return Trained(recipe, params, f"{recipe.weights.stem}:{digest}", facts)
+  return Trained(recipe, params, weights.identity(recipe.weights), facts)
 
 
 def train(recipe: Recipe, records: data.Records, seed: int) -> Any:

@@ -90,8 +90,8 @@ def load(options: Any) -> Extractor:
 
 @functools.lru_cache(maxsize=1)
 def _read(path: pathlib.Path) -> tuple[Any, str]:
-  params = jax.device_put(inception.read(path))
-  return params, f"{path.stem}:{weights.sha256(path)[:12]}"
+  params = jax.device_put(inception.from_state_dict(weights.read(path)))
+  return params, weights.identity(path)
 
 
 def kept_pixels(task: evals.Task, size: int) -> Iterable[np.ndarray]:

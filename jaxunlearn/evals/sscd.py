@@ -104,4 +104,4 @@ def _resized(image: np.ndarray, short_side: int) -> np.ndarray:
 @functools.lru_cache(maxsize=1)
 def _load(path: pathlib.Path) -> tuple[Any, str]:
   """The parameters, and the name and the first digits of the sha256 of their file."""
-  return resnet.read(path), f"{path.stem}:{weights.sha256(path)[:12]}"
+  return resnet.from_state_dict(weights.read(path)), weights.identity(path)

@@ -11,7 +11,6 @@ Parameters are named as in PyTorch's state dict: `Mixed_5b.branch1x1.{conv,bn}.*
 """
 
 import functools
-import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -181,15 +180,6 @@ def features(params: Any, images: Float[Array, "N H W 3"]) -> Float[Array, "N 20
   with jax.default_matmul_precision("highest"):
     out: Any = Inception().apply({"params": params}, images)
     return out
-
-
-def read(path: pathlib.Path) -> Any:
-  """The parameters (NumPy) in a file of PyTorch's names, as `PUBLISHED` is.
-
-  Raises:
-    ValueError: the file cannot be read, or holds other weights.
-  """
-  return from_state_dict(weights.read(path))
 
 
 def from_state_dict(state: Mapping[str, np.ndarray]) -> Any:

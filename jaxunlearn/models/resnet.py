@@ -12,7 +12,6 @@ Parameters are named as in torchvision's state dict, an index joined by an under
 """
 
 import functools
-import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -102,15 +101,6 @@ def describe(params: Any, images: Float[Array, "N H W 3"]) -> Float[Array, "N 51
   with jax.default_matmul_precision("highest"):
     d: Any = Sscd().apply({"params": params}, images)
   return d
-
-
-def read(path: pathlib.Path) -> Any:
-  """The parameters (NumPy) in a file of torchvision's names, as `PUBLISHED` is.
-
-  Raises:
-    ValueError: the file cannot be read, or holds other weights.
-  """
-  return from_state_dict(weights.read(path))
 
 
 def from_state_dict(state: Mapping[str, np.ndarray]) -> Any:
