@@ -17,9 +17,10 @@ def get_config() -> ConfigDict:
   config.model = ConfigDict({"name": "unet"})
   config.process = ConfigDict({"schedule": "linear", "T": 1000, "beta_1": 1e-4, "beta_T": 0.02})
   config.data = source("mnist_tshirt")
-  # What to delete: one of ids, file, label; and what earlier runs deleted.
-  config.forget = ConfigDict({"ids": (), "file": "", "label": "", "earlier": ()})
-  config.streams = ConfigDict({"x": "all"})  # stream of the method -> all, retain, forget
+  # What to delete: one of ids, file, label, style; and what earlier runs deleted.
+  config.forget = ConfigDict({"ids": (), "file": "", "label": "", "style": "", "earlier": ()})
+  config.streams = ConfigDict({"x": "all"})  # stream of the method -> what it takes: streams.py
+  config.attack = ""  # dimra, few_shot or inversion, where the run attacks another
   config.method = method("denoising")
   config.optimizer = ConfigDict(
     {
@@ -59,14 +60,18 @@ def get_config() -> ConfigDict:
         "nll",
         "copy_score",
       ),
-      "samples": 512,
+      "samples": 512,  # of a conditional model, of its kept conditions in turn
+      "asked": 0,  # of a conditional model, samples of what is to be forgotten
+      "guidance": 0.0,  # w in (1 + w) eps_c - w eps_null
+      "keep": False,  # the samples, for the streams of other runs
       "batch": 128,
       "sampler": "ddpm",
       "steps": 25,
       "seed": 0,
       "reference": "heldout",  # or retain, train: the images that kept samples should be like
       "target_name": "tshirt",
-      "classifier": "digits",  # of inception_score, feature_fid and class_quality; or emoji
+      "classifier": "digits",  # of classes; evals/classifiers.py lists them
+      "style_classifier": "",  # of styles, where the data has them
       "target_radius": 10.0,  # L2 in [0, 1] pixels within which a sample is the target
       "inject_t": 250,
       "inject_n": 16,

@@ -15,7 +15,8 @@ from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.models import unet
 
 VERSION = "0.42.1"  # of diffusers, whose fields and defaults these are
-PATCH_SIZE = "jaxunlearn_patch_size"
+PATCH_SIZE, CLASSES = "jaxunlearn_patch_size", "jaxunlearn_classes"
+UNET, CONDITIONAL = "UNet2DModel", "ConditionalUNet2D"  # the latter is ours, not diffusers'
 
 FREE: dict[str, Any] = {  # the fields of UNet2DModel that our UNet has
   "sample_size": None,
@@ -28,6 +29,7 @@ FREE: dict[str, Any] = {  # the fields of UNet2DModel that our UNet has
   "attention_head_dim": 8,
   "norm_num_groups": 32,
   "norm_eps": 1e-5,
+  "dropout": 0.0,
   "downsample_padding": 1,
   "flip_sin_to_cos": True,
   "freq_shift": 0,
@@ -47,7 +49,7 @@ FIXED: dict[str, Any] = {  # those that it has at this value only
   "class_embed_type": None,
   "num_class_embeds": None,
 }
-IDLE = ("dropout", "num_train_timesteps", PATCH_SIZE)  # num_...: for learned time embeddings only
+IDLE = ("num_train_timesteps", PATCH_SIZE, CLASSES)  # num_...: for learned time embeddings only
 
 SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
 PROCESS: dict[str, tuple[str, Any]] = {  # ours -> theirs and its default
@@ -84,7 +86,7 @@ def model_fields(config: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any
   Raises:
     ValueError: another class than UNet2DModel, or a field that our UNet lacks.
   """
-  if config.get("_class_name") != "UNet2DModel":
+  if config.get("_class_name") not in (UNET, CONDITIONAL):
     raise ValueError(
       f"{path} is of {config.get('_class_name', 'no model')!r}; give the folder of a UNet2DModel"
     )
@@ -95,8 +97,6 @@ def model_fields(config: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any
       raise ValueError(
         f"{path}: {name} is {value!r}, which is not implemented; take weights without it"
       )
-  if config.get("dropout"):
-    logging.warning("%s: dropout %g is left out here", path, config["dropout"])
   fields = {name: _plain(config.get(name, default)) for name, default in FREE.items()}
   size, p = fields["sample_size"], config.get(PATCH_SIZE, 1)
   if isinstance(size, tuple) and len(set(size)) == 1:
@@ -106,7 +106,8 @@ def model_fields(config: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any
   if p > 1:
     fields["in_channels"] //= p**2
     fields["out_channels"] //= p**2
-  return _checked(unet.Net, fields | {"sample_size": size * p, "patch_size": p}, path)
+  fields |= {"sample_size": size * p, "patch_size": p, "classes": tuple(config.get(CLASSES, ()))}
+  return _checked(unet.Net, fields, path)
 
 
 def process_fields(config: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
@@ -135,7 +136,10 @@ def of_net(net: unet.Net) -> dict[str, Any]:
     fields["in_channels"] *= p**2
     fields["out_channels"] *= p**2
     fields[PATCH_SIZE] = p
-  return {"_class_name": "UNet2DModel", "_diffusers_version": VERSION, **fields}
+  if net.classes:
+    fields[CLASSES] = net.classes
+  kind = CONDITIONAL if net.classes else UNET
+  return {"_class_name": kind, "_diffusers_version": VERSION, **fields}
 
 
 def of_process(process: Diffusion) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxunlearn import errors
 
 SCHEDULES = ("linear", "scaled_linear")
+NULL = -1  # the value of a condition that is not given: its learned null
 
 
 @runtime_checkable
@@ -25,7 +26,7 @@ class EpsFn(Protocol):
   """A noise predictor with its parameters bound: (x_t [B,H,W,C], t [B], c) -> eps [B,H,W,C].
 
   t is int32 in 0..T-1; the probability-flow ODE also asks at float32 times in between. c is the
-  condition [B], or None where the model has none.
+  condition, int32 [B] (or [B, n] of n conditions), or None where the model has none.
   """
 
   def __call__(self, x_t: Array, t: Array, c: Array | None = None) -> Array: ...

@@ -23,7 +23,9 @@ def describe(config: ConfigDict) -> str:
   params = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
   state = train.make_state(setup, params)
   rng, batch = jax.random.key(0), setup.host_batch(0)
-  draws = jax.eval_shape(lambda b: setup.method.draw(setup.process, b, rng, state.extras), batch)
+  draws = jax.eval_shape(
+    lambda b: setup.method.draw(setup.process, b, rng, state.extras, state.step), batch
+  )
   program = step.Gradients(setup).lower(state.params, draws, state.extras).compile()
   memory, method, steps = program.memory_analysis(), setup.method, config.train
   flops = program.cost_analysis()["flops"] * setup.mesh.size * steps.micro_batches

@@ -17,7 +17,7 @@ def check_choice(kind: str, name: str, choices: Iterable[str]) -> None:
   choices = list(choices)
   if name not in choices:
     hint = nearest(name, choices)
-    raise ValueError(f"no {kind} {name!r}{hint}; there are: {', '.join(choices)}")
+    raise ValueError(f"no {kind} {name!r}{hint}; there are: {', '.join(choices) or 'none'}")
 
 
 def build(cls: Any, what: str, fields: Mapping[str, Any]) -> Any:

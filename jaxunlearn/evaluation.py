@@ -4,6 +4,7 @@ Both are kept as they come (samples/PHASE.f32, evals/PHASE.partial.json), so tha
 which was stopped or killed goes on where it was.
 """
 
+import io
 import json
 import math
 import pathlib
@@ -14,7 +15,17 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxunlearn import data, errors, evals, pictures, sampling, sharding, writer
+from jaxunlearn import (
+  conditions,
+  data,
+  errors,
+  evals,
+  pictures,
+  sampling,
+  sharding,
+  streams,
+  writer,
+)
 from jaxunlearn.diffusion import EpsFn
 
 STOPPED = 143  # the exit code after SIGTERM: nothing saved is lost, launch again to go on
@@ -30,16 +41,38 @@ def batch_size(setup: Any) -> int:
   return -(-setup.config.eval.batch // setup.mesh.size) * setup.mesh.size
 
 
-def generate(setup: Any, eps_fn: EpsFn, i: int) -> np.ndarray:
-  """The i-th batch of samples, from noise that depends on i and the evaluation seed alone."""
+def plan(setup: Any, asked: int, n: int) -> np.ndarray | None:
+  """The conditions of `asked` samples of what is to be forgotten, then n of what is kept, in turn.
+
+  None for an unconditional model, whose samples are n.
+  """
+  if not setup.net.classes:
+    return None
+  every = np.stack(np.meshgrid(*map(np.arange, setup.net.classes), indexing="ij"), -1)
+  every = every.reshape(-1, len(setup.net.classes)).astype(np.int32)
+  mine = setup.concept.matches(every) if setup.concept else np.zeros(len(every), bool)
+  turn = lambda rows, count: rows[np.arange(count) % len(rows)] if len(rows) else rows
+  c = np.concatenate([turn(every[mine], asked), turn(every[~mine], n)])
+  return c[:, 0] if c.shape[1] == 1 else c
+
+
+def generate(setup: Any, eps_fn: EpsFn, i: int, c: np.ndarray | None = None) -> np.ndarray:
+  """The i-th batch of samples, from noise that depends on i and the evaluation seed alone.
+
+  c are the conditions of all samples; after the last they start again.
+  """
   options, size = setup.config.eval, batch_size(setup)
+  where = sharding.batch_sharding(setup.mesh)
+  if c is not None:
+    c = sharding.put(c[np.arange(i * size, (i + 1) * size) % len(c)], where)
   k_x, k_step = jax.random.split(jax.random.fold_in(jax.random.key(options.seed), i))
   x_T = jax.random.normal(k_x, (size, *setup.net.image_shape))
   batch = sampling.sample(
     eps_fn,
     setup.process,
     k_step,
-    sharding.put(x_T, sharding.batch_sharding(setup.mesh)),
+    sharding.put(x_T, where),
+    c,
     sampler=options.sampler,
     steps=options.steps,
   )
@@ -65,7 +98,8 @@ class Evaluation:
       return
     eps_fn = self._bind(params)
     stored = self._workdir / "samples" / f"{phase}.f32"
-    task = self._task(self._samples(eps_fn, stored))
+    c = plan(self._setup, self._setup.config.eval.asked, self._setup.config.eval.samples)
+    task = self._task(self._samples(eps_fn, stored, c), c)
     partial = path.with_suffix(".partial.json")
     done = json.loads(partial.read_text()) if partial.exists() else {}
     for name in tqdm(self._setup.config.eval.metrics, desc=f"evaluate {phase}"):
@@ -73,7 +107,7 @@ class Evaluation:
       if name not in done:
         done[name] = {k: v._asdict() for k, v in evals.metric(name)(eps_fn, task).items()}
         _write_json(partial, done)
-    pictures.write_phase(self._workdir / "samples", phase, task.samples, task.target)
+    self._write_pictures(phase, task)
     _write_json(path, {k: v for values in done.values() for k, v in values.items()})
     partial.unlink(missing_ok=True)
     stored.unlink()
@@ -81,17 +115,31 @@ class Evaluation:
   def probe(self, step: int, params: Any) -> dict[str, float]:
     """A small evaluation for the curves over steps."""
     options, eps_fn = self._setup.config.eval, self._bind(params)
-    count = -(-options.probe_samples // batch_size(self._setup))
-    samples = np.concatenate([generate(self._setup, eps_fn, i) for i in range(count)])
-    task = self._task(samples[: options.probe_samples])
+    n = options.probe_samples
+    c = plan(self._setup, n, 0 if self._setup.concept else n)
+    count = -(-n // batch_size(self._setup))
+    samples = np.concatenate([generate(self._setup, eps_fn, i, c) for i in range(count)])
+    task = self._task(samples[:n], c)
     out: dict[str, float] = {}
     for name in options.probe_metrics:
       out |= {f"probe_{k}": v.value for k, v in evals.metric(name)(eps_fn, task).items()}
     return out
 
-  def _samples(self, eps_fn: EpsFn, path: pathlib.Path) -> np.ndarray:
-    """config.eval.samples samples, in a file that a stopped evaluation goes on filling."""
-    n, size = self._setup.config.eval.samples, batch_size(self._setup)
+  def _write_pictures(self, phase: str, task: evals.Task) -> None:
+    folder = self._workdir / "samples"
+    if task.c is None:
+      pictures.write_phase(folder, phase, task.samples, task.target)
+      return
+    pictures.write_conditions(folder, phase, task.samples, task.c, task.of_concept)
+    if self._setup.config.eval.keep:
+      arrays = io.BytesIO()
+      np.savez_compressed(arrays, image=data.to_pixels(task.samples), c=task.c)
+      writer.replace(self._workdir / streams.SAMPLES, arrays.getvalue())
+
+  def _samples(self, eps_fn: EpsFn, path: pathlib.Path, c: np.ndarray | None) -> np.ndarray:
+    """The samples of an evaluation, in a file that a stopped one goes on filling."""
+    size = batch_size(self._setup)
+    n = self._setup.config.eval.samples if c is None else len(c)
     shape = (size, *self._setup.net.image_shape)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
@@ -99,7 +147,7 @@ class Evaluation:
       file.truncate(made * 4 * math.prod(shape))
       for i in tqdm(range(made, -(-n // size)), desc="sample", disable=n <= size):
         self._stop_here()
-        file.write(generate(self._setup, eps_fn, i).tobytes())
+        file.write(generate(self._setup, eps_fn, i, c).tobytes())
         file.flush()
     return np.memmap(path, np.float32, "r").reshape(-1, *shape[1:])[:n]
 
@@ -108,13 +156,18 @@ class Evaluation:
       raise Stopped(STOPPED)
 
   def _bind(self, params: Any) -> EpsFn:
-    return jax.tree_util.Partial(self._setup.net.apply, params)
+    eps_fn = jax.tree_util.Partial(self._setup.net.apply, params)
+    return conditions.guided(eps_fn, self._setup.config.eval.guidance)
 
-  def _task(self, samples: np.ndarray) -> evals.Task:
+  def _task(self, samples: np.ndarray, c: np.ndarray | None) -> evals.Task:
     setup, options = self._setup, self._setup.config.eval
-    target = np.unique(setup.train.image[np.flatnonzero(setup.forget)], axis=0)
+    concept, heldout = setup.concept, setup.heldout
+    single = np.flatnonzero(setup.forget) if concept is None else np.empty(0, int)
+    target = np.unique(setup.train.image[single], axis=0)
+    if concept:
+      heldout = heldout.take(np.flatnonzero(~concept.matches(heldout.conditions)))
     references = {
-      "heldout": setup.heldout,
+      "heldout": heldout,
       "retain": setup.train.take(np.flatnonzero(~setup.forget)),
       "train": setup.train,
     }
@@ -128,12 +181,15 @@ class Evaluation:
         sampler=options.sampler,
         steps=options.steps,
         n=len(samples),
-        guidance="none",
+        guidance=f"{options.guidance:g}" if setup.net.classes else "none",
         weights="ema" if setup.config.ema else "raw",
         seed=options.seed,
       ),
       options=options,
       rng=jax.random.key(options.seed),
+      c=c,
+      concept=concept,
+      vocabulary=setup.train.vocabulary,
     )
 
 

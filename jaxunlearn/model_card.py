@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from jaxunlearn import data, errors, methods, report
+from jaxunlearn import data, errors, methods, report, streams
 
 DELETED = ("ids", "sha256", "count")
 FIELDS = (  # of a run's config that a card is made from
@@ -83,6 +83,8 @@ def render(run: pathlib.Path, config: Mapping[str, Any], item: str, step: int, o
     phases=list(results),
     rows=rows,
     identities=report.identities(rows),
+    kind="Class-conditional UNet" if config["model"].get("classes") else "UNet2DModel",
+    conditional=bool(config["model"].get("classes")),
     patch=config["model"].get("patch_size", 1),
     limits=limits(config, results, item, now.count + earlier.count),
   )
@@ -144,7 +146,8 @@ def code(text: Any) -> str:
 
 def _streams(config: Mapping[str, Any]) -> dict[str, str]:
   """The subsets that the method reads, by stream."""
-  return {name: config["streams"][name] for name in methods.make(**config["method"]).streams}
+  names = methods.make(**config["method"]).streams
+  return {name: streams.as_take(config["streams"][name]).take for name in names}
 
 
 def _results(run: pathlib.Path, hide_target: bool) -> report.Results:

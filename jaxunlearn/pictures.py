@@ -52,10 +52,28 @@ def write_phase(
     _save(folder / "target.png", target[:SHOWN])
 
 
-def _save(path: pathlib.Path, images: np.ndarray) -> None:
+def write_conditions(
+  folder: pathlib.Path,
+  phase: str,
+  samples: Float[np.ndarray, "N H W C"],
+  c: np.ndarray,
+  asked: np.ndarray,
+) -> None:
+  """{phase}.png, a row a kept condition, and {phase}_asked.png of what is to be forgotten."""
+  folder.mkdir(parents=True, exist_ok=True)
+  if not asked.all():
+    kept, group = np.unique(c.reshape(len(c), -1)[~asked], axis=0, return_inverse=True)
+    columns = min(COLUMNS, np.bincount(group.ravel()).min())  # as many of each
+    rows = [np.flatnonzero(group.ravel() == i)[:columns] for i in range(len(kept))]
+    _save(folder / f"{phase}.png", samples[~asked][np.concatenate(rows)], columns)
+  if asked.any():
+    _save(folder / f"{phase}_asked.png", samples[asked][: 2 * COLUMNS])
+
+
+def _save(path: pathlib.Path, images: np.ndarray, columns: int = COLUMNS) -> None:
   """Small images are enlarged, so that their pixels show; the file appears whole or not at all."""
   scale = max(1, min(3, 96 // images.shape[1]))
-  pixels = grid(images, scale=scale)
+  pixels = grid(images, columns, scale)
   temporary = path.with_suffix(".tmp")
   Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(temporary, "PNG")
   temporary.replace(path)

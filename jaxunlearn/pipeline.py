@@ -1,7 +1,7 @@
 """A pipeline is a config that lists runs, and the table of their results.
 
 config.runs   name -> the config of a run; a finished run is skipped when launched again;
-              an init_from of run:NAME is another of them, which comes before it
+              run:NAME, in its init_from or a stream, is another of them, which comes before it
 config.rows   label -> the names of its runs, one a seed
 config.columns, config.published, config.out   what the table shows, and where it goes
 """
@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from jaxunlearn import train
+from jaxunlearn import audit, train
 from jaxunlearn.evals import statistics
 
 
@@ -32,20 +33,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   workdir = pathlib.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   jax.config.update("jax_compilation_cache_dir", str((workdir / "xla_cache").absolute()))
-  for i, (name, sub) in enumerate(config.runs.items(), start=1):
-    with _only_here(workdir / f"{name}.lock") as mine:
-      if not mine or _outcome(workdir / name) is not None:
-        continue
-      try:
-        if (placed := _placed(sub, workdir)) is None:
-          continue
-        logging.info("run %d of %d: %s", i, len(config.runs), name)
-        train.run(placed, workdir / name)
-      except train.Diverged as error:
-        logging.error("%s: %s", name, error)
-        (workdir / name).mkdir(exist_ok=True)
-        (workdir / name / "diverged.json").write_text(json.dumps({"diverged": str(error)}) + "\n")
-  left = [name for name in config.runs if _outcome(workdir / name) is None]
+  while [name for name, sub in config.runs.items() if _run_one(name, sub, workdir)]:
+    pass  # what waited for another run may have its turn now
+  left = [name for name in config.runs if outcome_of(workdir / name) is None]
   if left:
     print(f"{len(left)} runs go on in another process, the first is {left[0]}; it writes the table")
     return {}
@@ -54,26 +44,46 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   out.parent.mkdir(parents=True, exist_ok=True)
   out.with_suffix(".json").write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
   out.with_suffix(".md").write_text(markdown(config, results))
+  if config.get("attacks"):
+    audit.write(config, results, workdir)
   print(markdown(config, results))
   return results
 
 
+def _run_one(name: str, config: ConfigDict, workdir: pathlib.Path) -> bool:
+  """Whether the run was made here and now: unfinished, nobody else's, waiting for no other."""
+  with _only_here(workdir / f"{name}.lock") as mine:
+    if not mine or outcome_of(workdir / name) is not None:
+      return False
+    try:
+      if (placed := _placed(config, workdir)) is None:
+        return False
+      logging.info("run %s", name)
+      train.run(placed, workdir / name)
+    except train.Diverged as error:
+      logging.error("%s: %s", name, error)
+      (workdir / name).mkdir(exist_ok=True)
+      (workdir / name / "diverged.json").write_text(json.dumps({"diverged": str(error)}) + "\n")
+  return True
+
+
 def _placed(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict | None:
-  """The config with run:NAME made a folder; None while that run goes on in another process.
+  """The config with run:NAME made a folder; None while such a run goes on in another process.
 
   Raises:
-    Diverged: that run diverged.
+    Diverged: such a run diverged.
   """
-  if not config.init_from.startswith("run:"):
-    return config
-  earlier = workdir / config.init_from.removeprefix("run:")
-  outcome = _outcome(earlier)
-  if outcome is None:
-    return None
-  if "diverged" in outcome:
-    raise train.Diverged(f"{earlier}, which it starts from, diverged")
+  text = config.to_json()
+  for name in set(re.findall(r"run:([^\"]+)", text)):
+    outcome = outcome_of(workdir / name)
+    if outcome is None:
+      return None
+    if "diverged" in outcome:
+      raise train.Diverged(f"{workdir / name}, which it starts from, diverged")
+    text = text.replace(f'run:{name}"', f"{json.dumps(str(workdir / name))[1:]}")
   placed = config.copy_and_resolve_references()
-  placed.init_from = str(earlier)
+  placed.init_from = json.loads(text)["init_from"]
+  placed.streams = json.loads(text)["streams"]
   return placed
 
 
@@ -93,7 +103,11 @@ def summarise(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   """label -> metric -> mean over the runs, its 95% t-interval, each run's value, the identity."""
   table: dict[str, Any] = {}
   for label, names, _ in config.rows:
-    outcomes = [_outcome(workdir / name) or {} for name in names]
+    outcomes = [outcome_of(workdir / name) or {} for name in names]
+    attacks = config.get("attacks", ())
+    for name, outcome in zip(names, outcomes, strict=True):
+      if "after" in outcome:
+        outcome["after"] |= audit.recovered(workdir, name, attacks, outcome["after"])
     finished = [outcome["after"] for outcome in outcomes if "after" in outcome]
     row: dict[str, Any] = {
       "steps": config.runs[names[0]].train.steps,
@@ -109,6 +123,8 @@ def summarise(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         "runs": [v if np.isfinite(v) else str(v) for v in values],
         "identity": sorted({outcome[metric]["identity"] for outcome in finished}),
       }
+    if attacks:
+      row["curves"] = audit.mean_curves(workdir, names, attacks)
     table[label] = row
   return table
 
@@ -127,12 +143,11 @@ def markdown(config: ConfigDict, results: Mapping[str, Any]) -> str:
   return "\n".join(lines) + "\n"
 
 
-def _outcome(run_dir: pathlib.Path) -> dict[str, Any] | None:
+def outcome_of(run_dir: pathlib.Path) -> dict[str, Any] | None:
   """What a finished run left; None where it is not finished."""
   for name in ("results.json", "diverged.json"):
     if (run_dir / name).exists():
-      outcome = json.loads((run_dir / name).read_text())
-      return outcome if name == "diverged.json" or "after" in outcome else None
+      return json.loads((run_dir / name).read_text())
   return None
 
 

@@ -28,7 +28,7 @@ SHARDED = f"{WEIGHTS}.index.json"
 CONFIG, SCHEDULER, PIPELINE = "config.json", "scheduler_config.json", "model_index.json"
 
 _LISTS = re.compile(
-  r"\b(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|to_out)_(\d+)"
+  r"\b(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|to_out|class_embedding)_(\d+)"
 )
 _TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}  # HWIO -> OIHW, IO -> OI, by number of axes
 # What diffusers called the layers of attention at first; google/ddpm-* are stored so.
@@ -40,7 +40,7 @@ _ADVICE = "set config.model to the checkpoint's architecture"
 def to_state_dict(params: Any) -> dict[str, np.ndarray]:
   """Our nested parameters as PyTorch's flat, named, OIHW state dict (NumPy)."""
   return {
-    _torch_name(path): np.ascontiguousarray(np.asarray(leaf).transpose(_TO_TORCH[leaf.ndim]))
+    _torch_name(path): np.ascontiguousarray(np.asarray(leaf).transpose(_axes(path, leaf)))
     for path, leaf in jax.tree.leaves_with_path(params)
   }
 
@@ -54,7 +54,7 @@ def from_state_dict(state: Mapping[str, np.ndarray], target: Any) -> Any:
   left = {_OLD_NAME.sub(lambda m: f"{m[1]}.{_OLD[m[2]]}", name): v for name, v in state.items()}
 
   def take(path: Any, leaf: Any) -> np.ndarray:
-    name, axes = _torch_name(path), _TO_TORCH[len(leaf.shape)]
+    name, axes = _torch_name(path), _axes(path, leaf)
     if name not in left:
       raise ValueError(f"the weights have no {name!r}; {_ADVICE}")
     value, shape = left.pop(name), tuple(leaf.shape[i] for i in axes)
@@ -73,6 +73,11 @@ def from_state_dict(state: Mapping[str, np.ndarray], target: Any) -> Any:
   return params
 
 
+def _axes(path: Any, leaf: Any) -> tuple[int, ...]:
+  """Where PyTorch has our axes; a table of embeddings stands as it is."""
+  return (0, 1) if path[-1].key == "embedding" else _TO_TORCH[len(leaf.shape)]
+
+
 def _torch_name(path: Any) -> str:
   *module, kind = (key.key for key in path)
   return _LISTS.sub(r"\1.\2", ".".join(module)) + (".bias" if kind == "bias" else ".weight")
@@ -85,15 +90,19 @@ def save(folder: pathlib.Path, net: unet.Net, params: Any, process: Diffusion) -
   """Writes `folder` as diffusers' UNet2DModel and DDPMPipeline `.from_pretrained` read it.
 
   With patch_size p > 1 it holds the UNet2DModel inside, which takes folded images: channel
-  (i p + j) C + c of pixel (h, w) is channel c of the image's pixel (h p + i, w p + j).
+  (i p + j) C + c of pixel (h, w) is channel c of the image's pixel (h p + i, w p + j). A
+  conditional network is not in diffusers: only this project reads its folder.
   """
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  for name, content in (
-    (CONFIG, diffusers_config.of_net(net)),
-    (SCHEDULER, diffusers_config.of_process(process)),
-    (PIPELINE, diffusers_config.PIPELINE),
-  ):
+  contents = {
+    CONFIG: diffusers_config.of_net(net),
+    SCHEDULER: diffusers_config.of_process(process),
+    PIPELINE: diffusers_config.PIPELINE,
+  }
+  if net.classes:
+    del contents[PIPELINE]
+  for name, content in contents.items():
     (folder / name).write_text(json.dumps(content, indent=2) + "\n")
   arrays = safetensors.numpy.save(to_state_dict(params), metadata={"format": "pt"})
   (folder / WEIGHTS).write_bytes(arrays)  # save_file would leave it to its owner alone
@@ -239,7 +248,7 @@ def _check_same(config: ConfigDict, model: Mapping[str, Any], process: Mapping[s
 def _meaning(model: Mapping[str, Any], process: Mapping[str, Any]) -> dict[str, Any]:
   """The fields of both that say which function the weights are; image size and dtype do not."""
   net, means = dataclasses.asdict(models.make(**model)), dataclasses.asdict(Diffusion(**process))
-  free = ("sample_size", "dtype")
+  free = ("sample_size", "dropout", "dtype")
   fields = {f"model.{name}": v for name, v in net.items() if name not in free}
   return {"model.name": model["name"], **fields, **{f"process.{k}": v for k, v in means.items()}}
 

@@ -1,11 +1,15 @@
 """One optimisation step: the draws, the K gradients of the whole batch, one update.
 
-Three jitted programs, dispatched from the host, since a method may know from its draws, before any
+Four jitted programs, dispatched from the host, since a method may know from its draws, before any
 forward pass, that a micro-batch does not need all K gradients: each pattern of needed terms is a
 program of its own. (One program with `lax.cond` and a `lax.scan` over micro-batches would do as
 well on an accelerator; on CPU, XLA runs convolutions inside control flow ten times slower.)
+
+They are compiled once for all runs of a process that agree in their `Program`: a table of many
+short runs, like a grid of attacks, compiles little.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -17,11 +21,41 @@ import optax
 
 from jaxunlearn import methods, sharding
 from jaxunlearn.checkpoint import State
+from jaxunlearn.diffusion import Diffusion
 
 if TYPE_CHECKING:
   from jaxunlearn.train import Setup
 
 Tree = Any
+DROPOUT = "dropout_rows"  # among the draws: one seed a row, of its masks
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What is compiled: all of a run that is neither data nor state."""
+
+  net: Any
+  method: methods.Objective
+  process: Diffusion
+  mesh: jax.sharding.Mesh
+  micro_batches: int
+  ema: float
+  optimizer: str  # the fields that `tx` was made of
+  tx: optax.GradientTransformation = dataclasses.field(compare=False)
+
+
+def program(setup: "Setup") -> Program:
+  config = setup.config
+  return Program(
+    net=setup.net,
+    method=setup.method,
+    process=setup.process,
+    mesh=setup.mesh,
+    micro_batches=config.train.micro_batches,
+    ema=config.ema,
+    optimizer=f"{config.optimizer.to_json(sort_keys=True)} {config.train.steps}",
+    tx=setup.tx,
+  )
 
 
 class Gradients:
@@ -31,97 +65,129 @@ class Gradients:
   """
 
   def __init__(self, setup: "Setup"):
-    self._setup = setup
-    self._count = setup.config.train.micro_batches
-    self._always = type(setup.method).needed is methods.Objective.needed
-    self._split = jax.jit(self._split_rows)
-    self._add = jax.jit(self._add_rows, static_argnames="needed", donate_argnames="total")
+    self._program = program(setup)
+    method = type(setup.method)
+    self._always = method.needed is methods.Objective.needed
 
   def __call__(self, params: Tree, draws: Any, extras: Tree) -> tuple[tuple[Tree, ...], Tree]:
-    parts, flags = self._split(draws)
-    total: Any = None if self._count == 1 else self._zeros(params, parts[0], extras)
+    parts, flags = _split(self._program, draws)
+    total: Any = None
+    if self._program.micro_batches > 1:
+      total = self._zeros(params, parts[0], extras)
     for rows, needed in zip(parts, self._patterns(flags), strict=True):
-      total = self._add(total, params, rows, extras, needed=needed)
+      total = _add(self._program, total, params, rows, extras, needed=needed)
     return total
 
   def lower(self, params: Tree, draws: Any, extras: Tree) -> Any:
     """The program of one micro-batch with every term, lowered, for its cost."""
-    rows = jax.eval_shape(self._split, draws)[0][0]
-    return self._add.lower(None, params, rows, extras, needed=self._all)
+    rows = jax.eval_shape(functools.partial(_split, self._program), draws)[0][0]
+    return _add.lower(self._program, None, params, rows, extras, needed=self._all)
 
   @property
   def _all(self) -> tuple[bool, ...]:
-    return (True,) * len(self._setup.method.terms)
+    return (True,) * len(self._program.method.terms)
 
   def _patterns(self, flags: jax.Array) -> list[tuple[bool, ...]]:
     """Which terms each micro-batch needs; read from the device only where it depends on it."""
     if self._always:
-      return [self._all] * self._count
+      return [self._all] * self._program.micro_batches
     return [tuple(row) for row in np.asarray(flags, bool).tolist()]
 
-  def _split_rows(self, draws: Any) -> tuple[list[Any], jax.Array]:
-    setup = self._setup
-    where = sharding.batch_sharding(setup.mesh)
-    size = len(jax.tree.leaves(draws)[0]) // self._count
-    parts = [
-      jax.lax.with_sharding_constraint(
-        jax.tree.map(lambda a, i=i: a[i * size : (i + 1) * size], draws), where
-      )
-      for i in range(self._count)
-    ]
-    flags = [jnp.stack([*map(jnp.asarray, setup.method.needed(setup.process, p))]) for p in parts]
-    return parts, jnp.stack(flags)
-
-  def _add_rows(
-    self, total: Tree, params: Tree, rows: Any, extras: Tree, *, needed: tuple[bool, ...]
-  ) -> Tree:
-    setup = self._setup
-    grads, metrics = methods.term_grads(
-      setup.method, setup.net.apply, params, setup.process, rows, extras, needed
-    )
-    where = sharding.state_sharding(setup.mesh, params)
-    grads = tuple(jax.lax.with_sharding_constraint(g, where) for g in grads)
-    mean = jax.tree.map(lambda a: a / self._count, (grads, metrics))
-    return mean if total is None else jax.tree.map(jnp.add, total, mean)
-
   def _zeros(self, params: Tree, rows: Any, extras: Tree) -> Tree:
-    add = functools.partial(self._add, needed=self._all)
+    add = functools.partial(_add, self._program, needed=self._all)
     shapes = jax.eval_shape(add, None, params, rows, extras)
     make = jax.jit(lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
     grads, metrics = make()
-    where = sharding.state_sharding(self._setup.mesh, params)
+    mesh = self._program.mesh
+    where = sharding.state_sharding(mesh, params)
     grads = tuple(jax.tree.map(jax.device_put, g, where) for g in grads)
-    return grads, jax.device_put(metrics, sharding.replicated(self._setup.mesh))
+    return grads, jax.device_put(metrics, sharding.replicated(mesh))
 
 
-def make_update(setup: "Setup", state: State) -> Callable[..., tuple[State, Tree]]:
+def make_update(setup: "Setup") -> Callable[..., tuple[State, Tree]]:
   """The step (state, batch) -> (state, metrics); the state is donated, its layout kept."""
-  config, gradients = setup.config, Gradients(setup)
-  shardings = jax.tree.map(lambda a: a.sharding, state)
-
-  @jax.jit
-  def draw(step: jax.Array, batch: methods.Batch, extras: Tree) -> Any:
-    rng = jax.random.fold_in(jax.random.key(config.seed), step)
-    return setup.method.draw(setup.process, batch, rng, extras)
-
-  @functools.partial(
-    jax.jit,
-    donate_argnums=0,
-    out_shardings=(shardings, sharding.replicated(setup.mesh)),
-  )
-  def apply(state: State, grads: tuple[Tree, ...], metrics: Tree) -> tuple[State, Tree]:
-    direction, combined = setup.method.combine(grads, state.extras)
-    updates, opt = setup.tx.update(direction, state.opt, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if config.ema:
-      decay = jnp.minimum(config.ema, (1 + state.step) / (10 + state.step))
-      ema = optax.incremental_update(params, ema, 1 - decay)
-    metrics |= combined | {"grad_norm": optax.tree.norm(direction)}
-    return State(state.step + 1, params, ema, opt, state.extras), metrics
+  program_, gradients, seed = program(setup), Gradients(setup), setup.config.seed
 
   def update(state: State, batch: methods.Batch) -> tuple[State, Tree]:
-    draws = draw(state.step, batch, state.extras)
-    return apply(state, *gradients(state.params, draws, state.extras))
+    draws = _draw(program_, seed, state.step, batch, state.extras)
+    return _apply(program_, state, *gradients(state.params, draws, state.extras))
 
   return update
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draw(program: Program, seed: int, step: jax.Array, batch: methods.Batch, extras: Tree) -> Any:
+  rng = jax.random.fold_in(jax.random.key(seed), step)
+  draws = program.method.draw(program.process, batch, rng, extras, step)
+  if not getattr(program.net, "dropout", 0):
+    return draws
+  k_dropout = jax.random.fold_in(rng, 2**32 - 1)  # methods fold in small numbers
+  count = len(jax.tree.leaves(draws)[0])
+  return draws | {DROPOUT: jax.random.bits(k_dropout, (count,), jnp.uint32)}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _split(program: Program, draws: Any) -> tuple[list[Any], jax.Array]:
+  where = sharding.batch_sharding(program.mesh)
+  size = len(jax.tree.leaves(draws)[0]) // program.micro_batches
+  parts = [
+    jax.lax.with_sharding_constraint(
+      jax.tree.map(lambda a, i=i: a[i * size : (i + 1) * size], draws), where
+    )
+    for i in range(program.micro_batches)
+  ]
+  needed = lambda part: program.method.needed(program.process, part)
+  flags = [jnp.stack([*map(jnp.asarray, needed(part))]) for part in parts]
+  return parts, jnp.stack(flags)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="needed", donate_argnums=1)
+def _add(
+  program: Program,
+  total: Tree,
+  params: Tree,
+  rows: Any,
+  extras: Tree,
+  *,
+  needed: tuple[bool, ...],
+) -> Tree:
+  """The gradients of one micro-batch, added to those so far."""
+  apply, draws = _with_dropout(program.net.apply, rows)
+  grads, metrics = program.method.gradients(apply, params, program.process, draws, extras, needed)
+  where = sharding.state_sharding(program.mesh, params)
+  grads = tuple(jax.lax.with_sharding_constraint(g, where) for g in grads)
+  mean = jax.tree.map(lambda a: a / program.micro_batches, (grads, metrics))
+  return mean if total is None else jax.tree.map(jnp.add, total, mean)
+
+
+def _with_dropout(apply: Callable[..., Any], rows: Any) -> tuple[Callable[..., Any], Any]:
+  """The network under the masks of those draws, and the draws as the method made them.
+
+  Every pass of a step over a row, a target's too, has the same masks.
+  """
+  if DROPOUT not in rows:
+    return apply, rows
+  draws = {name: value for name, value in rows.items() if name != DROPOUT}
+  return functools.partial(apply, rows=rows[DROPOUT]), draws
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _apply(
+  program: Program, state: State, grads: tuple[Tree, ...], metrics: Tree
+) -> tuple[State, Tree]:
+  method = program.method
+  direction, combined = method.combine(grads, state.extras)
+  if type(method).penalty is not methods.Objective.penalty:
+    loss, grad = jax.value_and_grad(method.penalty)(state.params, state.extras)
+    direction = jax.tree.map(jnp.add, direction, grad)
+    combined |= {"loss_penalty": loss}
+  updates, opt = program.tx.update(direction, state.opt, state.params)
+  params = optax.apply_updates(state.params, updates)
+  ema = state.ema
+  if program.ema:
+    decay = jnp.minimum(program.ema, (1 + state.step) / (10 + state.step))
+    ema = optax.incremental_update(params, ema, 1 - decay)
+  metrics |= combined | {"grad_norm": optax.tree.norm(direction)}
+  new = State(state.step + 1, params, ema, opt, state.extras)
+  where = sharding.state_sharding(program.mesh, new)
+  return jax.lax.with_sharding_constraint(new, where), metrics

@@ -22,7 +22,17 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxunlearn import checkpoint, data, errors, methods, models, pretrained, report, sharding
+from jaxunlearn import (
+  checkpoint,
+  data,
+  errors,
+  methods,
+  models,
+  pretrained,
+  report,
+  sharding,
+  streams,
+)
 from jaxunlearn.checkpoint import State
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.evaluation import STOPPED, Evaluation, Stopped
@@ -52,7 +62,8 @@ class Setup:
   train: data.Records
   heldout: data.Records
   forget: np.ndarray  # [N] bool
-  streams: dict[str, data.Stream]
+  concept: data.Concept | None  # the class or style to forget, of a conditional model
+  streams: dict[str, streams.Stream]
 
   def host_batch(self, step: int) -> dict[str, methods.Rows]:
     return {name: stream.at(step) for name, stream in self.streams.items()}
@@ -82,6 +93,11 @@ def build(config: ConfigDict) -> Setup:
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
   sharding.check_batch(config.train.batch, config.train.micro_batches, mesh)
   method = methods.make(**config.method)
+  if method.whole_batch and config.train.micro_batches > 1:
+    raise ValueError(
+      f"config.train.micro_batches is {config.train.micro_batches} and the steps of method "
+      f"{config.method.name} take whole batches; use 1"
+    )
   pretrained.adopt(config)
   net = models.make(**config.model)
   train, heldout = data.load(**config.data)
@@ -93,13 +109,18 @@ def build(config: ConfigDict) -> Setup:
       "set config.model.sample_size and in_channels to the images'"
     )
   forget = request.mask(train)
+  concept = check_conditions(net, train) and request.concept(train)
   missing = [name for name in method.streams if name not in config.streams]
   if missing:
     raise ValueError(
       f"method {config.method.name} reads stream {missing[0]!r}; "
-      f"set config.streams.{missing[0]} to one of: {', '.join(data.SUBSETS)}"
+      f"set config.streams.{missing[0]} to one of: {', '.join(streams.SUBSETS)}"
     )
-  subsets = {name: config.streams[name] for name in method.streams}
+  takes = {name: config.streams[name] for name in method.streams}
+  made = streams.make(
+    train, forget, takes, config.train.batch, config.seed, concept or None, bool(net.classes)
+  )
+  streams.check_attack(config.attack, made, train, forget)
   return Setup(
     config=config,
     mesh=mesh,
@@ -110,8 +131,20 @@ def build(config: ConfigDict) -> Setup:
     train=train,
     heldout=heldout,
     forget=forget,
-    streams=data.streams(train, forget, subsets, config.train.batch, config.seed),
+    concept=concept or None,
+    streams=made,
   )
+
+
+def check_conditions(net: Any, records: data.Records) -> bool:
+  """Whether the model is conditional; raises ValueError where its conditions are not the data's."""
+  counts = tuple(map(len, records.vocabulary))
+  if net.classes and net.classes != counts:
+    raise ValueError(
+      f"config.model.classes is {net.classes} and the data has {counts} classes (and styles); "
+      "set it to that, or to () for an unconditional model"
+    )
+  return bool(net.classes)
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -146,6 +179,7 @@ def make_state(setup: Setup, params: Tree) -> State:
   """Step 0: parameters, their EMA, optimiser state and the method's extras, laid on the mesh."""
   rng = jax.random.fold_in(jax.random.key(setup.config.seed), 2**32 - 1)
   extras = setup.method.prepare(setup.net.apply, params, setup.process, setup.streams, rng)
+  params = setup.method.start(params, setup.streams, jax.random.fold_in(rng, 1))
   params = jax.tree.map(jnp.asarray, params)
   state = State(
     step=jnp.zeros((), jnp.int32),
@@ -198,11 +232,12 @@ def train(
 ) -> State:
   """The loop from the state's step to config.train.steps."""
   config = setup.config.train
-  update = make_update(setup, state)
+  update = make_update(setup)
   pending: list[tuple[int, Tree]] = []  # metrics still on the device
   first = int(state.step)
   batches = setup.batches(first, config.steps)
   bar = tqdm(batches, initial=first, total=config.steps, desc="train")
+  origin = jax.tree.map(jnp.copy, state.params) if setup.config.attack and not first else None
   for step, batch in enumerate(bar, start=first + 1):
     state, metrics = update(state, batch)
     pending.append((step, metrics))
@@ -214,6 +249,8 @@ def train(
       bar.set_postfix({k: f"{v:.4g}" for k, v in last.items() if k.startswith("loss")})
     if probing:
       writer.write_scalars(step, probe(step, state.ema or state.params))
+      if origin is not None:
+        writer.write_scalars(step, {"distance": float(_distance(state.params, origin))})
     if save:
       _save(saves, state)
     if stop:
@@ -231,6 +268,12 @@ def _save(saves: checkpoint.Checkpoints, state: State) -> None:
       f"{_ADVICE}"
     )
   saves.save(state)
+
+
+@jax.jit
+def _distance(params: Tree, origin: Tree) -> jax.Array:
+  """||theta_s - theta_0||, how far an attack has travelled."""
+  return optax.tree.norm(jax.tree.map(jnp.subtract, params, origin))
 
 
 @jax.jit

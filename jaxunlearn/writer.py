@@ -1,6 +1,6 @@
 """metrics.jsonl: one JSON object a line, each with `step`; clu's metric-writer method names.
 
-`replace` is how every other text file of a run is written.
+`replace` is how every other file of a run is written.
 """
 
 import json
@@ -28,10 +28,10 @@ class Writer:
     self._file.close()
 
 
-def replace(path: pathlib.Path, text: str) -> None:
-  """Writes a text file, which appears whole or not at all."""
+def replace(path: pathlib.Path, content: str | bytes) -> None:
+  """Writes a file, text as UTF-8; it appears whole or not at all."""
   temporary = path.with_suffix(".tmp")
-  temporary.write_text(text, encoding="utf-8")
+  temporary.write_bytes(content.encode() if isinstance(content, str) else content)
   temporary.replace(path)
 
 

@@ -39,7 +39,7 @@ BATCH = {
 def one_step(method, extras):
   """(draws, K gradients, direction, metrics)."""
   batch = {k: BATCH[k] for k in method.streams}
-  draws = method.draw(PROCESS, batch, jax.random.key(0), extras)
+  draws = method.draw(PROCESS, batch, jax.random.key(0), extras, 0)
   grads, metrics = methods.term_grads(method, linear, {"w": W}, PROCESS, draws, extras)
   direction, combined = method.combine(grads, extras)
   return draws, grads, direction, metrics | combined
@@ -182,7 +182,7 @@ def test_retrack_finds_neighbours_once_for_copies_and_looks_them_up_by_record_nu
   extras = prepare({"x": DATA["x"], "a": copies}, neighbours=3)
   assert extras["neighbours"].shape[0] == 3
   batch = {"x": jax.tree.map(lambda v: v[:6], DATA["x"]), "a": copies}
-  draws = jax.jit(lambda: retrack.Method().draw(PROCESS, batch, jax.random.key(0), extras))()
+  draws = jax.jit(lambda: retrack.Method().draw(PROCESS, batch, jax.random.key(0), extras, 0))()
   for row, a in zip(draws["image"], image, strict=True):
     got = {y.tobytes() for y in np.asarray(extras["neighbours"][row])}
     assert got == {y.tobytes() for y in brute_force_nearest(a, 3)}
@@ -217,7 +217,7 @@ def test_retrack_is_its_equations(k):
 def test_retrack_with_one_neighbour_targets_the_noise_that_leads_to_it():
   extras = prepare(neighbours=1)
   method = retrack.Method(neighbours=1)
-  draws = method.draw(PROCESS, BATCH, jax.random.key(1), extras)
+  draws = method.draw(PROCESS, BATCH, jax.random.key(1), extras, 0)
   y = np.concatenate([brute_force_nearest(a, 1) for a in np.asarray(BATCH["a"].image)])
   a_t = PROCESS.q_sample(draws["a"], draws["t"], draws["eps"])
   v = PROCESS.eps(a_t, jnp.asarray(y), draws["t"])

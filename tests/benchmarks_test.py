@@ -69,7 +69,7 @@ def test_torch_siss_is_ours():
   streams = siss_step.make_batch(siss_step.TINY, 4, 0)
   index = np.arange(4, dtype=np.int32)
   batch = {k: methods.Rows(jnp.asarray(v), None, index) for k, v in streams.items()}
-  draws = method.draw(process, batch, jax.random.key(0), {})
+  draws = method.draw(process, batch, jax.random.key(0), {}, 0)
   grads, _ = methods.term_grads(method, net.apply, params, process, draws, {}, (True, True))
   ours, _ = method.combine(grads, {})
   x, a, t = _nchw(draws["x"]), _nchw(draws["a"]), torch.from_numpy(np.array(draws["t"])).long()
@@ -84,7 +84,7 @@ def test_torch_plain_is_ours():
   process, method = Diffusion(), methods.make("denoising")
   x = jnp.asarray(siss_step.make_batch(siss_step.TINY, 4, 0)["x"])
   batch = {"x": methods.Rows(x, None, np.arange(4, dtype=np.int32))}
-  draws = method.draw(process, batch, jax.random.key(0), {})
+  draws = method.draw(process, batch, jax.random.key(0), {}, 0)
   (ours,), _ = methods.term_grads(method, net.apply, params, process, draws, {}, (True,))
   t = torch.from_numpy(np.array(draws["t"])).long()
   theirs = torch_reference.plain_direction(unet, _nchw(draws["x"]), t, _nchw(draws["eps"]))

@@ -33,7 +33,7 @@ def test_one_step_is_an_independent_pytorch_step(finished):
   root, config = finished
   setup = train.build(config)
   rng = jax.random.fold_in(jax.random.key(config.seed), 0)
-  draw = jax.jit(lambda batch: setup.method.draw(setup.process, batch, rng, {}))
+  draw = jax.jit(lambda batch: setup.method.draw(setup.process, batch, rng, {}, 0))
   draws = draw(setup.host_batch(0))
   nchw = lambda name: torch.from_numpy(np.array(draws[name])).permute(0, 3, 1, 2)
   x, a, t = nchw("x"), nchw("a"), torch.from_numpy(np.array(draws["t"])).long()

@@ -11,7 +11,7 @@ class Model:
 
   def __init__(self, apply):
     self._counts = {"forward": 0, "backward": 0}
-    self._passes = jax.custom_vjp(apply)
+    self._passes = jax.custom_vjp(self._without_gradient(apply))
     self._passes.defvjp(self._forward(apply), self._backward)
 
   def __call__(self, params, x_t, t, c=None):
@@ -27,6 +27,13 @@ class Model:
       self._counts[name] += rows
 
     jax.debug.callback(add)
+
+  def _without_gradient(self, apply):
+    def primal(params, x_t, t, c):
+      self._count("forward", len(x_t))
+      return apply(params, x_t, t, c)
+
+    return primal
 
   def _forward(self, apply):
     def forward(params, x_t, t, c):

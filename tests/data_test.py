@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxunlearn import data
+from jaxunlearn import data, streams
 from jaxunlearn.data import mnist_tshirt
 
 
@@ -21,7 +21,7 @@ def some_records(n=10, size=4, kind="digit"):
 
 def some_streams(seed=0, batch=4, n=10, forget=3):
   mask = np.arange(n) < forget
-  return data.streams(some_records(n), mask, {"x": "retain", "a": "forget"}, batch, seed)
+  return streams.make(some_records(n), mask, {"x": "retain", "a": "forget"}, batch, seed)
 
 
 def visits(stream, steps):
@@ -52,17 +52,17 @@ def test_a_batch_larger_than_the_set_repeats_it_evenly():
 
 def test_streams_are_shuffled_independently():
   records, mask = some_records(50), np.zeros(50, bool)
-  streams = data.streams(records, mask, {"x": "all", "alt": "all"}, 50, seed=0)
-  x, alt = (streams[name].at(0).index for name in ("x", "alt"))
+  made = streams.make(records, mask, {"x": "all", "alt": "all"}, 50, seed=0)
+  x, alt = (made[name].at(0).index for name in ("x", "alt"))
   assert not np.array_equal(x, alt)
-  alone = data.streams(records, mask, {"alt": "all"}, 50, seed=0)
+  alone = streams.make(records, mask, {"alt": "all"}, 50, seed=0)
   np.testing.assert_array_equal(alone["alt"].at(0).index, alt)
 
 
 def test_rows_are_the_records_in_minus_one_to_one():
   records = some_records()
-  stream = data.Stream(records, np.arange(10), 4, (0,), conditional=True)
-  image, c, index = stream.at(2)
+  stream = streams.Stream(records, np.arange(10), 4, (0,), conditional=True)
+  image, c, index, _ = stream.at(2)
   assert image.dtype == np.float32
   np.testing.assert_array_equal(image, records.image[index].astype(np.float32) / 127.5 - 1)
   np.testing.assert_array_equal(c, records.label[index])
@@ -71,9 +71,9 @@ def test_rows_are_the_records_in_minus_one_to_one():
 
 
 def test_everything_is_the_subset_in_order():
-  streams = some_streams()
-  assert [r.index.tolist() for r in streams["a"].chunks(2)] == [[0, 1], [2]]
-  assert next(streams["x"].chunks()).index.tolist() == list(range(3, 10))
+  made = some_streams()
+  assert [r.index.tolist() for r in made["a"].chunks(2)] == [[0, 1], [2]]
+  assert next(made["x"].chunks()).index.tolist() == list(range(3, 10))
 
 
 def test_what_to_forget_by_ids_file_or_class(tmp_path):
@@ -116,7 +116,7 @@ def test_a_stream_of_an_empty_or_unknown_subset():
   with pytest.raises(ValueError, match="'a' is the forget set, which is empty"):
     some_streams(forget=0)
   with pytest.raises(ValueError, match=re.escape("no subset 'retian' (did you mean 'retain'?)")):
-    data.streams(some_records(), np.zeros(10, bool), {"x": "retian"}, 2, 0)
+    streams.make(some_records(), np.zeros(10, bool), {"x": "retian"}, 2, 0)
 
 
 def test_records_that_do_not_fit_together():

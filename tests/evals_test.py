@@ -23,7 +23,17 @@ from tests import random_inception, random_resnet, toys
 
 PROCESS = Diffusion()
 METRICS = evals.names()
+KINDS = ("unconditional", "conditional")  # of the model: single records to forget, or a class
+SILENT = {
+  "unconditional": ("unlearning_accuracy", "kept_accuracy"),
+  "conditional": ("target_rate", "copy_score", "sscd", "nll"),
+}
 ORDERED = ("inception_score",)  # its splits follow the order of the samples, as in the paper
+OF_KEPT = ("stationarity",)  # what is to be forgotten is nothing to it
+SEVEN = data.Concept(0, 7)
+each_metric = pytest.mark.parametrize(
+  ("kind", "name"), [(kind, name) for kind in KINDS for name in METRICS]
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +58,13 @@ def records():
 
 
 @functools.cache
-def base_task():
-  """60 held-out digits and 4 T-shirts as samples, 200 other digits as the reference."""
+def base_task(kind="unconditional"):
+  """60 held-out digits and 4 T-shirts as samples, 200 other digits as the reference.
+
+  Conditional: 64 held-out digits under their own classes, of which 7 is to be forgotten.
+  """
+  if kind == "conditional":
+    return conditional_task()
   train, heldout = records()
   options = common.get_config().eval
   options.update(inject_t=10, inject_n=3, nll_probes=2, nll_tolerance=1e-2)
@@ -69,8 +84,28 @@ def base_task():
   )
 
 
-def task(**changes):
-  return dataclasses.replace(base_task(), **changes)
+def conditional_task():
+  _, heldout = records()
+  few = np.arange(64)
+  return dataclasses.replace(
+    base_task(),
+    target=base_task().target[:0],
+    reference=heldout.take(100 + np.flatnonzero(heldout.label[100:300] != 7)),
+    samples=data.to_model(heldout.image[few]),
+    c=heldout.label[few],
+    concept=SEVEN,
+    vocabulary=(heldout.classes,),
+  )
+
+
+def task(kind="unconditional", **changes):
+  return dataclasses.replace(base_task(kind), **changes)
+
+
+def some(kind, index):
+  """The task on some of its samples."""
+  c = base_task(kind).c
+  return task(kind, samples=base_task(kind).samples[index], c=c if c is None else c[index])
 
 
 def evaluate(name, given):
@@ -78,8 +113,8 @@ def evaluate(name, given):
 
 
 @functools.cache
-def base_values(name):
-  return evaluate(name, base_task())
+def base_values(name, kind="unconditional"):
+  return evaluate(name, base_task(kind))
 
 
 def check_values(values):
@@ -90,45 +125,49 @@ def check_values(values):
     assert ci95 is None or ci95[0] <= value <= ci95[1], key
 
 
-@pytest.mark.parametrize("name", METRICS)
-def test_values_are_finite_inside_their_interval_and_json(name):
-  assert base_values(name)
-  check_values(base_values(name))
+@each_metric
+def test_values_are_finite_inside_their_interval_and_json(kind, name):
+  assert bool(base_values(name, kind)) == (name not in SILENT[kind])
+  check_values(base_values(name, kind))
 
 
-@pytest.mark.parametrize("name", METRICS)
-def test_identity_says_what_was_measured_how(name):
-  for _, _, identity in base_values(name).values():
+@each_metric
+def test_identity_says_what_was_measured_how(kind, name):
+  subject = {"unconditional": "target", "conditional": "concept"}[kind]
+  for _, _, identity in base_values(name, kind).values():
     facts = dict(fact.split("=") for fact in identity.split())
-    assert {"target", "guidance", "weights", "seed"} <= set(facts)
-    assert {"extractor", "solver"} & set(facts)
+    assert {"guidance", "weights", "seed"} <= set(facts)
+    assert {"extractor", "solver", "rows"} & set(facts)
+    assert subject in facts or name in OF_KEPT
     if "n" in facts:
-      assert {"sampler", "steps", "radius"} <= set(facts)
+      assert {"sampler", "steps"} <= set(facts)
+      assert ("radius" in facts) == (kind == "unconditional")
 
 
-@pytest.mark.parametrize("name", METRICS)
-def test_identity_follows_the_target_and_the_weights(name):
-  other = (
-    evaluate(name, task(target=-base_task().target)),
-    evaluate(name, task(identity=base_task().identity.replace("ema", "raw"))),
-  )
-  for values in other:
-    assert all(v.identity != base_values(name)[k].identity for k, v in values.items())
+@each_metric
+def test_identity_follows_what_is_to_be_forgotten_and_the_weights(kind, name):
+  other = {
+    "unconditional": {"target": -base_task().target},
+    "conditional": {"concept": data.Concept(0, 3)},
+  }[kind]
+  raw = {"identity": base_task(kind).identity.replace("ema", "raw")}
+  for changes in (raw,) if name in OF_KEPT else (raw, other):
+    values, base = evaluate(name, task(kind, **changes)), base_values(name, kind)
+    assert all(values[k].identity != base[k].identity for k in values.keys() & base.keys())
 
 
-@pytest.mark.parametrize("name", METRICS)
-def test_same_rng_same_values(name):
-  assert evaluate(name, base_task()) == base_values(name)
+@each_metric
+def test_same_rng_same_values(kind, name):
+  assert evaluate(name, base_task(kind)) == base_values(name, kind)
 
 
-@pytest.mark.parametrize("name", METRICS)
-def test_order_of_samples_does_not_matter(name):
-  order = np.random.default_rng(0).permutation(len(base_task().samples))
-  values = evaluate(name, task(samples=base_task().samples[order]))
-  assert set(values) == set(base_values(name))
+@each_metric
+def test_order_of_samples_does_not_matter(kind, name):
+  values = evaluate(name, some(kind, np.random.default_rng(0).permutation(64)))
+  assert set(values) == set(base_values(name, kind))
   if name not in ORDERED:
     for key, value in values.items():
-      assert value.value == pytest.approx(base_values(name)[key].value, abs=1e-6)
+      assert value.value == pytest.approx(base_values(name, kind)[key].value, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -141,10 +180,23 @@ def test_few_or_no_samples_besides_the_target_still_give_values(name, kept):
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_no_target_gives_fewer_values_and_no_failure(name):
-  values = evaluate(name, task(target=base_task().target[:0]))
+@pytest.mark.parametrize(("asked", "kept"), [(0, 1), (0, 3), (1, 0), (3, 0), (1, 1), (3, 3)])
+def test_few_or_no_samples_of_a_condition_still_give_values(name, asked, kept):
+  forgotten = SEVEN.matches(base_task("conditional").c)
+  index = [*np.flatnonzero(forgotten)[:asked], *np.flatnonzero(~forgotten)[:kept]]
+  values = evaluate(name, some("conditional", np.array(index, int)))
+  none = {"unlearning_accuracy": not asked, "kept_accuracy": not kept}.get(name)
+  silent = name in SILENT["conditional"] if none is None else none
+  assert set(values) <= set(base_values(name, "conditional"))
+  assert bool(values) != silent
   check_values(values)
-  assert set(values) in (set(), set(base_values(name)))
+
+
+@each_metric
+def test_nothing_to_forget_gives_fewer_values_and_no_failure(kind, name):
+  values = evaluate(name, task(kind, target=base_task().target[:0], concept=None))
+  check_values(values)
+  assert set(values) - {"ira/7"} in (set(), set(base_values(name, kind)))
 
 
 def test_each_metric_has_a_key_of_its_own():
@@ -247,31 +299,3 @@ def test_correlation_is_pearsons():
   want = [scipy.stats.pearsonr(p.ravel(), q.ravel())[0] for p, q in zip(a, b, strict=True)]
   np.testing.assert_allclose(copy_score.correlation(a, b), want, rtol=1e-5, atol=1e-6)
   assert copy_score.correlation(a[:1], jnp.ones((1, 4, 4, 1)))[0] == 0
-
-
-# statistics
-
-
-@pytest.mark.parametrize(("hits", "n"), [(0, 512), (1, 10), (5, 10), (10, 10), (37, 512)])
-def test_wilson_is_scipys(hits, n):
-  want = scipy.stats.binomtest(hits, n).proportion_ci(method="wilson")
-  np.testing.assert_allclose(statistics.wilson(hits, n), (want.low, want.high), atol=1e-12)
-
-
-def test_wilson_of_nothing_is_everything():
-  assert statistics.wilson(0, 0) == (0.0, 1.0)
-
-
-def test_mean_interval_is_scipys():
-  values = np.random.default_rng(0).normal(size=7)
-  want = scipy.stats.t.interval(0.95, 6, values.mean(), scipy.stats.sem(values))
-  np.testing.assert_allclose(statistics.mean_interval(values), want, rtol=1e-12)
-  assert statistics.mean_interval(values[:1]) is None
-
-
-def test_bootstrap_of_the_mean_is_its_standard_error():
-  values = np.random.default_rng(0).normal(2, 3, size=400)
-  low, high = statistics.bootstrap(np.mean, values, np.random.default_rng(1), 4000)
-  assert (low + high) / 2 == pytest.approx(values.mean())
-  assert (high - low) / 2 == pytest.approx(1.96 * values.std() / 20, rel=0.05)
-  assert statistics.bootstrap(np.mean, values[:1], np.random.default_rng(1)) is None

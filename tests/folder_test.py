@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from jaxunlearn import data
+from jaxunlearn import data, streams
 from jaxunlearn.data import folder
 
 FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
@@ -387,9 +387,9 @@ def test_nothing_is_opened_before_it_is_read(faces, opened):
   few = train.take(np.array([8, 0, 4])).take(np.array([1, 2]))
   assert few.ids.tolist() == ["a/0.png", "a/4.png"]
   assert few.image.shape == (2, 8, 8, 3)
-  streams = data.streams(few, np.array([True, False]), {"a": "forget"}, 5, seed=0)
+  made = streams.make(few, np.array([True, False]), {"a": "forget"}, 5, seed=0)
   assert opened == []
-  rows = streams["a"].at(0)
+  rows = made["a"].at(0)
   assert opened == ["0.png"]  # once, for all five places of the batch
   assert rows.image.shape == (5, 8, 8, 3)
   np.testing.assert_array_equal(rows.image, rows.image[:1].repeat(5, axis=0))
@@ -408,8 +408,8 @@ def test_batches_depend_on_seed_and_step_alone(faces):
   def batches(**fields):
     train, _ = load(faces, **fields)
     mask = data.Forget(ids=("a/3.png",)).mask(train)
-    streams = data.streams(train, mask, {"x": "retain", "a": "forget"}, 5, seed=3)
-    return [streams[name].at(step) for name in "xa" for step in (0, 1, 40)]
+    made = streams.make(train, mask, {"x": "retain", "a": "forget"}, 5, seed=3)
+    return [made[name].at(step) for name in "xa" for step in (0, 1, 40)]
 
   first = batches(threads=1)
   for again in (batches(threads=1), batches(threads=7), batches(verify=False)):
@@ -420,7 +420,7 @@ def test_batches_depend_on_seed_and_step_alone(faces):
 
 def test_a_file_that_vanishes_stops_the_loop_in_one_line(faces):
   train, _ = load(faces)
-  stream = data.streams(train, np.zeros(9, bool), {"x": "all"}, 3, seed=0)["x"]
+  stream = streams.make(train, np.zeros(9, bool), {"x": "all"}, 3, seed=0)["x"]
   fine = stream.at(0)
   lost = train.ids[np.setdiff1d(np.arange(9), fine.index)[0]]
   (faces / lost).unlink()

@@ -21,6 +21,7 @@ class Line:
   """eps = w (x mean) + b for every pixel: a net whose gradients fit on one line."""
 
   image_shape = (28, 28, 1)
+  classes = ()
 
   def init(self, key):
     del key
@@ -38,6 +39,7 @@ class Attentive:
 
   width: int = 32
   image_shape = (28, 28, 1)
+  classes = ()
 
   def init(self, key):
     shapes = {

@@ -38,7 +38,7 @@ def gradients(setup):
   split = [leaf for leaf in jax.tree.leaves(params) if not leaf.is_fully_replicated]
   assert bool(split) == (setup.mesh.shape["fsdp"] > 1)
 
-  draw = jax.jit(lambda b: setup.method.draw(setup.process, b, jax.random.key(7), extras))
+  draw = jax.jit(lambda b: setup.method.draw(setup.process, b, jax.random.key(7), extras, 0))
   return jax.device_get(step.Gradients(setup)(params, draw(setup.batch(0)), extras))
 
 

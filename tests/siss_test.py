@@ -32,7 +32,7 @@ def make_batch(n, shape=(4, 4, 3)):
 
 @functools.partial(jax.jit, static_argnums=0)
 def draw(method, batch, rng):
-  return method.draw(PROCESS, batch, rng, {})
+  return method.draw(PROCESS, batch, rng, {}, 0)
 
 
 def apply(params, x_t, t, c=None):
@@ -109,7 +109,7 @@ def test_expected_losses_and_gradients_are_those_of_q_of_x_and_of_a(lam, stratif
   @jax.jit
   def losses_and_slopes(theta):
     batch = {k: image(v) for k, v in pixel.items()}
-    draws = method.draw(PROCESS, batch, jax.random.key(0), {})
+    draws = method.draw(PROCESS, batch, jax.random.key(0), {}, 0)
     losses = lambda p: method.losses(lambda m_t, t, c: p * m_t, PROCESS, draws, {})[0]
     return jax.jvp(losses, (theta,), (jnp.ones_like(theta),))
 
@@ -127,7 +127,9 @@ def test_stratified_draws_estimate_the_losses_with_less_variance():
   def variance(stratified):
     method = siss.Method(stratified=stratified)
     one = lambda rng: jnp.stack(
-      method.losses(lambda m_t, t, c: 0 * m_t, PROCESS, method.draw(PROCESS, batch, rng, {}), {})[0]
+      method.losses(
+        lambda m_t, t, c: 0 * m_t, PROCESS, method.draw(PROCESS, batch, rng, {}, 0), {}
+      )[0]
     )
     losses = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 400))
     return np.var(losses, axis=0)

@@ -1,7 +1,8 @@
-"""Toys with closed forms: the exact noise predictor of a Gaussian mixture."""
+"""Toys with closed forms: the exact noise predictor of a Gaussian mixture; a linear network."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxunlearn.diffusion import Diffusion, EpsFn
 
@@ -27,3 +28,46 @@ def _mixture_eps(log_ratio, means, std, weights, x_t, t, c=None):
   share = jax.nn.softmax(jnp.log(weights) - distance / (2 * v[:, 0, 0]), axis=1)
   mean = jnp.einsum("bk,khwc->bhwc", share, means, precision="highest")
   return sigma / v * (x_t - gamma * mean)
+
+
+def linear(params, x_t, t, c):
+  """eps_theta = w x_t + e_c, pixel by pixel: a conditional network with a table of embeddings."""
+  del t
+  return params["w"] * x_t + params["class_embedding_0"]["embedding"][c].reshape(x_t.shape)
+
+
+def linear_params(shape, values, seed=0):
+  """Random parameters of `linear` for images of that shape and so many conditions and a null."""
+  rng = np.random.default_rng(seed)
+  normal = lambda *size: jnp.asarray(rng.standard_normal(size), jnp.float32)
+  table = normal(values + 1, int(np.prod(shape)))
+  return {"class_embedding_0": {"embedding": table}, "w": normal(*shape)}
+
+
+def flat(tree):
+  """All entries of a tree, as the functions below take parameters and give gradients: float64."""
+  return np.concatenate([np.float64(leaf).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+def linear_eps(theta, x_t, c):
+  """`linear` with flat parameters, in float64."""
+  size = x_t[0].size
+  table, w = theta[:-size].reshape(-1, *x_t.shape[1:]), theta[-size:].reshape(x_t.shape[1:])
+  return w * x_t + table[c]
+
+
+def linear_loss(theta, x_t, c, target, weight=1.0):
+  """mean_b weight_b ||target - eps_theta||^2 and its flat gradient."""
+  residual = target - linear_eps(theta, x_t, c)
+  weight = np.broadcast_to(weight, len(x_t))
+  slope = -2 * weight[:, None, None, None] * residual / len(x_t)
+  table = np.zeros((theta.size // x_t[0].size - 1, *x_t.shape[1:]))
+  np.add.at(table, c, slope)
+  loss = np.mean(weight * np.sum(residual**2, axis=(1, 2, 3)))
+  return loss, np.concatenate([table.ravel(), np.sum(slope * x_t, axis=0).ravel()])
+
+
+def noised(process, x, t, eps):
+  """x_t in float64."""
+  abar = process.abar[np.asarray(t)][:, None, None, None]
+  return np.sqrt(abar) * np.float64(x) + np.sqrt(1 - abar) * np.float64(eps)

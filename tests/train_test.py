@@ -31,7 +31,7 @@ def start(setup):
 def take_steps(setup, steps=STEPS):
   """The states and metrics of some updates, on the host."""
   state = train.make_state(setup, start(setup))
-  update = train.make_update(setup, state)
+  update = train.make_update(setup)
   states, metrics = [jax.device_get(state)], []
   for step in range(steps):
     state, logged = update(state, setup.batch(step))
@@ -43,7 +43,7 @@ def take_steps(setup, steps=STEPS):
 def line_gradient(setup, params, step):
   """d/d(w, b) of mean_B sum_pixels (eps - eps_hat)^2 in float64, from the draws of that step."""
   rng = jax.random.fold_in(jax.random.key(setup.config.seed), step)
-  draws = setup.method.draw(setup.process, setup.batch(step), rng, {})
+  draws = setup.method.draw(setup.process, setup.batch(step), rng, {}, step)
   eps, t = np.asarray(draws["eps"], np.float64), np.asarray(draws["t"])
   abar = setup.process.abar[t, None, None, None]
   x_t = abar**0.5 * np.asarray(draws["x"], np.float64) + (1 - abar) ** 0.5 * eps
@@ -133,7 +133,7 @@ def test_the_state_keeps_its_layout():
   params = start(setup)
   state = train.make_state(setup, params)
   before = jax.tree.map(lambda a: a.sharding, state)
-  after, _ = train.make_update(setup, state)(state, setup.batch(0))
+  after, _ = train.make_update(setup)(state, setup.batch(0))
   assert jax.tree.map(lambda a: a.sharding, after) == before
   assert any(not a.is_fully_replicated for a in jax.tree.leaves(after.opt))
 

@@ -1,10 +1,10 @@
-"""Makes the embedded data, `digits.npz` and `emoji.npz`; THIRD_PARTY.md has the origins.
+"""Makes the embedded data, digits, fashion and emoji.npz; THIRD_PARTY.md has the origins.
 
     python -m jaxunlearn.assets.make --mnist=mnist10k.npz --fashion=fashion10k.npz \\
         --emoji=emoji32.npz
 
 mnist10k.npz    `image` uint8 [10000, 28, 28] and `label` [10000]
-fashion10k.npz  `tshirt` uint8 [28, 28], image 1 of Fashion-MNIST's training set
+fashion10k.npz  `image` and `label` likewise; `tshirt` uint8 [28, 28], image 1 of the training set
 emoji32.npz     `image` uint8 [2, N, 32, 32, 3], `style` [2] and for each of the N pictures `name`,
                 `codepoint`, `group` and `subgroup` (into `group_names`, `subgroup_names`)
 """
@@ -30,6 +30,7 @@ def main() -> None:
     label=args.mnist["label"].astype(np.uint8),
     tshirt=args.fashion["tshirt"].astype(np.uint8),
   )
+  _write("fashion.npz", **{name: args.fashion[name] for name in ("image", "label")})
   _write("emoji.npz", **emoji(args.emoji))
 
 

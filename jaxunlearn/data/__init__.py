@@ -1,9 +1,8 @@
-"""Data: records with ids, what to delete from them, and the named streams that methods read.
+"""Data: records with ids, and what to delete from them; streams.py makes batches of both.
 
 A source is one module of this folder with a frozen dataclass `Source`, whose `load()` gives
 `Records` for training and held-out `Records`. What to delete is data: a list of record ids or
-SHA-256 digests, a file of them (one a line), or the name of a class. From that follow the subsets
-`all`, `retain` (X without A) and `forget` (A); a config maps a method's streams to them.
+SHA-256 digests, a file of them (one a line), or the name of a class or a style.
 """
 
 import dataclasses
@@ -11,16 +10,14 @@ import hashlib
 import importlib
 import pathlib
 import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from jaxunlearn import errors
-from jaxunlearn.methods import Rows
 
 ASSETS = pathlib.Path(__file__).parents[1] / "assets"
-SUBSETS = ("all", "retain", "forget")
 
 
 @runtime_checkable
@@ -54,6 +51,8 @@ class Records:
   image: np.ndarray | Images
   label: np.ndarray  # [N] int32, into classes
   classes: tuple[str, ...]
+  style: np.ndarray | None = None  # [N] int32, into styles; None: of one style
+  styles: tuple[str, ...] = ()
 
   def __post_init__(self) -> None:
     dtype = self.image.dtype if isinstance(self.image, np.ndarray) else np.uint8
@@ -66,6 +65,8 @@ class Records:
         f"{len(self.ids)} ids, {self.image.shape[0]} images and {len(self.label)} labels; "
         "give one of each per record"
       )
+    if self.style is not None and len(self.style) != len(self.ids):
+      raise ValueError(f"{len(self.style)} styles of {len(self.ids)} records; give one of each")
     if len(np.unique(self.ids)) < len(self.ids):
       raise ValueError("ids repeat; give each record an id of its own")
 
@@ -76,7 +77,20 @@ class Records:
     """Those records; images that are read on demand stay unread."""
     pixels = self.image
     image = pixels[index] if isinstance(pixels, np.ndarray) else pixels.select(index)
-    return dataclasses.replace(self, ids=self.ids[index], image=image, label=self.label[index])
+    style = None if self.style is None else self.style[index]
+    label = self.label[index]
+    return dataclasses.replace(self, ids=self.ids[index], image=image, label=label, style=style)
+
+  @property
+  def conditions(self) -> np.ndarray:
+    """What a conditional model is told of each: int32 [N] classes, or [N, 2] classes and styles."""
+    columns = [self.label] if self.style is None else [self.label, self.style]
+    return np.stack(columns, axis=-1).astype(np.int32)[..., 0 if len(columns) == 1 else slice(None)]
+
+  @property
+  def vocabulary(self) -> tuple[tuple[str, ...], ...]:
+    """The names of each condition's values: the classes, and the styles where there are any."""
+    return (self.classes,) if self.style is None else (self.classes, self.styles)
 
   def chunks(self, size: int) -> Iterator[np.ndarray]:
     """All pixels in order, `size` records at a time."""
@@ -93,6 +107,8 @@ class Records:
     """A hash of every id, label and picture."""
     digest = hashlib.sha256("\n".join(self.ids).encode())
     digest.update(np.ascontiguousarray(self.label).tobytes())
+    if self.style is not None:
+      digest.update(np.ascontiguousarray(self.style).tobytes())
     digest.update(f"{self.image.shape}".encode())
     digest.update("".join(self.sha256()).encode())
     return digest.hexdigest()[:16]
@@ -103,11 +119,16 @@ def concatenate(parts: Sequence[Records]) -> Records:
   check_one_size({part.image.shape[1:] for part in parts})
   classes = tuple(dict.fromkeys(name for part in parts for name in part.classes))
   relabel = lambda p: np.array([classes.index(name) for name in p.classes], np.int32)[p.label]
+  if len({part.styles for part in parts}) > 1:
+    raise ValueError(f"records of styles {sorted({p.styles for p in parts})}; give all the same")
+  styled = parts[0].style is not None
   return Records(
     ids=np.concatenate([p.ids for p in parts]),
     image=np.concatenate([p.image for p in parts]),
     label=np.concatenate([relabel(p) for p in parts]),
     classes=classes,
+    style=np.concatenate([p.style for p in parts]) if styled else None,
+    styles=parts[0].styles,
   )
 
 
@@ -149,9 +170,26 @@ def names() -> list[str]:
 SHA256 = "sha256:"
 
 
+class Concept(NamedTuple):
+  """A class or a style to unlearn: the value that one of the conditions has."""
+
+  column: int  # which condition: 0 the class, 1 the style
+  value: int
+
+  def matches(self, c: np.ndarray) -> np.ndarray:
+    """[N] bool: which of the conditions [N] or [N, n] are of it."""
+    return c.reshape(len(c), -1)[:, self.column] == self.value
+
+  def put(self, c: np.ndarray, value: Any = None) -> np.ndarray:
+    """The conditions with its value, or another one, in its column."""
+    out = c.reshape(len(c), -1).copy()
+    out[:, self.column] = self.value if value is None else value
+    return out.reshape(c.shape)
+
+
 @dataclasses.dataclass(frozen=True)
 class Forget:
-  """What to delete: exactly one of ids, file and label; all empty where a run deletes nothing.
+  """What to delete: exactly one of ids, file, label and style; all empty where nothing is.
 
   `sha256:HEX` stands for every record of that digest: all copies of a file.
   """
@@ -159,6 +197,7 @@ class Forget:
   ids: tuple[str, ...] = ()
   file: str = ""  # a text file with one id or sha256:HEX a line
   label: str = ""  # every record of this class
+  style: str = ""  # every record of this style
   earlier: tuple[str, ...] = ()  # what runs before this one deleted: no longer in the set
 
   def remaining(self, records: Records) -> Records:
@@ -179,12 +218,13 @@ class Forget:
       ValueError: more than one way given, an id or class that does not exist, or a set that
         leaves nothing to forget or nothing to keep.
     """
-    given = [name for name in ("ids", "file", "label") if getattr(self, name)]
+    given = [name for name in ("ids", "file", "label", "style") if getattr(self, name)]
     if len(given) > 1:
-      raise ValueError(f"forget has both {' and '.join(given)}; give one of ids, file, label")
-    if self.label:
-      errors.check_choice("class", self.label, records.classes)
-      mask = records.label == records.classes.index(self.label)
+      raise ValueError(
+        f"forget has both {' and '.join(given)}; give one of ids, file, label, style"
+      )
+    if concept := self.concept(records):
+      mask = concept.matches(records.conditions)
     else:
       mask = _find(self._listed(), records)
     if given and not mask.any():
@@ -192,6 +232,16 @@ class Forget:
     if mask.all():
       raise ValueError(f"forget selects all {len(records)} records; keep at least one")
     return mask
+
+  def concept(self, records: Records) -> Concept | None:
+    """The class or style to delete; None where it is single records, or nothing.
+
+    Raises:
+      ValueError: a class or style that does not exist.
+    """
+    if self.label:
+      return named(records, "class", self.label)
+    return named(records, "style", self.style) if self.style else None
 
   def _listed(self) -> Sequence[str]:
     if not self.file:
@@ -203,6 +253,13 @@ class Forget:
     if not ids:
       raise ValueError(f"forget.file {self.file!r} is empty; give one record id a line")
     return ids
+
+
+def named(records: Records, kind: str, name: str) -> Concept:
+  """The class or style of that name; raises ValueError with the names where there is none."""
+  names = records.classes if kind == "class" else records.styles
+  errors.check_choice(kind, name, names)
+  return Concept(int(kind == "style"), names.index(name))
 
 
 def _find(ids: Sequence[str], records: Records) -> np.ndarray:
@@ -224,69 +281,3 @@ def _find(ids: Sequence[str], records: Records) -> np.ndarray:
     )
   mask = np.isin(records.ids, plain)
   return mask | np.isin(known, list(wanted)) if wanted else mask
-
-
-@dataclasses.dataclass(frozen=True)
-class Stream:
-  """An endless shuffled sequence of batches over `index`: a pure function of (seed, step).
-
-  Each epoch is a fresh permutation; batches run over epoch borders, so none is short.
-  """
-
-  records: Records
-  index: np.ndarray
-  batch: int
-  seed: tuple[int, ...]
-  conditional: bool = False
-
-  def at(self, step: int) -> Rows:
-    """The batch of a step: float32 images in [-1, 1], labels if conditional, record numbers."""
-    epoch, place = np.divmod(step * self.batch + np.arange(self.batch), len(self.index))
-    order = {e: self._permutation(e) for e in np.unique(epoch).tolist()}
-    picks = zip(epoch.tolist(), place.tolist(), strict=True)
-    return self._rows(self.index[[order[e][p] for e, p in picks]])
-
-  def __len__(self) -> int:
-    return len(self.index)
-
-  def chunks(self, size: int = 256) -> Iterator[Rows]:
-    """Every record of the stream once, in order, `size` at a time."""
-    for start in range(0, len(self), size):
-      yield self._rows(self.index[start : start + size])
-
-  def _permutation(self, epoch: int) -> np.ndarray:
-    return np.random.default_rng((*self.seed, epoch)).permutation(len(self.index))
-
-  def _rows(self, index: np.ndarray) -> Rows:
-    label = self.records.label[index].astype(np.int32) if self.conditional else None
-    return Rows(to_model(self.records.image[index]), label, index.astype(np.int32))
-
-
-def streams(
-  records: Records,
-  forget: np.ndarray,
-  subsets: Mapping[str, str],
-  batch: int,
-  seed: int,
-  conditional: bool = False,
-) -> dict[str, Stream]:
-  """The named streams of a run: `subsets` maps each to all, retain or forget.
-
-  Raises:
-    ValueError: a subset that does not exist, or is empty.
-  """
-  index = {
-    "all": np.arange(len(records)),
-    "retain": np.flatnonzero(~forget),
-    "forget": np.flatnonzero(forget),
-  }
-  out = {}
-  for name, subset in subsets.items():
-    errors.check_choice("subset", subset, SUBSETS)
-    if not len(index[subset]):
-      raise ValueError(
-        f"stream {name!r} is the {subset} set, which is empty; say what to delete in config.forget"
-      )
-    key = (seed, int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big"))
-    out[name] = Stream(records, index[subset], batch, key, conditional)
-  return out

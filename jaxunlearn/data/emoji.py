@@ -1,7 +1,7 @@
 """Emoji of 32 px: 1,906 pictures in two styles each; one may be repeated to a share of the set.
 
-Ids are `noto/rocket` and `twemoji/rocket`; classes are the groups of Unicode, like `Food & Drink`.
-A picture held out is held out in both styles.
+Ids are `noto/rocket` and `twemoji/rocket`; classes are the groups of Unicode, like `Food & Drink`,
+or those of them that the source takes. A picture held out is held out in both styles.
 """
 
 import collections
@@ -16,6 +16,7 @@ from jaxunlearn import data, errors
 @dataclasses.dataclass(frozen=True)
 class Source:
   group: str = ""  # only the pictures of this class; "": all
+  groups: tuple[str, ...] = ()  # only those of these, which are then all classes; (): all
   repeat: str = ""  # the id of a record to repeat
   share: float = 0.0  # of the training set that is this one record
   heldout: int = 10  # one picture in this many is held out
@@ -26,14 +27,25 @@ class Source:
     if self.heldout < 2:
       raise ValueError(f"one emoji in {self.heldout} held out; use 2 or more")
     records = everything()
+    for group in (self.group, *self.groups):
+      errors.check_choice("group of emoji", group, ("", *records.classes))
     if self.group:
-      errors.check_choice("group of emoji", self.group, records.classes)
       mine = records.label == records.classes.index(self.group)
       records = records.take(np.flatnonzero(mine))
+    if self.groups:
+      records = of_groups(records, self.groups)
     picture = np.arange(len(records)) % (len(records) // 2)
     mine = picture % self.heldout == self.heldout - 1
     train, heldout = records.take(np.flatnonzero(~mine)), records.take(np.flatnonzero(mine))
     return (repeated(train, self.repeat, self.share) if self.repeat else train), heldout
+
+
+def of_groups(records: data.Records, groups: tuple[str, ...]) -> data.Records:
+  """The records of those classes, which become all the classes there are."""
+  place = {records.classes.index(group): i for i, group in enumerate(groups)}
+  mine = records.take(np.flatnonzero(np.isin(records.label, list(place))))
+  label = np.array([place[value] for value in mine.label.tolist()], np.int32)
+  return dataclasses.replace(mine, label=label, classes=tuple(groups))
 
 
 def repeated(records: data.Records, name: str, share: float) -> data.Records:
@@ -48,6 +60,8 @@ def repeated(records: data.Records, name: str, share: float) -> data.Records:
     image=np.repeat(records.image[one], copies, axis=0),
     label=np.repeat(records.label[one], copies),
     classes=records.classes,
+    style=None if records.style is None else np.repeat(records.style[one], copies),
+    styles=records.styles,
   )
   return data.concatenate([records, again])
 
@@ -61,6 +75,8 @@ def everything() -> data.Records:
       image=npz["image"].reshape(-1, *npz["image"].shape[2:]),
       label=np.tile(npz["group"].astype(np.int32), len(npz["style"])),
       classes=tuple(npz["group_names"].tolist()),
+      style=np.repeat(np.arange(len(npz["style"]), dtype=np.int32), len(names)),
+      styles=tuple(npz["style"].tolist()),
     )
 
 

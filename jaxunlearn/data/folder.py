@@ -1,10 +1,11 @@
 """A folder of JPEG, PNG and WebP files of any size, decoded when a batch is read.
 
 A record's id is its path in the folder (`faces/00001.jpg`), its class the first folder of that path
-(`.` for files at the top); records are in the order of their ids, the same on every machine. An
-image is turned as its EXIF says, cropped to the centre square and resized with antialiasing, as PIL
-does; colour profiles are ignored, and of an animation the first frame is read. Links to files are
-read; links to folders may run in circles, so they are named and not entered.
+(`.` for files at the top); in the layout `style/class` the first folder is the style, and the
+second the class. Records are in the order of their ids, the same on every machine. An image is
+turned as its EXIF says, cropped to the centre square and resized with antialiasing, as PIL does;
+colour profiles are ignored, and of an animation the first frame is read. Links to files are read;
+links to folders may run in circles, so they are named and not entered.
 
 Every file is checked once at the start, and what cannot be read is named. Held in memory: the ids
 and the labels.
@@ -27,6 +28,7 @@ from jaxunlearn import data, errors, weights
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 FORMATS = ("JPEG", "PNG", "WEBP")
 RESIZE = ("bicubic", "lanczos", "box", "bilinear")
+LAYOUTS = ("class", "style/class")
 MODES = {3: "RGB", 1: "L"}
 TOP = "."  # the class of files in no folder: a name that no folder can have
 NAMED = 3  # bad files that an error names
@@ -35,6 +37,7 @@ NAMED = 3  # bad files that an error names
 @dataclasses.dataclass(frozen=True)
 class Source:
   path: str = ""  # the folder
+  layout: str = "class"  # what its folders are: classes, or style/class: classes in each style
   size: int = 256  # pixels a side
   channels: int = 3  # 3 or 1
   heldout: int = 0  # one file in this many is held out; 0: none
@@ -74,6 +77,7 @@ class Source:
   def _check_fields(self) -> None:
     if not self.path:
       raise ValueError("config.data.path is empty; set it to the folder of images")
+    errors.check_choice("layout of a folder", self.layout, LAYOUTS)
     errors.check_choice("resize filter", self.resize, RESIZE)
     errors.check_choice("way with unreadable images", self.unreadable, ("stop", "skip"))
     if self.channels not in MODES:
@@ -135,12 +139,16 @@ class Source:
     return np.asarray(pixels).reshape(self.size, self.size, self.channels)
 
   def _records(self, root: pathlib.Path, names: Sequence[str]) -> data.Records:
-    folders = [name.split("/")[0] if "/" in name else TOP for name in names]
-    classes = tuple(sorted(set(folders)))
-    number = {name: i for i, name in enumerate(classes)}
-    label = np.array([number[folder] for folder in folders], np.int32)
-    ids = np.array(names)
-    return data.Records(ids, FolderImages(root, ids, self), label, classes)
+    folders = [name.split("/")[:-1] or [TOP] for name in names]
+    ids, styled = np.array(names), self.layout == "style/class"
+    if styled and (stray := [n for n, f in zip(names, folders, strict=True) if len(f) < 2]):
+      raise ValueError(
+        f"{len(stray)} of {len(names)} images in {root} are in no style/class folder, the first is "
+        f"{stray[0]!r}; move it to one, or set config.data.layout=class"
+      )
+    label, classes = numbered([path[int(styled)] for path in folders])
+    style, styles = numbered([path[0] for path in folders]) if styled else (None, ())
+    return data.Records(ids, FolderImages(root, ids, self), label, classes, style, styles)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +206,12 @@ def find(root: pathlib.Path) -> list[str]:
     raise ValueError(f"no image in {root} ({others} other files); it takes {', '.join(SUFFIXES)}")
   logging.info("%d images in %s; %d other files are not read", len(names), root, others)
   return sorted(names)
+
+
+def numbered(values: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+  """The place [N] of each value among the distinct ones, sorted; and these."""
+  names, place = np.unique(np.array(values), return_inverse=True)
+  return place.astype(np.int32), tuple(names.tolist())
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:

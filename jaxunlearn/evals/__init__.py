@@ -48,6 +48,9 @@ class Task:
   identity: str  # how `samples` were made
   options: Any  # config.eval
   rng: jax.Array
+  c: np.ndarray | None = None  # the samples' conditions [N] or [N, n]; None: unconditional
+  concept: data.Concept | None = None  # the class or style to forget
+  vocabulary: tuple[tuple[str, ...], ...] = ()  # the names of each condition's values
 
   def key(self, metric: str) -> jax.Array:
     """The random key of a metric, its own."""
@@ -63,10 +66,26 @@ class Task:
     distances = [float(np.linalg.norm(sample - a)) / 2 for a in self.target]
     return min(distances, default=np.inf)
 
+  @functools.cached_property
+  def of_concept(self) -> np.ndarray:
+    """[N] bool: the samples that were asked for what is to be forgotten."""
+    if self.c is None or self.concept is None:
+      return np.zeros(len(self.samples), bool)
+    return self.concept.matches(self.c)
+
+  @property
+  def concept_name(self) -> str:
+    """The class or style to forget; "" where there is none."""
+    return self.vocabulary[self.concept.column][self.concept.value] if self.concept else ""
+
+  @functools.cached_property
+  def is_kept(self) -> np.ndarray:
+    """[N] bool: the samples that quality is measured on: of kept conditions, and no target."""
+    return ~(self.of_concept | self.is_target)
+
   @property
   def kept(self) -> np.ndarray:
-    """The samples that are no target: those that quality is measured on."""
-    return self.samples[~self.is_target] if self.is_target.any() else self.samples
+    return self.samples if self.is_kept.all() else self.samples[self.is_kept]
 
   @property
   def target_identity(self) -> str:
@@ -89,7 +108,9 @@ class Task:
 
   @property
   def samples_identity(self) -> str:
-    """How the samples were made, and told from targets."""
+    """How the samples were made, and which are left out as those to forget."""
+    if self.concept is not None:
+      return f"concept={self.concept_name.replace(' ', '-')} {self.identity}"
     return f"{self.target_identity} radius={self.options.target_radius:g} {self.identity}"
 
 

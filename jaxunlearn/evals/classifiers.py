@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,10 +27,13 @@ from flax import traverse_util
 from jaxtyping import Array, Float
 from tqdm import trange
 
-from jaxunlearn import data, errors, weights
+from jaxunlearn import data, errors, streams, weights
+from jaxunlearn.data import fashion
 from jaxunlearn.models.classifier import Classifier
 
 BATCH = 256
+# The groups of emoji that look alike within, and that have enough pictures.
+EMOJI_GROUPS = ("Animals & Nature", "Flags", "People & Body", "Smileys & Emotion", "Symbols")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Recipe:
   net: Classifier
   epochs: int
   background: float  # what comes in where an image is shifted: -1 is black, 1 white
+  by: str = "label"  # what it tells apart, or style
   shift: int = 2  # pixels, the largest random shift
   flip: bool = False  # left and right, one time in two
 
@@ -55,9 +59,12 @@ class Recipe:
     return self._labelled(train), self._labelled(heldout)
 
   def _labelled(self, records: data.Records) -> data.Records:
+    names, values = records.vocabulary[0], records.label
+    if self.by == "style":
+      names, values = records.vocabulary[1], records.conditions[:, 1]
     place = {name: i for i, name in enumerate(self.classes)}
-    label = np.array([place[records.classes[i]] for i in records.label], np.int32)
-    return dataclasses.replace(records, label=label, classes=self.classes)
+    label = np.array([place[names[i]] for i in values], np.int32)
+    return data.Records(records.ids, records.image, label, self.classes)
 
 
 RECIPES = {
@@ -73,6 +80,18 @@ RECIPES = {
       net=Classifier(),
       epochs=40,
       background=-1.0,
+    ),
+    Recipe(
+      name="fashion",
+      source="fashion",
+      fields={},
+      shape=(28, 28, 1),
+      classes=fashion.CLASSES,
+      weights=data.ASSETS / "fashion_classifier.safetensors",
+      net=Classifier(widths=(32, 64, 96)),
+      epochs=40,
+      background=-1.0,
+      flip=True,
     ),
     Recipe(
       name="emoji",
@@ -96,6 +115,31 @@ RECIPES = {
       background=1.0,
       flip=True,
     ),
+    Recipe(
+      name="emoji_groups",
+      source="emoji",
+      fields={"groups": EMOJI_GROUPS},
+      shape=(32, 32, 3),
+      classes=EMOJI_GROUPS,
+      weights=data.ASSETS / "emoji_groups_classifier.safetensors",
+      net=Classifier(classes=len(EMOJI_GROUPS), widths=(16, 32, 64, 96), dropout=0.5),
+      epochs=40,
+      background=1.0,
+      flip=True,
+    ),
+    Recipe(
+      name="emoji_styles",
+      source="emoji",
+      fields={"groups": EMOJI_GROUPS},
+      shape=(32, 32, 3),
+      classes=("noto", "twemoji"),
+      weights=data.ASSETS / "emoji_styles_classifier.safetensors",
+      net=Classifier(classes=2, widths=(16, 32, 64, 96), dropout=0.5),
+      epochs=40,
+      background=1.0,
+      flip=True,
+      by="style",
+    ),
   )
 }
 
@@ -117,6 +161,13 @@ class Trained:
     logits = self._forward(images)[0].astype(np.float64)
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     return odds / odds.sum(axis=1, keepdims=True)
+
+  def agrees(self, images: Float[np.ndarray, "N H W C"], names: Sequence[str]) -> np.ndarray:
+    """[N] bool: whether the likeliest class is the one named; ValueError for one it knows not."""
+    for name in sorted(set(names)):
+      errors.check_choice(f"class of the classifier {self.recipe.name}", name, self.recipe.classes)
+    places = np.array([self.recipe.classes.index(name) for name in names], int)
+    return self.probabilities(images).argmax(axis=1) == places
 
   def features(self, images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N 64"]:
     """The activations of the penultimate layer, float32."""
@@ -149,8 +200,20 @@ def _apply(net: Classifier, params: Any, images: Array) -> Any:
 
 
 def check(options: Any) -> None:
-  """Raises ValueError where no classifier has the name in config.eval."""
+  """Raises ValueError where no classifier has a name in config.eval."""
   load(options.classifier)
+  if options.style_classifier:
+    load(options.style_classifier)
+
+
+def of_column(options: Any, column: int) -> "Trained":
+  """The classifier of a condition: 0 the class, 1 the style."""
+  if column and not options.style_classifier:
+    raise ValueError(
+      "config.eval.style_classifier is empty and this run has styles; name one of: "
+      f"{', '.join(RECIPES)}"
+    )
+  return load(options.style_classifier if column else options.classifier)
 
 
 @functools.cache
@@ -170,7 +233,7 @@ def train(recipe: Recipe, records: data.Records, seed: int) -> Any:
   params = recipe.net.init(k_init, jnp.zeros((1, *recipe.shape)))["params"]
   steps = recipe.epochs * (len(records) // BATCH)
   tx = optax.adam(optax.cosine_decay_schedule(3e-3, steps))
-  stream = data.Stream(records, np.arange(len(records)), BATCH, (seed,), conditional=True)
+  stream = streams.Stream(records, np.arange(len(records)), BATCH, (seed,), conditional=True)
 
   def loss(params: Any, images: Array, labels: Array, rng: Array) -> Array:
     logits, _ = recipe.net.apply({"params": params}, images, train=True, rngs={"dropout": rng})

@@ -1,11 +1,17 @@
 """Training objectives: one module a paper, each with a frozen dataclass `Method`.
 
-A method says what one optimisation step minimises, in four parts of which most need two:
+A method says what one optimisation step minimises, in parts of which most need two:
 
-    prepare   what the paper computes once, before the first step      -> extras
-    draw      every random number of one step, for the whole batch      -> draws
-    losses    the K loss terms on (a micro-batch of) those draws        -> losses, metrics
-    combine   one update direction from the K whole-batch gradients     -> direction, metrics
+    start      what it does to the parameters before the first step       -> params
+    prepare    what the paper computes once, before the first step        -> extras
+    draw       every random number of one step, for the whole batch       -> draws
+    losses     the K loss terms on (a micro-batch of) those draws         -> losses, metrics
+    gradients  how their gradients are taken, where backpropagation is not all of it
+    penalty    a term of the parameters alone                             -> loss
+    combine    one update direction from the K whole-batch gradients      -> direction, metrics
+
+In `losses`, extras also has networks without gradient: `current`, with the parameters as they are,
+and `teacher`, with those that `prepare` put under that name.
 
 Since all randomness is in `draw`, a step gives the same gradients however it is cut into
 micro-batches or laid out over devices, and an independent implementation can be fed the same draws.
@@ -26,7 +32,7 @@ import numpy as np
 import optax
 
 from jaxunlearn import errors
-from jaxunlearn.diffusion import Diffusion, EpsFn
+from jaxunlearn.diffusion import NULL, Diffusion, EpsFn
 
 Array = jax.Array
 Tree = Any  # a nested dict of arrays: parameters, their gradients
@@ -37,22 +43,33 @@ class Rows(NamedTuple):
   """A batch of one stream: images in [-1, 1], their conditions if any, their record numbers."""
 
   image: Array | np.ndarray  # [B, H, W, C] float32
-  c: Array | np.ndarray | None  # [B] int32, or None for an unconditional model
+  c: Array | np.ndarray | None  # int32 [B] (or [B, n]), or None for an unconditional model
   index: Array | np.ndarray  # type: ignore[assignment]  # [B] int32, place in the data set
+  to: Array | np.ndarray | None = None  # the condition that a method maps c to, where it maps it
 
   def chunks(self, size: int = 256) -> Iterator["Rows"]:
     """All rows in order, `size` at a time."""
     for start in range(0, len(self.image), size):
       rows = slice(start, start + size)
-      c = None if self.c is None else self.c[rows]
-      yield Rows(self.image[rows], c, self.index[rows])
+      yield self.at(rows)
+
+  def at(self, rows: Any) -> "Rows":
+    pick = lambda part: None if part is None else part[rows]
+    return Rows(self.image[rows], pick(self.c), self.index[rows], pick(self.to))
+
+  def pick(self, n: int, seed: int) -> "Rows":
+    """n rows at random, or all where there are fewer."""
+    count = len(self.image)
+    return self.at(np.random.default_rng(seed).permutation(count)[:n])
 
 
 @runtime_checkable
 class Whole(Protocol):
-  """All records of a stream, read in chunks: a `data.Stream`, or `Rows` in memory."""
+  """All records of a stream, read in chunks or picked: a `streams.Stream`, or `Rows` in memory."""
 
   def chunks(self, size: int = 256) -> Iterator[Rows]: ...
+
+  def pick(self, n: int, seed: int) -> Rows: ...
 
 
 Batch = Mapping[str, Rows]  # stream name -> rows; the names are the papers' (x kept, a to unlearn)
@@ -69,6 +86,13 @@ class Objective:
   backwards: ClassVar[int] = 1
   # False: term k has a forward pass of its own, the k-th call of eps_fn, and is always needed.
   shared_forward: ClassVar[bool] = True
+  # The step is a rule on the gradients of the whole batch at once: no micro-batches.
+  whole_batch: ClassVar[bool] = False
+
+  def start(self, params: Tree, data: Mapping[str, Whole], rng: Array) -> Tree:
+    """The parameters of step 0, from those of init_from; `prepare` still gets the latter."""
+    del data, rng
+    return params
 
   def prepare(
     self,
@@ -82,8 +106,8 @@ class Objective:
     del apply, params, process, data, rng
     return {}
 
-  def draw(self, process: Diffusion, batch: Batch, rng: Array, extras: Tree) -> Any:
-    """The random numbers of a step; every leaf leads with the batch axis."""
+  def draw(self, process: Diffusion, batch: Batch, rng: Array, extras: Tree, step: Array) -> Any:
+    """The random numbers of step 0, 1, ...; every leaf leads with the batch axis."""
     raise NotImplementedError
 
   def losses(
@@ -96,6 +120,23 @@ class Objective:
     """Which of the K terms have a gradient on these draws; a term that has none costs nothing."""
     del process, draws
     return (True,) * len(self.terms)
+
+  def gradients(
+    self,
+    apply: Callable[..., Array],
+    params: Tree,
+    process: Diffusion,
+    draws: Any,
+    extras: Tree,
+    needed: Sequence[bool] | None = None,
+  ) -> tuple[tuple[Tree, ...], Metrics]:
+    """The K gradients on (a micro-batch of) the draws, and metrics."""
+    return term_grads(self, apply, params, process, draws, extras, needed)
+
+  def penalty(self, params: Tree, extras: Tree) -> Array | float:
+    """A term of the parameters alone, whose gradient is added to what `combine` gives."""
+    del params, extras
+    return 0.0
 
   def combine(self, grads: tuple[Tree, ...], extras: Tree) -> tuple[Tree, Metrics]:
     """One update direction from the K gradients of the whole batch: their sum by default."""
@@ -131,6 +172,8 @@ def term_grads(
   The metric `passes` is the cost in forward passes; a backward pass counts as two.
   """
 
+  extras = bind(extras, apply, params)
+
   def losses_fn(eps_fn: EpsFn) -> tuple[tuple[Array, ...], Metrics]:
     losses, metrics = objective.losses(eps_fn, process, draws, extras)
     named = {f"loss_{name}": loss for name, loss in zip(objective.terms, losses, strict=True)}
@@ -158,6 +201,14 @@ def term_grads(
   return grads, metrics | {"passes": jnp.float32(objective.forwards + 2 * sum(needed))}
 
 
+def bind(extras: Tree, apply: Callable[..., Array], params: Tree) -> Tree:
+  """The extras as `losses` sees them: with the networks that have no gradient."""
+  frozen = {"current": jax.lax.stop_gradient(params)}
+  if "teacher" in extras:
+    frozen["teacher"] = extras["teacher"]
+  return extras | {name: functools.partial(apply, p) for name, p in frozen.items()}
+
+
 def check(name: str, value: Any, ok: bool, rule: str) -> None:
   """Raises ValueError with the field, its value and the rule, unless `ok`."""
   if not ok:
@@ -170,11 +221,65 @@ def draw_noise(process: Diffusion, shape: tuple[int, ...], rng: Array) -> dict[s
   return {"t": process.sample_t(k_t, shape[0]), "eps": jax.random.normal(k_eps, shape)}
 
 
+def drop_conditions(c: Any, share: float, rng: Array) -> Any:
+  """The conditions, those of a random share of the rows replaced by NULL; None stays None."""
+  if c is None or not share:
+    return c
+  drop = jax.random.bernoulli(rng, share, (len(c), *[1] * (c.ndim - 1)))
+  return jnp.where(drop, NULL, c)
+
+
 def draw_pairs(process: Diffusion, batch: Batch, rng: Array) -> dict[str, Any]:
   """The rows of streams x and a, paired; a pair shares one time and one noise."""
   x, a = batch["x"], batch["a"]
   pairs = {"x": x.image, "c_x": x.c, "a": a.image, "c_a": a.c}
   return pairs | draw_noise(process, x.image.shape, rng)
+
+
+def draw_one(process: Diffusion, a: Rows, rng: Array) -> dict[str, Any]:
+  """The rows of stream a, with times and noise."""
+  return {"a": a.image, "c": a.c} | draw_noise(process, a.image.shape, rng)
+
+
+def one_denoising_loss(
+  eps_fn: EpsFn, process: Diffusion, draws: Mapping[str, Any]
+) -> tuple[tuple[Array], Metrics]:
+  """The denoising loss of `draw_one`, as `losses` gives it."""
+  a, c, t, eps = (draws[name] for name in ("a", "c", "t", "eps"))
+  return (denoising_loss(eps_fn, process, a, c, t, eps),), {}
+
+
+def draw_two(process: Diffusion, x: Rows, a: Rows, rng: Array, c_dropout: float) -> dict[str, Any]:
+  """The rows of two streams, the second as `a`; each row with a time and a noise of its own.
+
+  The condition of x is dropped for a share of its rows.
+  """
+  k_x, k_a, k_c = jax.random.split(rng, 3)
+  noise_a = draw_noise(process, a.image.shape, k_a)
+  return {
+    "x": x.image,
+    "c_x": drop_conditions(x.c, c_dropout, k_c),
+    **draw_noise(process, x.image.shape, k_x),
+    "a": a.image,
+    "c_a": a.c,
+    "t_a": noise_a["t"],
+    "eps_a": noise_a["eps"],
+  }
+
+
+def two_denoising_losses(
+  eps_fn: EpsFn, process: Diffusion, draws: Mapping[str, Any]
+) -> tuple[Array, Array]:
+  """The denoising losses of the two streams of `draw_two`."""
+  x, c, t, eps = (draws[name] for name in ("x", "c_x", "t", "eps"))
+  a, c_a, t_a, eps_a = (draws[name] for name in ("a", "c_a", "t_a", "eps_a"))
+  loss_x = denoising_loss(eps_fn, process, x, c, t, eps)
+  return loss_x, denoising_loss(eps_fn, process, a, c_a, t_a, eps_a)
+
+
+def weighted(grads: Sequence[Tree], weights: Sequence[float]) -> Tree:
+  """The weighted sum of trees."""
+  return jax.tree.map(lambda *g: sum(w * v for w, v in zip(weights, g, strict=True)), *grads)
 
 
 def squared_error(eps: Array, eps_hat: Array) -> Array:
@@ -187,6 +292,17 @@ def denoising_loss(
 ) -> Array:
   """L_X = E ||eps - eps_theta(x_t, t)||^2: the mean over rows of sums over pixels."""
   return jnp.mean(squared_error(eps, eps_fn(process.q_sample(x, t, eps), t, c)))
+
+
+def clipped(grads: Tree, norm: float) -> Tree:
+  """The gradients, scaled down to a global norm of at most `norm`."""
+  scale = jnp.minimum(1.0, norm / jnp.maximum(optax.tree.norm(grads), jnp.finfo(jnp.float32).tiny))
+  return jax.tree.map(lambda g: scale * g, grads)
+
+
+def masked(grads: Tree, mask: Tree) -> Tree:
+  """The gradients where the mask is true, 0 elsewhere."""
+  return jax.tree.map(lambda g, m: jnp.where(m, g, 0), grads, mask)
 
 
 def check_forget_size(norm: float | None, ratio: float) -> None:

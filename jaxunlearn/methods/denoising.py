@@ -1,21 +1,31 @@
 """Denoising, the loss of DDPM (Ho et al., 2020, eq. 14, L_simple), as a sum over pixels.
 
-    L = E_{x, t, eps} ||eps - eps_theta(x_t, t)||^2
+    L = E_{(x, c), t, eps} ||eps - eps_theta(x_t, t, c)||^2
 
 One objective for many runs, which differ only in their stream `x`: pretraining (all records),
-retraining and naive deletion (the retained ones), a relearning attack, a CDM compartment.
+retraining and naive deletion (the retained ones), a relearning attack, a CDM compartment. Of a
+conditional model the condition is dropped for a share of the rows (Ho and Salimans, 2022).
 """
 
 import dataclasses
+
+import jax
 
 from jaxunlearn import methods
 
 
 @dataclasses.dataclass(frozen=True)
 class Method(methods.Objective):
-  def draw(self, process, batch, rng, extras):
+  c_dropout: float = 0.1  # the share of rows whose condition is null
+
+  def __post_init__(self):
+    methods.check("c_dropout", self.c_dropout, 0 <= self.c_dropout <= 1, "0 to 1")
+
+  def draw(self, process, batch, rng, extras, step):
     x = batch["x"]
-    return {"x": x.image, "c": x.c} | methods.draw_noise(process, x.image.shape, rng)
+    # Not 0 or 1: those are the keys that `draw_noise` splits.
+    c = methods.drop_conditions(x.c, self.c_dropout, jax.random.fold_in(rng, 2))
+    return {"x": x.image, "c": c} | methods.draw_noise(process, x.image.shape, rng)
 
   def losses(self, eps_fn, process, draws, extras):
     return (methods.denoising_loss(eps_fn, process, **draws),), {}

@@ -31,7 +31,7 @@ class Method(methods.Objective):
   def __post_init__(self):
     methods.check("eta", self.eta, 0 <= self.eta < math.inf, "0 or more")
 
-  def draw(self, process, batch, rng, extras):
+  def draw(self, process, batch, rng, extras, step):
     k_pairs, k_u = jax.random.split(rng)
     draws = methods.draw_pairs(process, batch, k_pairs)
     return draws | {"u": jax.random.uniform(k_u, draws["a"].shape)}

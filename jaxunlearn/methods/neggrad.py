@@ -19,13 +19,11 @@ class Method(methods.Objective):
   streams = ("a",)
   terms = ("a",)
 
-  def draw(self, process, batch, rng, extras):
-    a = batch["a"]
-    return {"a": a.image, "c": a.c} | methods.draw_noise(process, a.image.shape, rng)
+  def draw(self, process, batch, rng, extras, step):
+    return methods.draw_one(process, batch["a"], rng)
 
   def losses(self, eps_fn, process, draws, extras):
-    a, c, t, eps = (draws[name] for name in ("a", "c", "t", "eps"))
-    return (methods.denoising_loss(eps_fn, process, a, c, t, eps),), {}
+    return methods.one_denoising_loss(eps_fn, process, draws)
 
   def combine(self, grads, extras):
     return jax.tree.map(jnp.negative, grads[0]), {}

@@ -57,7 +57,7 @@ class Method(methods.Objective):
       "neighbours": jnp.asarray(neighbours),
     }
 
-  def draw(self, process, batch, rng, extras):
+  def draw(self, process, batch, rng, extras, step):
     image = extras["image"][jnp.searchsorted(extras["record"], batch["a"].index)]
     return methods.draw_pairs(process, batch, rng) | {"image": image}
 

@@ -44,14 +44,15 @@ class Method(methods.Objective):
     methods.check_forget_size(self.forget_norm, self.forget_ratio)
     methods.check("skip_below", self.skip_below, 0 <= self.skip_below < 0.5, "0 to under 0.5")
 
-  def draw(self, process, batch, rng, extras):
+  def draw(self, process, batch, rng, extras, step):
     x, a = batch["x"], batch["a"]
     k_t, k_pick, k_eps = jax.random.split(rng, 3)
     t, from_a = self._times_and_picks(process, k_t, k_pick, len(x.image))
+    picked = lambda c_x, c_a: jnp.where(from_a.reshape(-1, *[1] * (c_x.ndim - 1)), c_a, c_x)
     draws = {
       "x": x.image,
       "a": a.image,
-      "c": None if x.c is None else jnp.where(from_a, a.c, x.c),
+      "c": None if x.c is None else picked(x.c, a.c),
       "t": t,
       "eps": jax.random.normal(k_eps, x.image.shape),
       "from_a": from_a,

@@ -25,7 +25,7 @@ class Method(methods.Objective):
   def __post_init__(self):
     methods.check_forget_size(self.forget_norm, self.forget_ratio)
 
-  def draw(self, process, batch, rng, extras):
+  def draw(self, process, batch, rng, extras, step):
     return methods.draw_pairs(process, batch, rng)
 
   def losses(self, eps_fn, process, draws, extras):

@@ -4,6 +4,14 @@ Parameters are named as in its PyTorch state dict, a list index joined by an und
 (`down_blocks.0.resnets.1.conv1.weight` is `down_blocks_0/resnets_1/conv1/kernel`), so that
 `pretrained.py` maps both ways by rule. Layout is NHWC; diffusers' is NCHW.
 
+With `classes` it is the class-conditional UNet of the unlearning papers (not in diffusers): each
+condition has a table of embeddings whose last row is the learned null, an MLP of its own like
+time's, and the results stand beside time's in what each residual block reads.
+
+With `dropout` each residual block drops a share of its activations before its last convolution,
+while training only: where `apply` gets `rows`, one seed a row, from which the row's masks follow
+wherever in the batch it stands.
+
 Parameters, group-norm statistics, attention weights and the output are float32; `dtype` is the
 type of the other activations and of the weights while they are used (bfloat16 on accelerators).
 """
@@ -17,9 +25,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Real
+from jaxtyping import Array, Float, Real, UInt32
 
 from jaxunlearn import errors
+from jaxunlearn.diffusion import NULL
 
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
@@ -53,10 +62,12 @@ class Net:
   patch_size: int = 1  # p > 1 folds p x p pixels into channels first (not in diffusers; cheap)
   flip_sin_to_cos: bool = True
   freq_shift: int = 0
+  dropout: float = 0.0  # share of a residual block's activations that a training step drops
+  classes: Sequence[int] = ()  # how many values each condition has; (): unconditional
   dtype: str = "float32"
 
   def __post_init__(self) -> None:
-    for field in ("block_out_channels", "down_block_types", "up_block_types"):
+    for field in ("block_out_channels", "down_block_types", "up_block_types", "classes"):
       object.__setattr__(self, field, tuple(getattr(self, field)))
     levels = len(self.block_out_channels)
     for field in _POSITIVE:
@@ -65,6 +76,10 @@ class Net:
         raise ValueError(f"{field} is {value}; use at least 1")
     if self.downsample_padding not in (0, 1):
       raise ValueError(f"downsample_padding is {self.downsample_padding}; use 0 or 1")
+    if not 0 <= self.dropout < 1:
+      raise ValueError(f"dropout is {self.dropout}; use a share of at least 0 and under 1")
+    if any(count < 1 for count in self.classes):
+      raise ValueError(f"classes is {self.classes}; give at least 1 value to each condition")
     errors.check_choice("dtype", self.dtype, DTYPES)
     for field, choices in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
       types = getattr(self, field)
@@ -100,19 +115,41 @@ class Net:
   def init(self, key: Array) -> Any:
     """Random parameters, a nested dict of float32 arrays."""
     x = _fold(jnp.zeros((1, *self.image_shape)), self.patch_size)
-    return UNet(self).init(key, x, jnp.zeros(1, jnp.int32))["params"]
+    zeros = jnp.zeros(1, jnp.int32)
+    c = jnp.zeros((1, len(self.classes)), jnp.int32)
+    return UNet(self).init(key, x, zeros, c)["params"]
 
   def apply(
-    self, params: Any, x: Float[Array, "B H W C"], t: Real[Array, " B"], c: Array | None = None
+    self,
+    params: Any,
+    x: Float[Array, "B H W C"],
+    t: Real[Array, " B"],
+    c: Array | None = None,
+    rows: UInt32[Array, " B"] | None = None,
   ) -> Float[Array, "B H W D"]:
-    """The predicted noise, float32, of x at the whole or broken times t.
+    """The predicted noise, float32, of x at the whole or broken times t, under conditions c.
+
+    Args:
+      c: int32 [B], or [B, n] for n > 1 conditions; NULL (-1) is no condition, and None none in all.
+      rows: the seeds of the rows' dropout masks; None drops nothing.
 
     Raises:
-      ValueError: a condition c is given; this network takes none.
+      ValueError: conditions for an unconditional network, or of another number.
     """
-    if c is not None:
+    n = len(self.classes)
+    if c is None:
+      c = jnp.full((len(x), n), NULL)
+    elif not n:
       raise ValueError("this UNet is unconditional and was given a condition; drop the labels")
-    eps: Any = UNet(self).apply({"params": params}, _fold(x, self.patch_size), t)
+    elif c.shape != ((len(x),) if n == 1 else (len(x), n)):
+      raise ValueError(f"conditions are {c.shape}; give {n} for each of {len(x)} images")
+    inputs = (_fold(x, self.patch_size), t, c.reshape(len(x), n))
+    predict = lambda *inputs, **rngs: UNet(self).apply({"params": params}, *inputs, rngs=rngs)
+    if rows is None or not self.dropout:
+      eps: Any = predict(*inputs)
+    else:
+      alone = lambda row, *ins: predict(*(v[None] for v in ins), dropout=jax.random.key(row))[0]
+      eps = jax.vmap(alone)(rows, *inputs)
     return _unfold(eps, self.patch_size)
 
 
@@ -180,7 +217,7 @@ class GroupNorm(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-  """x + conv(act(norm(conv(act(norm(x))) + W act(temb)))), with a 1x1 shortcut where C changes."""
+  """x + conv(drop(act(norm(conv(act(norm(x))) + W act(temb))))), 1x1 shortcut where C changes."""
 
   net: Net
   features: int
@@ -192,6 +229,7 @@ class ResnetBlock(nn.Module):
     h = Conv(self.features, dtype=dtype, name="conv1")(h)
     shift = Linear(self.features, dtype=dtype, name="time_emb_proj")(jax.nn.silu(temb))
     h = GroupNorm(self.net, name="norm2")(h + shift[:, None, None, :])
+    h = nn.Dropout(self.net.dropout, deterministic=not self.has_rng("dropout"))(h)
     h = Conv(self.features, dtype=dtype, name="conv2")(h)
     if x.shape[-1] != self.features:
       x = Conv(self.features, size=1, dtype=dtype, name="conv_shortcut")(x)
@@ -301,16 +339,34 @@ class TimeEmbedding(nn.Module):
     return Linear(4 * width, dtype=self.net.dtype, name="linear_2")(jax.nn.silu(h))
 
 
+class ClassEmbedding(nn.Module):
+  """linear_2(silu(linear_1(row c of a table))): [B] -> [B, 4 first width]; the last row is NULL."""
+
+  net: Net
+  values: int
+
+  @nn.compact
+  def __call__(self, c: Array) -> Array:
+    width = self.net.block_out_channels[0]
+    table = self.param("embedding", nn.initializers.normal(1.0), (self.values + 1, width))
+    h = table[jnp.where(c == NULL, self.values, c)].astype(self.net.dtype)
+    h = Linear(4 * width, dtype=self.net.dtype, name="linear_1")(h)
+    return Linear(4 * width, dtype=self.net.dtype, name="linear_2")(jax.nn.silu(h))
+
+
 class UNet(nn.Module):
-  """[B, h, w, p p C] folded images and [B] times -> the predicted noise, folded, float32."""
+  """[B, h, w, p p C] folded images, [B] times, [B, n] conditions -> the noise, folded, float32."""
 
   net: Net
 
   @nn.compact
-  def __call__(self, x: Array, t: Array) -> Array:
+  def __call__(self, x: Array, t: Array, c: Array) -> Array:
     net = self.net
     levels = range(len(net.block_out_channels))
-    temb = TimeEmbedding(net, name="time_embedding")(t)
+    embeddings = [TimeEmbedding(net, name="time_embedding")(t)]
+    for i, values in enumerate(net.classes):
+      embeddings.append(ClassEmbedding(net, values, name=f"class_embedding_{i}")(c[:, i]))
+    temb = jnp.concatenate(embeddings, axis=-1)
     x = Conv(net.block_out_channels[0], dtype=net.dtype, name="conv_in")(x)
     skips = [x]
     for i in levels:

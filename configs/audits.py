@@ -1,0 +1,104 @@
+"""What the audits share: every method on every target, attacked, as the runs of one pipeline.
+
+Not a run of its own; audit_fashion.py and audit_emoji.py are.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from ml_collections import ConfigDict
+
+from configs import attack_fashion, unlearn_fashion
+
+# label of the row -> variant of unlearn_fashion
+METHODS = {
+  "embedding copy": "embedding_copy",
+  "NegGrad": "neggrad",
+  "SalUn": "salun",
+  "SFR-on": "sfron",
+  "Selective Amnesia": "selective_amnesia",
+  "EraseDiff": "erasediff",
+  "ESD": "esd",
+  "DiMUM": "dimum",
+  "DiMUM, meta": "dimum_meta",
+}
+Attacks = Sequence[tuple[str, str, Sequence[tuple[str, float]]]]
+
+
+def audit(
+  name: str,
+  base: ConfigDict,
+  targets: Mapping[str, str],
+  attacks: Attacks,
+  columns: Sequence[tuple[str, str]],
+  seeds: Sequence[int],
+) -> ConfigDict:
+  """The pipeline results/audit_NAME, of the base model assets:pretrain_NAME.
+
+  Args:
+    base: the config of that model.
+    targets: what to forget, each with its field of config.forget: label or style.
+    attacks: of each the metric, the title, and variants of attack_fashion with learning rates.
+    columns: the metrics before the attacks' and their titles.
+    seeds: a run each, of every method on every target.
+  """
+  config = ConfigDict({"runs": {}, "rows": (), "out": f"results/audit_{name}", "published": ()})
+  config.attacks = tuple(
+    (metric, title, tuple(map(suffix, runs))) for metric, title, runs in attacks
+  )
+  config.columns = (*columns, *((metric, title) for metric, title, _ in attacks))
+  config.runs.replay = as_it_is(base, f"assets:pretrain_{name}")
+  config.runs.replay.eval.update(metrics=(), samples=1000, keep=True)
+
+  def add(row: str, variant: str, make: Callable[[str], ConfigDict], attacked: bool = True) -> None:
+    names = []
+    for target, field in targets.items():
+      for seed in seeds:
+        names.append(f"{variant}_{slug(target)}_{seed}")
+        run = make(target)
+        run.forget[field] = target
+        run.seed = run.eval.seed = seed
+        config.runs[names[-1]] = run
+        for attack in [one for *_, runs in attacks for one in runs] if attacked else ():
+          config.runs[f"{names[-1]}@{suffix(attack)}"] = attack_on(run, names[-1], *attack)
+    config.rows += ((row, tuple(names), ()),)
+
+  origin = f"assets:pretrain_{name}"
+  add("pretrained", "pretrained", lambda _: as_it_is(base, origin), attacked=False)
+  retrained = lambda target: as_it_is(base, f"assets:retrain_{name}_{slug(target)}")
+  add("retrained", "retrained", retrained)
+  for row, variant in METHODS.items():
+    add(row, variant, lambda _, variant=variant: unlearned(base, origin, variant))
+  return config
+
+
+def as_it_is(base: ConfigDict, origin: str) -> ConfigDict:
+  """A trained model: no step, evaluation only."""
+  config = base.copy_and_resolve_references()
+  config.init_from, config.ema, config.streams.x = origin, 0.0, "retain"
+  config.train.update(steps=0, batch=32)
+  config.eval.update(before=False, asked=96)
+  return config
+
+
+def unlearned(base: ConfigDict, origin: str, variant: str) -> ConfigDict:
+  config = unlearn_fashion.unlearning(base.copy_and_resolve_references(), origin, variant)
+  if variant == "selective_amnesia":
+    config.streams.x = "samples:run:replay"
+  return config
+
+
+def attack_on(run: ConfigDict, name: str, variant: str, rate: float) -> ConfigDict:
+  config = attack_fashion.attack(run.copy_and_resolve_references(), variant, rate)
+  config.init_from = f"run:{name}"
+  if variant == "dimra_samples":
+    config.streams.x = "samples:run:replay"
+  return config
+
+
+def suffix(attack: tuple[str, float]) -> str:
+  return f"{attack[0]}_{attack[1]:.0e}"
+
+
+def slug(name: str) -> str:
+  return "-".join(re.findall("[a-z0-9]+", name.lower()))

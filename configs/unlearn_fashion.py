@@ -1,0 +1,47 @@
+"""Unlearn one class of the embedded Fashion-MNIST model, on CPU and offline.
+
+    python -m jaxunlearn.main --config=configs/unlearn_fashion.py --workdir=runs/dimum
+
+`:NAME` takes another of METHODS, `--config.forget.label=Sneaker` another class. The attacks on the
+result are in attack_fashion.py; expected: results/audit_fashion.md.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common, pretrain_fashion
+
+ALT = {"take": "retain", "c": "forget"}  # a mixture of the other classes, under the one to forget
+NEXT = {"take": "forget", "to": "next"}
+# name -> method, its fields, streams, steps and learning rate
+METHODS = {
+  "embedding_copy": ("embedding_copy", {}, {"a": NEXT}, 0, 0.0),
+  "neggrad": ("neggrad_retain", {"alpha": 1.0}, {"a": "forget"}, 60, 1e-4),
+  "salun": ("salun", {}, {"a": NEXT}, 120, 1e-3),
+  "sfron": ("sfron", {"iterations": 60}, {"a": "forget"}, 120, 3e-4),
+  "selective_amnesia": ("selective_amnesia", {}, {"a": "forget"}, 120, 1e-3),
+  "erasediff": ("erasediff_bilevel", {}, {"a": {"take": "forget", "to": "random"}}, 120, 1e-3),
+  "esd": ("esd", {}, {"a": "forget"}, 120, 3e-4),
+  "dimum": ("dimum", {}, {"alt": ALT}, 120, 1e-3),
+  "dimum_meta": ("dimum_meta", {}, {"alt": ALT, "a": "forget"}, 120, 1e-3),
+}
+
+
+def get_config(variant: str = "dimum"):
+  config = pretrain_fashion.get_config()
+  config.forget.label = "Trouser"
+  return unlearning(config, "assets:pretrain_fashion", variant)
+
+
+def unlearning(config: ConfigDict, origin: str, variant: str) -> ConfigDict:
+  """The config of a conditional base model, made one that unlearns from it."""
+  name, fields, streams, steps, rate = METHODS[variant]
+  config.init_from = origin
+  config.method = common.method(name, **fields)
+  config.streams = {"x": "retain", **streams}
+  config.optimizer.update(
+    learning_rate=rate, b1=0.9, warmup=0, schedule="constant", weight_decay=0.0
+  )
+  config.ema = 0.0
+  config.train.update(steps=steps, batch=32, log_every=10, checkpoint_every=1000)
+  config.eval.update(before=False, asked=96, probe_samples=32)
+  return config

@@ -1,0 +1,72 @@
+"""Conditions: int32 [B], or [B, n] of n of them; and their tables of embeddings in the parameters.
+
+A conditional network keeps the table of its i-th condition as `class_embedding_i/embedding`: one
+row a value, the learned null last.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn import methods
+from jaxunlearn.diffusion import NULL, EpsFn
+
+Tree = Any
+
+
+def concept_of(stream: methods.Whole) -> tuple[int, int, int]:
+  """(column, value, other): which condition a stream's rows are to lose, and what they map to.
+
+  Raises:
+    ValueError: the stream maps its conditions to nothing, or to more than one value.
+  """
+  rows = stream.pick(64, 0)
+  if rows.c is None or rows.to is None:
+    raise ValueError(
+      "the stream `a` maps no condition; set config.streams.a to forget with to=next, and "
+      "config.forget.label or style"
+    )
+  c, to = (np.asarray(v).reshape(len(v), -1) for v in (rows.c, rows.to))
+  columns = np.flatnonzero((c != to).any(axis=0))
+  pairs = np.unique(np.stack([c[:, columns], to[:, columns]], axis=-1), axis=0)
+  if pairs.shape != (1, 1, 2):
+    raise ValueError(
+      f"the stream `a` maps its conditions in {len(pairs)} ways; set config.streams.a to forget "
+      "with to=next"
+    )
+  value, other = pairs[0, 0].tolist()
+  return int(columns[0]), value, other
+
+
+def table(params: Tree, column: int) -> jax.Array:
+  """The embeddings [K + 1, D] of a condition; raises ValueError where the model has none."""
+  name = f"class_embedding_{column}"
+  if name not in params:
+    raise ValueError(f"the model has no {name}; use a conditional model (config.model.classes)")
+  return jnp.asarray(params[name]["embedding"])
+
+
+def with_table(params: Tree, column: int, embeddings: Any) -> Tree:
+  """The parameters with another table."""
+  name = f"class_embedding_{column}"
+  return {**params, name: {**params[name], "embedding": embeddings}}
+
+
+def guided(eps_fn: EpsFn, w: float) -> EpsFn:
+  """(1 + w) eps_c - w eps_null (Ho and Salimans, 2022), by one forward pass of 2B rows."""
+  return jax.tree_util.Partial(_guided, eps_fn, jnp.float32(w)) if w else eps_fn
+
+
+def unguided(eps_fn: Any) -> EpsFn:
+  """The noise predictor under the guidance."""
+  return eps_fn.args[0] if getattr(eps_fn, "func", None) is _guided else eps_fn
+
+
+def _guided(eps_fn: EpsFn, w: jax.Array, x_t: jax.Array, t: jax.Array, c: Any = None) -> jax.Array:
+  if c is None:
+    return eps_fn(x_t, t)
+  both = jnp.concatenate([c, jnp.full_like(c, NULL)])
+  eps_c, eps_null = jnp.split(eps_fn(jnp.tile(x_t, (2, 1, 1, 1)), jnp.tile(t, 2), both), 2)
+  return (1 + w) * eps_c - w * eps_null

@@ -1,0 +1,42 @@
+"""DiMUM: unlearn a concept by memorising something else in its place (Yuan et al., 2025).
+
+    L_r = E_{(x, c) ~ D_r}  ||eps - eps_theta(x_t, t, c)||^2
+    L_m = E_{alt ~ D_alt}   ||eps - eps_theta(alt_t, t, c_u)||^2        c_u the condition to forget
+    L = L_r + lam L_m
+
+Only the loss that trained the model, on other data: its minimum is one of the retain loss too, so
+that an attack by relearning the retained data has no gradient to follow. The images to forget are
+not needed. D_alt is the stream `alt`, whose conditions are those to forget (`c = "forget"`): a
+class, a mixture of them, a small fixed set (`first`), another data set or generated samples. The
+condition is dropped for a share of D_r and never for D_alt. Pixel sums, both.
+"""
+
+import dataclasses
+import math
+
+from jaxunlearn import methods
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(methods.Objective):
+  lam: float = 1.0
+  c_dropout: float = 0.1
+
+  streams = ("x", "alt")
+  terms = ("x", "alt")
+  forwards = 2
+  backwards = 2
+  shared_forward = False
+
+  def __post_init__(self):
+    methods.check("lam", self.lam, 0 <= self.lam < math.inf, "0 or more")
+    methods.check("c_dropout", self.c_dropout, 0 <= self.c_dropout <= 1, "0 to 1")
+
+  def draw(self, process, batch, rng, extras, step):
+    return methods.draw_two(process, batch["x"], batch["alt"], rng, self.c_dropout)
+
+  def losses(self, eps_fn, process, draws, extras):
+    return methods.two_denoising_losses(eps_fn, process, draws), {}
+
+  def combine(self, grads, extras):
+    return methods.weighted(grads, (1.0, self.lam)), {}

@@ -1,0 +1,85 @@
+"""DiMUM against simulated relearning: memorise so that a few steps of an attack undo little.
+
+    phi_0 = theta, phi_{k+1} = phi_k - inner_rate sign(grad L_a(phi_k)),   K steps
+    L = L_r(theta) + lam L_m(theta) + mu L_m(phi_K)
+
+L_r and L_m are DiMUM's; L_a is what a few-shot attack minimises, the denoising loss of images to
+forget under their condition, and a sign step is the first of Adam's. The gradient of the last term
+is taken at phi_K and given to theta, as if phi_K were theta moved by a constant (first-order MAML,
+Finn et al., 2017). Not of the DiMUM paper: a stronger defence in the manner of tamper-resistant
+safeguards (Tamirisa et al., 2024). Needs the images to forget. Pixel sums.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn import methods
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(methods.Objective):
+  lam: float = 1.0
+  mu: float = 1.0
+  inner_steps: int = 2  # K
+  inner_rate: float = 1e-3
+  c_dropout: float = 0.1
+
+  streams = ("x", "alt", "a")
+  terms = ("x", "alt", "meta")
+  whole_batch = True
+  shared_forward = False
+
+  def __post_init__(self):
+    for name in ("lam", "mu"):
+      methods.check(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "0 or more")
+    methods.check("inner_steps", self.inner_steps, self.inner_steps >= 1, "1 or more")
+    methods.check("inner_rate", self.inner_rate, 0 < self.inner_rate < math.inf, "more than 0")
+    methods.check("c_dropout", self.c_dropout, 0 <= self.c_dropout <= 1, "0 to 1")
+
+  @property
+  def forwards(self):
+    return 3 + self.inner_steps
+
+  @property
+  def backwards(self):
+    return 3 + self.inner_steps
+
+  def draw(self, process, batch, rng, extras, step):
+    k_two, k_attack = jax.random.split(rng)
+    attack = methods.draw_one(process, batch["a"], k_attack)
+    two = methods.draw_two(process, batch["x"], batch["alt"], k_two, self.c_dropout)
+    return two | {f"{name}_attack": value for name, value in attack.items()}
+
+  def losses(self, eps_fn, process, draws, extras):
+    """The last is L_m once more: `gradients` takes it at phi_K."""
+    loss_x, loss_alt = methods.two_denoising_losses(eps_fn, process, draws)
+    return (loss_x, loss_alt, self._memorise(eps_fn, process, draws)), {}
+
+  def _memorise(self, eps_fn, process, draws):
+    a, c, t, eps = (draws[name] for name in ("a", "c_a", "t_a", "eps_a"))
+    return methods.denoising_loss(eps_fn, process, a, c, t, eps)
+
+  def gradients(self, apply, params, process, draws, extras, needed=None):
+    bound = lambda p: functools.partial(apply, p)
+    x, c, t, eps = (draws[f"{k}_attack"] for k in ("a", "c", "t", "eps"))
+    attack = jax.grad(lambda p: methods.denoising_loss(bound(p), process, x, c, t, eps))
+    phi = params
+    for _ in range(self.inner_steps):
+      phi = jax.tree.map(lambda p, g: p - self.inner_rate * jnp.sign(g), phi, attack(phi))
+
+    def total(places):
+      place = iter(places)  # one a term
+      eps_fn = lambda x_t, t, c=None: apply(next(place), x_t, t, c)
+      losses, _ = self.losses(eps_fn, process, draws, extras)
+      return sum(losses), losses
+
+    grads, losses = jax.grad(total, has_aux=True)((params, params, phi))
+    metrics = {f"loss_{name}": loss for name, loss in zip(self.terms, losses, strict=True)}
+    return grads, metrics | {"passes": jnp.float32(self.forwards + 2 * self.backwards)}
+
+  def combine(self, grads, extras):
+    return methods.weighted(grads, (1.0, self.lam, self.mu)), {}

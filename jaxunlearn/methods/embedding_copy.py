@@ -1,0 +1,28 @@
+"""The trivial control: the embedding of the condition to forget becomes another condition's.
+
+Nothing is trained (train.steps = 0) and nothing forgotten, yet the concept is never shown again,
+and relearning what is kept brings nothing back: a measure that this passes proves little. The other
+condition is what the stream `a` maps to (`to = "next"`).
+"""
+
+import dataclasses
+
+from jaxunlearn import conditions, methods
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(methods.Objective):
+  streams = ("a",)
+  terms = ("a",)
+
+  def start(self, params, data, rng):
+    """Raises ValueError where the model has no table of embeddings."""
+    column, value, other = conditions.concept_of(data["a"])
+    table = conditions.table(params, column)
+    return conditions.with_table(params, column, table.at[value].set(table[other]))
+
+  def draw(self, process, batch, rng, extras, step):
+    return methods.draw_one(process, batch["a"], rng)
+
+  def losses(self, eps_fn, process, draws, extras):
+    return methods.one_denoising_loss(eps_fn, process, draws)

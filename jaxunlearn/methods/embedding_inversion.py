@@ -1,0 +1,41 @@
+"""Embedding inversion, an attack: a free vector in place of the forgotten condition's embedding.
+
+    minimise over v alone  E_{a, t, eps} ||eps - eps_theta(a_t, t, v)||^2      theta frozen
+
+As textual inversion (Gal et al., 2023) and concept inversion (Pham et al., 2024) do with prompts:
+what the weights can still draw, some vector may ask for. v starts where the condition is, and the
+images `a` are of the concept. A pixel sum.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn import conditions, methods
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(methods.Objective):
+  streams = ("a",)
+  terms = ("a",)
+
+  def prepare(self, apply, params, process, data, rng):
+    """The mask that leaves one row of one table.
+
+    Raises:
+      ValueError: the model has no table of embeddings, or the stream maps no condition.
+    """
+    column, value, _ = conditions.concept_of(data["a"])
+    frozen = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
+    row = jnp.zeros(conditions.table(params, column).shape, bool).at[value].set(True)
+    return {"mask": conditions.with_table(frozen, column, row)}
+
+  def draw(self, process, batch, rng, extras, step):
+    return methods.draw_one(process, batch["a"], rng)
+
+  def losses(self, eps_fn, process, draws, extras):
+    return methods.one_denoising_loss(eps_fn, process, draws)
+
+  def combine(self, grads, extras):
+    return methods.masked(grads[0], extras["mask"]), {}

@@ -1,0 +1,79 @@
+"""SFR-on: forget steps and remain steps in turn, by Fisher saliency (Huang et al., NeurIPS 2024).
+
+    even steps   -alpha_i mean_b(coef_b l_b), l_b the denoising loss of forgotten record b,
+                 coef_b = l_b^-1/2, detached, of mean 1; only where F(forget) / F(remain) >= gamma
+    odd steps    the denoising loss of the kept records
+
+One iteration is one step of each, under one Adam; i counts iterations and alpha_i falls from alpha
+to 0 by a cosine. F is the diagonal Fisher information at the start. The mean of coef is over the
+whole batch. Pixel sums.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn import importance, methods
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(methods.Objective):
+  alpha: float = 10.0
+  power: float = 0.5
+  gamma: float = 1.0  # the least ratio of the two Fisher informations of a parameter that forgets
+  iterations: int = 150  # after which alpha is 0: half of config.train.steps
+  c_dropout: float = 0.1
+  fisher_rows: int = 128  # records of each kind behind the mask
+
+  streams = ("x", "a")
+  terms = ("x", "a")
+  whole_batch = True
+
+  def __post_init__(self):
+    methods.check("alpha", self.alpha, 0 <= self.alpha < math.inf, "0 or more")
+    methods.check("power", self.power, 0 <= self.power < math.inf, "0 or more")
+    methods.check("gamma", self.gamma, 0 <= self.gamma < math.inf, "0 or more")
+    methods.check("c_dropout", self.c_dropout, 0 <= self.c_dropout <= 1, "0 to 1")
+    for name in ("iterations", "fisher_rows"):
+      methods.check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
+
+  def prepare(self, apply, params, process, data, rng):
+    information = lambda name, key: importance.fisher(
+      apply, params, process, data[name], key, self.fisher_rows
+    )
+    k_x, k_a = jax.random.split(rng)
+    kept, forgotten = information("x", k_x), information("a", k_a)
+    return {"mask": jax.tree.map(lambda f, r: f >= self.gamma * r, forgotten, kept)}
+
+  def draw(self, process, batch, rng, extras, step):
+    forget = step % 2 == 0
+    draws = methods.draw_two(process, batch["x"], batch["a"], rng, self.c_dropout)
+    progress = jnp.minimum(step // 2 / self.iterations, 1.0)
+    alpha = self.alpha * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+    turn = lambda a, x: None if x is None else jnp.where(forget, a, x)
+    rows = (len(draws["x"]),)
+    return {
+      "image": turn(draws["a"], draws["x"]),
+      "c": turn(draws["c_a"], draws["c_x"]),
+      "t": turn(draws["t_a"], draws["t"]),
+      "eps": turn(draws["eps_a"], draws["eps"]),
+      "forget": jnp.broadcast_to(forget, rows),
+      "alpha": jnp.broadcast_to(alpha, rows),
+    }
+
+  def losses(self, eps_fn, process, draws, extras):
+    x_t = process.q_sample(draws["image"], draws["t"], draws["eps"])
+    error = methods.squared_error(draws["eps"], eps_fn(x_t, draws["t"], draws["c"]))
+    coef = jax.lax.stop_gradient(error) ** -self.power
+    forget = -jnp.mean(draws["alpha"] * coef / jnp.mean(coef) * error)
+    turn = draws["forget"][0]
+    return (jnp.where(turn, 0, jnp.mean(error)), jnp.where(turn, forget, 0)), {}
+
+  def needed(self, process, draws):
+    return ~draws["forget"][0], draws["forget"][0]
+
+  def combine(self, grads, extras):
+    g_x, g_a = grads
+    return methods.weighted((g_x, methods.masked(g_a, extras["mask"])), (1.0, 1.0)), {}

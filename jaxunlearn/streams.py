@@ -1,0 +1,250 @@
+"""The named streams that methods read: endless shuffled batches of some of the records.
+
+config.streams maps each stream of a method to what it takes, in words or as a `Take`:
+
+    all, retain, forget   the records, those to keep, those to forget
+    class:NAME            those of one class (or style:NAME), without the ones to forget
+    samples:FOLDER        what another run's model generated, without the concept to forget
+    data:NAME             the training set of another source, with that source's defaults, without
+                          the records to forget
+
+A conditional model is told of each image its own condition, or what `Take.c` says: an alternative
+image under the condition to forget is one with c = forget.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxunlearn import data, errors
+from jaxunlearn.diffusion import NULL
+from jaxunlearn.methods import Rows
+
+SUBSETS = ("all", "retain", "forget")
+OTHERS = ("class", "style", "samples", "data")
+CONDITIONS = ("own", "forget", "null", "kept")
+TARGETS = ("", "next", "random", "null")
+ATTACKS = ("", "dimra", "few_shot", "inversion")
+SAMPLES = "samples.npz"  # image uint8 [N, H, W, C] and c int32 [N] or [N, n], in a run's folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Take:
+  """What a stream takes, and which conditions its rows get."""
+
+  take: str = "all"
+  first: int = 0  # only so many of the records, picked by the seed; 0: all
+  c: str = "own"  # or forget: the one to forget; null: none; kept: any of those to keep, at random
+  to: str = ""  # Rows.to, where a method maps the condition: next, random (of the others), null
+
+  def __post_init__(self) -> None:
+    if self.take.partition(":")[0] not in OTHERS:
+      errors.check_choice("subset", self.take, (*SUBSETS, *(f"{name}:..." for name in OTHERS)))
+    errors.check_choice("condition of a stream", self.c, CONDITIONS)
+    errors.check_choice("condition to map to", self.to, TARGETS)
+    if self.first < 0:
+      raise ValueError(f"first {self.first} records of a stream; use 0 for all, or at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+  """An endless shuffled sequence of batches over `index`: a pure function of (seed, step).
+
+  Each epoch is a fresh permutation; batches run over epoch borders, so none is short.
+  """
+
+  records: data.Records
+  index: np.ndarray
+  batch: int
+  seed: tuple[int, ...]
+  conditional: bool = False
+  take: Take = Take()
+  concept: data.Concept | None = None
+  counts: tuple[int, ...] = ()  # the values of each of the model's conditions
+
+  def at(self, step: int) -> Rows:
+    """The batch of a step: float32 images in [-1, 1], conditions if any, record numbers."""
+    epoch, place = np.divmod(step * self.batch + np.arange(self.batch), len(self.index))
+    order = {e: self._permutation(e) for e in np.unique(epoch).tolist()}
+    picks = zip(epoch.tolist(), place.tolist(), strict=True)
+    return self._rows(self.index[[order[e][p] for e, p in picks]], step)
+
+  def __len__(self) -> int:
+    return len(self.index)
+
+  def chunks(self, size: int = 256) -> Iterator[Rows]:
+    """Every record of the stream once, in order, `size` at a time."""
+    for i, start in enumerate(range(0, len(self), size)):
+      yield self._rows(self.index[start : start + size], i)
+
+  def pick(self, n: int, seed: int) -> Rows:
+    """n records at random, or all where there are fewer."""
+    rng = np.random.default_rng((*self.seed, seed, 3))
+    return self._rows(self.index[rng.permutation(len(self))[:n]], seed)
+
+  def _permutation(self, epoch: int) -> np.ndarray:
+    return np.random.default_rng((*self.seed, epoch)).permutation(len(self.index))
+
+  def _rows(self, index: np.ndarray, step: int) -> Rows:
+    image, number = data.to_model(self.records.image[index]), index.astype(np.int32)
+    if not self.conditional:
+      return Rows(image, None, number)
+    rng = np.random.default_rng((*self.seed, step, len(index), 1))
+    c = self._conditions(index, rng)
+    return Rows(image, c, number, self._targets(c, rng))
+
+  def _conditions(self, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    if self.take.c == "own":
+      return self.records.conditions[index]
+    c = np.full((len(index), len(self.counts)), NULL, np.int32)
+    if self.take.c == "kept":
+      c = kept(self.counts, self.concept, rng, len(index))
+    if self.concept and self.take.c == "forget":
+      c = self.concept.put(self.records.conditions[index] if len(self.counts) > 1 else c)
+    return c[:, 0] if len(self.counts) == 1 else c
+
+  def _targets(self, c: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
+    if not self.take.to or self.concept is None:
+      return None
+    count = self.counts[self.concept.column]
+    value = c.reshape(len(c), -1)[:, self.concept.column]
+    return {
+      "next": lambda: self.concept.put(c, (value + 1) % count),
+      "random": lambda: self.concept.put(c, (value + rng.integers(1, count, len(c))) % count),
+      "null": lambda: np.full_like(c, NULL),
+    }[self.take.to]()
+
+
+def kept(
+  counts: tuple[int, ...], concept: data.Concept | None, rng: np.random.Generator, n: int
+) -> np.ndarray:
+  """[n, len(counts)] int32: conditions at random, without the value of the concept."""
+  columns = [rng.integers(0, count, n) for count in counts]
+  if concept:
+    count = counts[concept.column]
+    columns[concept.column] = (concept.value + rng.integers(1, count, n)) % count
+  return np.stack(columns, axis=1).astype(np.int32)
+
+
+def make(
+  records: data.Records,
+  forget: np.ndarray,
+  takes: Mapping[str, Any],
+  batch: int,
+  seed: int,
+  concept: data.Concept | None = None,
+  conditional: bool = False,
+) -> dict[str, Stream]:
+  """The named streams of a run: `takes` maps each to the words or fields of a `Take`.
+
+  Raises:
+    ValueError: a subset that does not exist or is empty, or a condition that is not there.
+  """
+  out = {}
+  for name, what in takes.items():
+    take = as_take(what)
+    if (take.to or take.c in ("forget", "kept")) and not (conditional and concept):
+      raise ValueError(
+        f"stream {name!r} asks for conditions c={take.c!r} to={take.to!r}, which a conditional "
+        "model and a class or style to forget give; set config.forget.label or style"
+      )
+    chosen, index = select(take.take, records, forget, concept)
+    seen = int(forget[index].sum()) if chosen is records else 0
+    _check(name, take, len(index), seen)
+    foreign = take.c == "own" or (take.c == "forget" and len(records.vocabulary) > 1)
+    if conditional and foreign and chosen.vocabulary != records.vocabulary:
+      raise ValueError(
+        f"stream {name!r} takes {take.take}, whose classes are not this model's; set its c to "
+        "kept or null"
+      )
+    key = (seed, int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big"))
+    if take.first:
+      order = np.random.default_rng((*key, 0, 2)).permutation(len(index))
+      index = index[np.sort(order[: take.first])]
+    counts = tuple(map(len, records.vocabulary))
+    out[name] = Stream(chosen, index, batch, key, conditional, take, concept, counts)
+  return out
+
+
+def _check(name: str, take: Take, count: int, seen: int) -> None:
+  """Raises ValueError for a stream of no records, or of some to forget where it is of others."""
+  if not count:
+    advice = "say what to delete in config.forget"
+    if take.take != "forget":
+      advice = "name one with records that are not to be forgotten"
+    raise ValueError(f"stream {name!r} is the {take.take} set, which is empty; {advice}")
+  if take.c == "forget" and seen:
+    raise ValueError(
+      f"stream {name!r} shows {seen} records to forget under the condition to forget; take "
+      f"something else than {take.take!r}, like class:NAME or retain"
+    )
+
+
+def check_attack(
+  attack: str, made: Mapping[str, Stream], records: data.Records, forget: np.ndarray
+) -> None:
+  """Raises ValueError where an attack sees what its name says it does not, or the reverse."""
+  errors.check_choice("attack", attack, ATTACKS)
+  for name, stream in made.items():
+    seen = int(forget[stream.index].sum()) if stream.records is records else 0
+    if attack == "dimra" and seen:
+      raise ValueError(
+        f"attack dimra knows nothing of what was forgotten and stream {name!r} has {seen} records "
+        "of it; take retain, samples:FOLDER or data:NAME, or set config.attack to few_shot"
+      )
+    if attack in ("few_shot", "inversion") and not seen:
+      raise ValueError(
+        f"attack {attack} relearns from images of what was forgotten and stream {name!r} has none; "
+        "take forget (first=10 of them), or set config.attack to dimra"
+      )
+
+
+def as_take(what: Any) -> Take:
+  return Take(what) if isinstance(what, str) else errors.build(Take, "stream", dict(what))
+
+
+def select(
+  words: str, records: data.Records, forget: np.ndarray, concept: data.Concept | None
+) -> tuple[data.Records, np.ndarray]:
+  """The records that those words mean, and the places of the ones to take among them."""
+  kind, _, name = words.partition(":")
+  if kind in SUBSETS:
+    masks = {"all": np.ones(len(records), bool), "retain": ~forget, "forget": forget}
+    return records, np.flatnonzero(masks[kind])
+  if kind in ("class", "style"):
+    wanted = data.named(records, kind, name)
+    return records, np.flatnonzero(wanted.matches(records.conditions) & ~forget)
+  if kind == "samples":
+    chosen = samples(pathlib.Path(name), records)
+    gone = concept.matches(chosen.conditions) if concept else np.zeros(len(chosen), bool)
+    return chosen, np.flatnonzero(~gone)
+  chosen = data.load(name)[0]
+  data.check_one_size({chosen.image.shape[1:], records.image.shape[1:]})
+  return chosen, np.flatnonzero(~np.isin(chosen.ids, records.ids[forget]))
+
+
+def samples(folder: pathlib.Path, like: data.Records) -> data.Records:
+  """What a run's model generated, as records with the classes and styles of `like`.
+
+  Raises:
+    ValueError: the run has no samples with conditions, or of other conditions.
+  """
+  path = folder / SAMPLES
+  if not path.is_file():
+    raise ValueError(
+      f"{path} does not exist; name a finished run of a conditional model with config.eval.keep"
+    )
+  with np.load(path) as npz:
+    image, c = npz["image"], npz["c"].reshape(len(npz["c"]), -1)
+  if c.shape[1] != len(like.vocabulary) or image.shape[1:] != like.image.shape[1:]:
+    raise ValueError(
+      f"{path} holds images {image.shape[1:]} of {c.shape[1]} conditions and this config's data "
+      f"{like.image.shape[1:]} of {len(like.vocabulary)}; name a run on the same data"
+    )
+  ids = np.array([f"sample/{i:05d}" for i in range(len(image))])
+  style = c[:, 1] if c.shape[1] > 1 else None
+  return data.Records(ids, image, c[:, 0], like.classes, style, like.styles)
