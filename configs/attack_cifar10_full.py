@@ -1,7 +1,7 @@
 """Attack a model that has unlearned a CIFAR-10 class: does the class come back?
 
-    python -m jaxunlearn.main --config=configs/attack_cifar10_full.py --workdir=runs/attack_cifar10 \\
-        --config.init_from=runs/dimum_cifar10
+    python -m jaxunlearn.main --config=configs/attack_cifar10_full.py \\
+        --workdir=runs/attack_cifar10 --config.init_from=runs/dimum_cifar10
 
 `:NAME` takes another of ATTACKS: relearning on what is kept (DiMRA) or on the pretrained model's
 samples, from 1, 10 or 100 images of the class, or by its embedding alone. The grid of the papers:
@@ -27,7 +27,7 @@ def get_config(variant: str = "dimra_retain"):
 def attack(config: ConfigDict, variant: str) -> ConfigDict:
   """The config of a full-size unlearning run, made one that attacks it."""
   origin = config.init_from
-  config = attack_fashion.attack(config, variant, 1e-4)
+  config = attack_fashion.attack(config, variant, 1e-2 if variant == "inversion" else 1e-4)
   if variant == "dimra_samples":
     config.streams.x = f"samples:{origin}"
   config.train.update(steps=1000, batch=128, log_every=100, checkpoint_every=100)

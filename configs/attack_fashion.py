@@ -35,7 +35,7 @@ def attack(config: ConfigDict, variant: str, rate: float) -> ConfigDict:
   config.attack, method, streams = ATTACKS[variant]
   config.method = common.method(method)
   config.streams = streams
-  config.optimizer.update(learning_rate=rate, weight_decay=0.0)
-  config.train.update(steps=60, batch=32, log_every=10, checkpoint_every=1000)
-  config.eval.update(after=False, every=20, probe_samples=48)
+  config.optimizer.update(learning_rate=rate, schedule="constant", weight_decay=0.0)
+  config.train.update(steps=30, batch=32, log_every=10, checkpoint_every=1000)
+  config.eval.update(after=False, every=15, probe_samples=32)
   return config

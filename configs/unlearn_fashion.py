@@ -16,13 +16,13 @@ NEXT = {"take": "forget", "to": "next"}
 METHODS = {
   "embedding_copy": ("embedding_copy", {}, {"a": NEXT}, 0, 0.0),
   "neggrad": ("neggrad_retain", {"alpha": 1.0}, {"a": "forget"}, 60, 1e-4),
-  "salun": ("salun", {}, {"a": NEXT}, 120, 1e-3),
-  "sfron": ("sfron", {"iterations": 60}, {"a": "forget"}, 120, 3e-4),
-  "selective_amnesia": ("selective_amnesia", {}, {"a": "forget"}, 120, 1e-3),
-  "erasediff": ("erasediff_bilevel", {}, {"a": {"take": "forget", "to": "random"}}, 120, 1e-3),
-  "esd": ("esd", {}, {"a": "forget"}, 120, 3e-4),
-  "dimum": ("dimum", {}, {"alt": ALT}, 120, 1e-3),
-  "dimum_meta": ("dimum_meta", {}, {"alt": ALT, "a": "forget"}, 120, 1e-3),
+  "salun": ("salun", {}, {"a": NEXT}, 120, 1e-4),
+  "sfron": ("sfron", {"iterations": 60}, {"a": "forget"}, 120, 1e-4),
+  "selective_amnesia": ("selective_amnesia", {}, {"a": "forget"}, 120, 1e-4),
+  "erasediff": ("erasediff_bilevel", {}, {"a": {"take": "forget", "to": "random"}}, 120, 2e-4),
+  "esd": ("esd", {}, {"a": "forget"}, 120, 1e-4),
+  "dimum": ("dimum", {}, {"alt": ALT}, 120, 2e-4),
+  "dimum_meta": ("dimum_meta", {"inner_rate": 2e-4}, {"alt": ALT, "a": "forget"}, 120, 2e-4),
 }
 
 
@@ -38,10 +38,8 @@ def unlearning(config: ConfigDict, origin: str, variant: str) -> ConfigDict:
   config.init_from = origin
   config.method = common.method(name, **fields)
   config.streams = {"x": "retain", **streams}
-  config.optimizer.update(
-    learning_rate=rate, b1=0.9, warmup=0, schedule="constant", weight_decay=0.0
-  )
+  config.optimizer.update(learning_rate=rate, b1=0.9, warmup=0, schedule="cosine", weight_decay=0.0)
   config.ema = 0.0
   config.train.update(steps=steps, batch=32, log_every=10, checkpoint_every=1000)
-  config.eval.update(before=False, asked=96, probe_samples=32)
+  config.eval.update(before=False, asked=72, batch=32)
   return config

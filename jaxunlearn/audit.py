@@ -1,4 +1,4 @@
-"""What attacks bring back: the recovery curves of an unlearned model and their maxima.
+"""What attacks bring back: the recovery curves of an unlearned model, their maxima, and the page.
 
 An attack is a run of its own, named NAME@ATTACK after the run that it attacks. Its probes give
 AR(step), the share of samples under the condition to forget that show it again; an attack with
@@ -7,14 +7,17 @@ rates and steps (Yuan et al., 2025, report AR at each step).
 """
 
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from jaxunlearn import writer
+from jaxunlearn import charts, report, writer
+from jaxunlearn.charts import Chart
 
 PROBE = "probe_ar"
+RECOVERED = 0.5  # an AR from here on is flagged
 
 Attacks = Sequence[tuple[str, str, Sequence[str]]]  # metric, title, suffixes of the runs' names
 
@@ -22,14 +25,13 @@ Attacks = Sequence[tuple[str, str, Sequence[str]]]  # metric, title, suffixes of
 def recovered(
   workdir: pathlib.Path, name: str, attacks: Attacks, after: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """The largest AR of each attack on a run, as entries of its results; those made are counted.
+  """The largest AR of each attack on a run, and (NAME_mean) the mean over all its probes.
 
-  AR at step 0 is that of the unlearned model itself.
+  AR at step 0 is that of the unlearned model itself; only the largest counts it.
   """
   out = {}
   for metric, _, suffixes in attacks:
-    curves = {s: curve(workdir / f"{name}@{s}") for s in suffixes}
-    made = {s: c for s, c in curves.items() if len(c)}
+    made = _made(workdir, name, suffixes)
     if not made:
       continue
     best = max(made, key=lambda s: made[s][:, 1].max())
@@ -37,25 +39,212 @@ def recovered(
     probes = sum(len(c) for c in made.values())
     identity = f"attacks={','.join(made)} probes={probes} {after['ar']['identity']}"
     out[metric] = {"value": value, "ci95": None, "identity": identity, "best": best}
+    mean = float(np.mean([c[:, 1].mean() for c in made.values()]))
+    out[f"{metric}_mean"] = {"value": mean, "ci95": None, "identity": f"mean {identity}"}
   return out
 
 
 def curve(run: pathlib.Path) -> np.ndarray:
-  """[N, 2] steps and AR of the probes of an attack."""
+  """[N, 2] steps and AR of the probes of an attack, those that are finite."""
   lines = [line for line in writer.read(run / "metrics.jsonl") if PROBE in line]
-  return np.array([(line["step"], float(line[PROBE])) for line in lines]).reshape(-1, 2)
+  points = np.array([(line["step"], float(line[PROBE])) for line in lines]).reshape(-1, 2)
+  return points[np.isfinite(points[:, 1])]
 
 
 def mean_curves(
   workdir: pathlib.Path, names: Sequence[str], attacks: Attacks
 ) -> dict[str, list[list[float]]]:
-  """suffix -> [step, AR, lowest, highest] at each probe, over the runs that an attack was made on."""
+  """suffix -> [step, AR, lowest, highest] at each probe, over the attacked runs that got there."""
   out = {}
-  for suffix in (suffix for _, _, suffixes in attacks for suffix in suffixes):
-    curves = [c for c in (curve(workdir / f"{name}@{suffix}") for name in names) if len(c)]
-    if curves:
-      stack = np.stack([c[: min(map(len, curves))] for c in curves])
-      ar = stack[:, :, 1]
-      columns = (stack[0, :, 0], ar.mean(0), ar.min(0), ar.max(0))
-      out[suffix] = np.stack(columns, axis=1).round(4).tolist()
+  for suffix in _titles(attacks):
+    points = np.concatenate([curve(workdir / f"{name}@{suffix}") for name in names])
+    ar = {step: points[points[:, 0] == step, 1] for step in np.unique(points[:, 0])}
+    if ar:
+      rows = [(step, a.mean(), a.min(), a.max()) for step, a in ar.items()]
+      out[suffix] = np.array(rows).round(4).tolist()
   return out
+
+
+def _made(workdir: pathlib.Path, name: str, suffixes: Iterable[str]) -> dict[str, np.ndarray]:
+  """suffix -> the curve of each attack that was made on a run."""
+  curves = {suffix: curve(workdir / f"{name}@{suffix}") for suffix in suffixes}
+  return {suffix: c for suffix, c in curves.items() if len(c)}
+
+
+# The page.
+
+
+def write(config: ConfigDict, results: Mapping[str, Any], workdir: pathlib.Path) -> None:
+  """Writes report.html into a pipeline's folder, self-contained; the first row is the base model.
+
+  Args:
+    config: has rows, columns, attacks and runs; see pipeline.py.
+    results: of each row, as pipeline.summarise gives them.
+  """
+  names = [name for _, row, _ in config.rows for name in row]
+  last = max((c[-1][0] for row in results.values() for c in row["curves"].values()), default=1)
+  html = report.render(
+    "audit.html.j2",
+    concepts=list(_firsts(config, names)),
+    base=config.rows[0][0],
+    titles=[title for _, title in config.columns],
+    rows=[(label, row, _cells(config, row)) for label, row in results.items()],
+    threshold=RECOVERED,
+    attacks=list(_titles(config.attacks).values()),
+    panels=[(label, lines(row, config.attacks, last)) for label, row in results.items()],
+    frame=Chart,
+    x_ticks=_ticks(last, Chart.left, Chart.right),
+    y_ticks=_ticks(1, Chart.bottom, Chart.top, most=2),
+    grids=grids(config, workdir),
+    identities=identities(config.columns, results),
+    controls=_controls(config),
+  )
+  writer.replace(pathlib.Path(workdir) / "report.html", html)
+
+
+def _firsts(config: ConfigDict, names: Iterable[str]) -> dict[str, str]:
+  """What is unlearned, in words -> the first of the runs that unlearns it."""
+  out: dict[str, str] = {}
+  for name in names:
+    out.setdefault(_concept(config, name), name)
+  return out
+
+
+def _concept(config: ConfigDict, name: str) -> str:
+  return report.deleted(config.runs[name].to_dict())
+
+
+def _titles(attacks: Attacks) -> dict[str, str]:
+  """suffix -> the attack's title, with the suffix where the attack is several runs."""
+  return {
+    suffix: f"{title} ({suffix})" if len(suffixes) > 1 else title
+    for _, title, suffixes in attacks
+    for suffix in suffixes
+  }
+
+
+def _ticks(high: float, first: float, last: float, most: int = 5) -> charts.Ticks:
+  place = charts.scale(0, high, first, last)
+  return tuple((round(place(t), 1), charts.number(t)) for t in charts.ticks(0, high, most))
+
+
+class Cell(NamedTuple):
+  """A value of the table."""
+
+  value: float | str
+  text: str
+  half: str  # half the width of the 95% interval; "" of a single run
+  back: bool  # an attack brings the concept back
+
+
+def _cells(config: ConfigDict, row: Mapping[str, Any]) -> list[Cell | None]:
+  attacks = {metric for metric, *_ in config.attacks}
+  entries = [(row.get(metric), metric in attacks) for metric, _ in config.columns]
+  return [_cell(entry, attack) if entry else None for entry, attack in entries]
+
+
+def _cell(entry: Mapping[str, Any], attack: bool) -> Cell:
+  value, ci95 = entry["value"], entry["ci95"]
+  half = f"± {(ci95[1] - ci95[0]) / 2:.2g}" if ci95 else ""
+  return Cell(value, f"{float(value):.3g}", half, attack and float(value) >= RECOVERED)
+
+
+class Line(NamedTuple):
+  """The mean curve of one attack on one row, in the units of its SVG."""
+
+  number: int  # of the attack, for its colour and dashes
+  title: str
+  text: str  # its end, in words
+  mean: str
+  band: str  # from the lowest to the highest run
+
+
+def lines(row: Mapping[str, Any], attacks: Attacks, last: float) -> list[Line]:
+  """The curves of a row over steps 0 to `last`; at step 0 is the AR of the unlearned model."""
+  x, y = charts.scale(0, last, Chart.left, Chart.right), charts.scale(0, 1, Chart.bottom, Chart.top)
+  out = []
+  for i, (suffix, title) in enumerate(_titles(attacks).items()):
+    if suffix not in row["curves"]:
+      continue
+    start = np.array(row["ar"]["runs"], float)
+    points = np.array([[0, start.mean(), start.min(), start.max()], *row["curves"][suffix]])
+    step, ar, low, high = points[np.isfinite(points).all(1)].T
+    join = lambda s, v: list(zip(x(s).round(1), y(v).round(1), strict=True))
+    band = charts.path(join(step, low) + join(step, high)[::-1])
+    text = f"{ar[-1]:.2g} at step {step[-1]:g}"
+    out.append(Line(i, title, text, charts.path(join(step, ar)), band))
+  return out
+
+
+class Grids(NamedTuple):
+  """Samples from the same noise under the condition to forget: captions and data URIs."""
+
+  label: str
+  concept: str
+  pictures: tuple[tuple[str, str], ...]  # a missing one is ""
+
+
+def grids(config: ConfigDict, workdir: pathlib.Path) -> list[Grids]:
+  """Before, unlearned and attacked; of each row but the first, the first run on each concept."""
+  noise = lambda name: (_concept(config, name), config.runs[name].eval.seed)
+  bases = {noise(name): name for name in config.rows[0][1]}
+  out = []
+  for label, names, _ in config.rows[1:]:
+    for concept, name in _firsts(config, names).items():
+      attack, caption = _strongest(workdir, name, config.attacks)
+      pictures = (
+        (config.rows[0][0], _picture(workdir, bases.get(noise(name), ""), "after")),
+        (label, _picture(workdir, name, "after")),
+        (caption, _picture(workdir, f"{name}@{attack}", "probe")),
+      )
+      out.append(Grids(label, concept, pictures))
+  return out
+
+
+def _strongest(workdir: pathlib.Path, name: str, attacks: Attacks) -> tuple[str, str]:
+  """The suffix of the attack on a run with the largest AR, at the end where several have it."""
+  made = _made(workdir, name, _titles(attacks))
+  if not made:
+    return "", "attacked"
+  best = max(made, key=lambda s: (made[s][:, 1].max(), made[s][-1, 1]))
+  (step, ar), most = made[best][-1], made[best][:, 1].max()
+  peak = f", at most {most:.2g}" if most > ar else ""
+  return best, f"attacked, {_titles(attacks)[best]}: {ar:.2g} at step {step:g}{peak}"
+
+
+def _picture(workdir: pathlib.Path, run: str, phase: str) -> str:
+  path = pathlib.Path(workdir) / run / "samples" / f"{phase}_asked.png"
+  return report.data_uri(path) if path.exists() else ""
+
+
+# How it was measured.
+
+
+def identities(
+  columns: Sequence[tuple[str, str]], results: Mapping[str, Any]
+) -> list[tuple[str, str, str]]:
+  """Of each column its title, its identity over all rows, and what of that the rows differ in."""
+  out = []
+  for metric, title in columns:
+    rows = [_facts(row[metric]["identity"]) for row in results.values() if metric in row]
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    apart = [key for key in keys if len({tuple(row.get(key, ())) for row in rows}) > 1]
+    values = {key: dict.fromkeys(v for row in rows for v in row.get(key, ())) for key in keys}
+    merged = " ".join(key + "|".join(values[key]) for key in keys)
+    out.append((title, merged, ", ".join(key.removesuffix("=") for key in apart)))
+  return out
+
+
+def _facts(identities: Iterable[str]) -> dict[str, list[str]]:
+  """`key=` -> the values it has in any of the identities, sorted; of a bare word none but ""."""
+  out: dict[str, set[str]] = {}
+  for word in (word for identity in identities for word in identity.split()):
+    key, equals, value = word.partition("=")
+    out.setdefault(key + equals, set()).add(value)
+  return {key: sorted(values) for key, values in out.items()}
+
+
+def _controls(config: ConfigDict) -> list[str]:
+  """The rows that are the trivial control, embedding_copy."""
+  method = lambda names: config.runs[names[0]].get("method", {}).get("name", "")
+  return [label for label, names, _ in config.rows if method(names) == "embedding_copy"]

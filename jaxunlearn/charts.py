@@ -1,8 +1,8 @@
-"""Curves over steps, laid out for SVG: what jaxunlearn/assets/report.html.j2 draws."""
+"""Curves over steps, laid out for SVG: what the pages of jaxunlearn/assets draw."""
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -50,15 +50,15 @@ def chart(name: str, points: np.ndarray) -> Chart:
   height = np.log10(value) if log else value
   x_low, x_high = min(0.0, points[0, 0]), max(points[-1, 0], 1.0)
   y_low, y_high = span(height)
-  x = lambda s: Chart.left + (Chart.right - Chart.left) * (s - x_low) / (x_high - x_low)
-  y = lambda h: Chart.bottom - (Chart.bottom - Chart.top) * (h - y_low) / (y_high - y_low)
+  x = scale(x_low, x_high, Chart.left, Chart.right)
+  y = scale(y_low, y_high, Chart.bottom, Chart.top)
   joined = tuple(zip(x(step).round(1).tolist(), y(height).round(1).tolist(), strict=True))
   bad = points[~finite, 0]
   return Chart(
     name=name,
     last=number(points[-1, 1]),
     log=log,
-    path="M" + " L".join(f"{a} {b}" for a, b in joined) if joined else "",
+    path=path(joined),
     dots=joined if len(joined) <= 30 else (),
     bad=" ".join(f"M{a:g} {Chart.top} V{Chart.bottom}" for a in np.unique(x(bad).round())),
     bad_steps=tuple(bad.astype(int).tolist()),
@@ -67,6 +67,17 @@ def chart(name: str, points: np.ndarray) -> Chart:
       (round(y(t), 1), number(10**t if log else t)) for t in ticks(y_low, y_high, whole=log)
     ),
   )
+
+
+def scale(low: float, high: float, first: float, last: float) -> Callable[[Any], Any]:
+  """The line that takes low to `first` and high to `last`."""
+  return lambda value: first + (last - first) * (value - low) / (high - low)
+
+
+def path(points: Iterable[tuple[float, float]]) -> str:
+  """The `d` of an SVG path that joins the points; "" of none."""
+  joined = " L".join(f"{x} {y}" for x, y in points)
+  return f"M{joined}" if joined else ""
 
 
 def number(value: float | int | str) -> str:

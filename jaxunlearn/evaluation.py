@@ -113,13 +113,16 @@ class Evaluation:
     stored.unlink()
 
   def probe(self, step: int, params: Any) -> dict[str, float]:
-    """A small evaluation for the curves over steps."""
+    """A small evaluation for the curves over steps; of an attack its newest samples are shown."""
     options, eps_fn = self._setup.config.eval, self._bind(params)
     n = options.probe_samples
     c = plan(self._setup, n, 0 if self._setup.concept else n)
     count = -(-n // batch_size(self._setup))
     samples = np.concatenate([generate(self._setup, eps_fn, i, c) for i in range(count)])
     task = self._task(samples[:n], c)
+    if self._setup.config.attack and c is not None:
+      folder = self._workdir / "samples"
+      pictures.write_conditions(folder, "probe", task.samples, c, task.of_concept)
     out: dict[str, float] = {}
     for name in options.probe_metrics:
       out |= {f"probe_{k}": v.value for k, v in evals.metric(name)(eps_fn, task).items()}

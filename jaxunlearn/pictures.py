@@ -63,7 +63,7 @@ def write_conditions(
   folder.mkdir(parents=True, exist_ok=True)
   if not asked.all():
     kept, group = np.unique(c.reshape(len(c), -1)[~asked], axis=0, return_inverse=True)
-    columns = min(COLUMNS, np.bincount(group.ravel()).min())  # as many of each
+    columns = min(COLUMNS, int(np.bincount(group.ravel()).min()))  # as many of each
     rows = [np.flatnonzero(group.ravel() == i)[:columns] for i in range(len(kept))]
     _save(folder / f"{phase}.png", samples[~asked][np.concatenate(rows)], columns)
   if asked.any():

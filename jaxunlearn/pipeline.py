@@ -107,6 +107,7 @@ def summarise(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     attacks = config.get("attacks", ())
     for name, outcome in zip(names, outcomes, strict=True):
       if "after" in outcome:
+        outcome["after"] |= _seconds(workdir / name)
         outcome["after"] |= audit.recovered(workdir, name, attacks, outcome["after"])
     finished = [outcome["after"] for outcome in outcomes if "after" in outcome]
     row: dict[str, Any] = {
@@ -149,6 +150,14 @@ def outcome_of(run_dir: pathlib.Path) -> dict[str, Any] | None:
     if (run_dir / name).exists():
       return json.loads((run_dir / name).read_text())
   return None
+
+
+def _seconds(run_dir: pathlib.Path) -> dict[str, Any]:
+  """How long the training of a run took here, compilation and probes included."""
+  path = run_dir / "timing.json"
+  took = json.loads(path.read_text())["seconds"] if path.exists() else None
+  entry = {"value": took, "ci95": None, "identity": "wall time on the machine of the run"}
+  return {"seconds": entry} if took is not None else {}
 
 
 def _cell(entry: Mapping[str, Any] | None) -> str:

@@ -22,6 +22,13 @@ Results = dict[str, dict[str, dict[str, Any]]]  # phase -> metric -> value, ci95
 
 # How to read a metric, by the end of its name.
 MEANING = {
+  "ua": "share of samples asked for what is unlearned that no longer show it: 1 is forgotten",
+  "ar": "1 - ua, attack recovery: the share that shows it again",
+  "worst_ira": "accuracy of the worst kept condition: should stay",
+  "ira": "share of the kept samples that show what they were asked for: should stay",
+  "cra": "the same of the other condition: should stay",
+  "retain_grad_norm": "slope of the retain loss: what relearning starts from",
+  "retain_loss": "denoising loss on what is kept: should not rise",
   "_rate": "share of samples that are the target: 0 is forgotten",
   "inception_score": "quality and variety of what is kept: should stay",
   "feature_fid": "distance of what is kept to the reference images: should not rise",
@@ -45,7 +52,7 @@ def write(workdir: pathlib.Path) -> Results:
     json.loads(config.read_text()) if config.exists() else {},
     writer.read(workdir / "metrics.jsonl"),
     results,
-    {path.stem: _data_uri(path) for path in sorted((workdir / "samples").glob("*.png"))},
+    {path.stem: data_uri(path) for path in sorted((workdir / "samples").glob("*.png"))},
   )
   writer.replace(workdir / "report.html", html)
   print(table(results))
@@ -82,16 +89,10 @@ def page(
   results: Results,
   pictures: Mapping[str, str],
 ) -> str:
-  """The HTML page; `pictures` are data URIs by name. All text is escaped by Jinja."""
-  env = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "assets"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
+  """The HTML page; `pictures` are data URIs by name."""
   rows = [row(name, results) for name in metric_names(results)]
-  return env.get_template("report.html.j2").render(
+  return render(
+    "report.html.j2",
     title=f"Deleting {deleted(config)}" if deleted(config) else "Training run",
     facts=facts(config, metrics),
     phases=list(results),
@@ -113,6 +114,8 @@ def deleted(config: Mapping[str, Any]) -> str:
   forget = config.get("forget", {})
   if forget.get("label"):
     return f"the class {forget['label']}"
+  if forget.get("style"):
+    return f"the style {forget['style']}"
   if forget.get("file"):
     return f"the records listed in {forget['file']}"
   ids = [str(name) for name in forget.get("ids") or ()]
@@ -339,5 +342,18 @@ def _strict(tree: Any) -> Any:
   return str(tree) if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
-def _data_uri(path: pathlib.Path) -> str:
+def render(template: str, **values: Any) -> str:
+  """A page of assets/; all text is escaped by Jinja."""
+  env = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "assets"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  return env.get_template(template).render(**values)
+
+
+def data_uri(path: pathlib.Path) -> str:
+  """A PNG within a page."""
   return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -116,7 +116,9 @@ def make_update(setup: "Setup") -> Callable[..., tuple[State, Tree]]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _draw(program: Program, seed: int, step: jax.Array, batch: methods.Batch, extras: Tree) -> Any:
+def _draw(
+  program: Program, seed: int | jax.Array, step: jax.Array, batch: methods.Batch, extras: Tree
+) -> Any:
   rng = jax.random.fold_in(jax.random.key(seed), step)
   draws = program.method.draw(program.process, batch, rng, extras, step)
   if not getattr(program.net, "dropout", 0):

@@ -93,7 +93,10 @@ BAD = {
     {"eval.metrics": ("nlll",)},
     r"no metric 'nlll' \(did you mean 'nll'\?\); there are: ",
   ),
-  "source": ({"data.source": "mnist"}, r"no data source 'mnist'.*mnist_tshirt, tfds_tshirt"),
+  "source": (
+    {"data.source": "mnist"},
+    r"no data source 'mnist'.*mnist_tshirt, tfds_images, tfds_tshirt",
+  ),
   "schedule": ({"process.schedule": "liner"}, r"no schedule 'liner' \(did you mean 'linear'\?\)"),
   "rates": ({"optimizer.schedule": "cos"}, "no learning-rate schedule 'cos'"),
   "subset": ({"streams.x": "keep"}, "no subset 'keep'; there are: all, retain, forget"),

@@ -21,7 +21,11 @@ EMOJI_KEYS = (
   *("activities", "animals-nature", "flags", "food-drink", "objects"),
   *("people-body", "smileys-emotion", "symbols", "travel-places"),
 )
-ACCURACY = {"digits": (0.985, 0.985), "emoji": (0.6, 0.5)}  # at least: of all, mean over classes
+ACCURACY = {
+  "digits": (0.985, 0.985),
+  "fashion": (0.88, 0.88),
+  "emoji": (0.6, 0.5),
+}  # at least: of all, mean over classes
 
 
 @functools.cache

@@ -91,7 +91,7 @@ def test_nothing_to_forget_keeps_every_condition():
   task = make_task(pets.pictures_of(SEEN), ASKED)
   assert evaluate("unlearning_accuracy", task) == {}
   kept = {"ira": (5, 9), "ira/cat": (2, 3), "ira/dog": (2, 4), "ira/fox": (1, 2)}
-  shares(evaluate("kept_accuracy", task), kept | {"worst_ira": (1, 2)})
+  shares(evaluate("kept_accuracy", task), kept | {"worst_ira": (2, 4)})
 
 
 def test_what_was_not_asked_for_has_no_value():

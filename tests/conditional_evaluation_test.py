@@ -6,6 +6,7 @@ import json
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -121,16 +122,15 @@ def read(whole):
 def test_the_samples_are_those_of_the_guided_model_under_the_plan(setup, whole):
   image, c = read(whole)
   assert c.tolist() == PLAN
-  params, w = nets.random_params(setup.net), 1.5
+  params, w = jax.tree.map(jnp.asarray, nets.random_params(setup.net)), 1.5
   guided = lambda x_t, t, c: (
     (1 + w) * setup.net.apply(params, x_t, t, c) - w * setup.net.apply(params, x_t, t, None)
   )
-  for i in range(2):  # each batch from noise of its own
-    k_x, k_step = jax.random.split(jax.random.fold_in(jax.random.key(0), i))
-    x_T, now = jax.random.normal(k_x, (BATCH, 8, 8, 3)), slice(i * BATCH, (i + 1) * BATCH)
-    want = sampling.ddpm(guided, setup.process, k_step, x_T, np.asarray(c[now]), steps=2)
-    differ = np.abs(image[now].astype(int) - data.to_pixels(np.asarray(want)).astype(int))
-    assert differ.max() <= 1  # of 255
+  k_x, k_step = jax.random.split(jax.random.fold_in(jax.random.key(0), 1))  # of the second batch
+  x_T, now = jax.random.normal(k_x, (BATCH, 8, 8, 3)), slice(BATCH, 2 * BATCH)
+  want = sampling.ddpm(guided, setup.process, k_step, x_T, jnp.asarray(c[now]), steps=2)
+  differ = np.abs(image[now].astype(int) - data.to_pixels(np.asarray(want)).astype(int))
+  assert differ.max() <= 1  # of 255
 
 
 def test_the_samples_are_records_for_the_streams_of_other_runs(setup, whole, tmp_path):
@@ -169,26 +169,46 @@ def test_samples_are_kept_only_where_asked_for(tmp_path):
   assert (tmp_path / "samples" / "after.png").exists()
 
 
-def test_a_probe_is_asked_for_the_concept_or_for_all_where_there_is_none(setup, monkeypatch):
+def test_a_probe_is_asked_for_the_concept_or_for_all_where_there_is_none(
+  setup, monkeypatch, tmp_path
+):
   seen = []
   monkeypatch.setattr(evals, "metric", lambda name: lambda _, task: [seen.append(task), {}][1])
-  probed = lambda setup: Evaluation(setup, None, lambda: False).probe(
-    1, nets.random_params(setup.net)
-  )
-  probed(setup)
+
+  def probe(setup):
+    made = Evaluation(setup, tmp_path, lambda: False)
+    made.probe(1, nets.random_params(setup.net))
+
+  probe(setup)
   assert seen[-1].c.tolist() == [[0, 1], [1, 1], [2, 1], [0, 1], [1, 1]]
   assert seen[-1].of_concept.all() and len(seen[-1].samples) == 5
-  probed(dataclasses.replace(setup, concept=None))
+  assert not files(tmp_path)
+  probe(build(attack="few_shot", streams={"x": "forget"}))
+  assert set(files(tmp_path)) == {"samples/probe_asked.png"}
+  probe(dataclasses.replace(setup, concept=None))
   assert seen[-1].c.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [2, 0]]
 
 
-def test_references_leave_the_concept_out(setup):
-  made = {
-    name: Evaluation(build(**{"eval.reference": name}), None, lambda: False)._task(
-      np.zeros((1, 8, 8, 3), np.float32), np.zeros((1, 2), np.int32)
-    )
-    for name in evaluation.REFERENCES
-  }
+def test_a_probe_of_an_attack_shows_the_samples_of_the_evaluation(setup, whole, tmp_path):
+  config = setup.config.copy_and_resolve_references()
+  config.eval.probe_metrics = ()
+  probe = lambda: Evaluation(
+    dataclasses.replace(setup, config=config), tmp_path, lambda: False
+  ).probe(1, nets.random_params(setup.net))
+  probe()
+  assert not list(tmp_path.iterdir())
+  config.attack = "dimra"
+  probe()
+  assert [path.name for path in (tmp_path / "samples").iterdir()] == ["probe_asked.png"]
+  shown = np.asarray(Image.open(tmp_path / "samples" / "probe_asked.png")).astype(int)
+  asked = np.asarray(Image.open(io.BytesIO(whole["samples/after_asked.png"])))
+  assert np.abs(shown[:, : asked.shape[1]] - asked).max() <= 1  # the same noise
+
+
+def test_references_leave_the_concept_out(tmp_path):
+  one = np.zeros((1, 8, 8, 3), np.float32), np.zeros((1, 2), np.int32)
+  of = lambda setup: Evaluation(setup, tmp_path, lambda: False)._task(*one)
+  made = {name: of(build(**{"eval.reference": name})) for name in evaluation.REFERENCES}
   styles = {name: set(task.reference.style.tolist()) for name, task in made.items()}
   assert styles == {"heldout": {0}, "retain": {0}, "train": {0, 1}}
   assert all(len(task.target) == 0 for task in made.values())
@@ -203,12 +223,8 @@ def test_noise_depends_on_the_batch_and_the_seed_alone(setup, monkeypatch):
   monkeypatch.setattr(sampling, "sample", lambda *a, **k: [record(*a, **k), np.zeros(1)][1])
   c = plan((3, 2), data.Concept(1, 1), ASKED, KEPT)
   other = build(**{"eval.seed": 1})
-  calls = [
-    (setup, "one model", 0, c),
-    (setup, "another model", 0, None),
-    (setup, "one model", 2, c),
-    (other, "one model", 0, c),
-  ]
+  one, another = (lambda x_t, t, c=None: x_t), (lambda x_t, t, c=None: -x_t)
+  calls = [(setup, one, 0, c), (setup, another, 0, None), (setup, one, 2, c), (other, one, 0, c)]
   for where, model, i, conditions in calls:
     evaluation.generate(where, model, i, conditions)
   noise = [np.asarray(x_T) for x_T, *_ in seen]

@@ -20,7 +20,8 @@ STD, WEIGHTS = 0.4, np.array([0.5, 0.3, 0.2])
 def mixture(means, x_t, t, c):
   """Exact: of mode c, or of the whole mixture where c is null."""
   exact = lambda i: toys.mixture_eps_fn(PROCESS, means[i], STD, WEIGHTS[i] / WEIGHTS[i].sum())
-  every = [exact([k])(x_t, t) for k in range(len(means))] + [exact([0, 1, 2])(x_t, t)]
+  modes = [np.array([0]), np.array([1]), np.array([2]), np.arange(3)]
+  every = [exact(i)(x_t, t) for i in modes]
   return jnp.stack(every)[jnp.where(c == NULL, len(means), c), jnp.arange(len(x_t))]
 
 

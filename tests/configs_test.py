@@ -2,22 +2,31 @@
 
 import importlib
 import pathlib
+import re
 
 import jax
 import numpy as np
 import pytest
 
-from configs import siss_celeba, siss_celeba_sequence, siss_mnist
-from jaxunlearn import data, methods, pretrained, train
+from configs import (
+  attack_fashion,
+  audit_fashion,
+  siss_celeba,
+  siss_celeba_sequence,
+  siss_mnist,
+  unlearn_fashion,
+)
+from jaxunlearn import data, methods, pretrained, streams, train
 from jaxunlearn.data import folder, mnist_tshirt, tfds_tshirt
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(
-  p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common")
+  p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common", "audits")
 )
-PIPELINES = ("table_mnist", "table_emoji", "siss_celeba_sequence")
+PIPELINES = ("table_mnist", "table_emoji", "siss_celeba_sequence", "audit_fashion")
 OF_THE_USER = ("siss_folder",)  # tests/your_model_test.py runs it
-RUNS = [name for name in NAMES if name not in PIPELINES + OF_THE_USER]
+FULL = re.compile(r".*_(cifar10|canvas)_full")  # tests/full_configs_test.py steps them
+RUNS = [name for name in NAMES if name not in PIPELINES + OF_THE_USER and not FULL.fullmatch(name)]
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +55,7 @@ def test_it_builds(name):
   if config.init_from.startswith("runs/"):  # of a run that is not here
     config.init_from = ""
   setup = train.build(config)
-  assert setup.forget.any()
+  assert setup.forget.any() or setup.config.streams.x == "all"
 
 
 @pytest.mark.parametrize("variant", sorted(siss_mnist.METHODS))
@@ -54,8 +63,10 @@ def test_every_variant_builds(variant):
   train.build(siss_mnist.get_config(variant))
 
 
-@pytest.mark.parametrize("name", methods.names())
-def test_any_method_runs_by_its_module_name(name):
+@pytest.mark.parametrize(
+  "name", [n for n in methods.names() if "alt" not in methods.make(n).streams]
+)
+def test_any_method_of_its_streams_runs_by_its_module_name(name):
   assert train.build(siss_mnist.get_config(name)).method == methods.make(name)
 
 
@@ -98,3 +109,33 @@ def test_the_embedded_weights_are_of_their_config(name):
   shapes = jax.eval_shape(net.init, jax.random.key(0))
   params = pretrained.load(data.ASSETS / name, shapes)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("variant", sorted(unlearn_fashion.METHODS))
+def test_every_way_to_unlearn_a_class_builds(variant):
+  setup = train.build(unlearn_fashion.get_config(variant))
+  assert setup.concept == data.Concept(0, 1) and setup.forget.sum() == 900
+
+
+@pytest.mark.parametrize("variant", sorted(attack_fashion.ATTACKS))
+def test_every_attack_builds(variant, tmp_path, monkeypatch):
+  config = attack_fashion.get_config(variant)
+  config.init_from = "assets:pretrain_fashion"
+  if variant == "dimra_samples":
+    arrays = {"image": np.zeros((20, 28, 28, 1), np.uint8), "c": np.arange(20) % 10}
+    np.savez(tmp_path / streams.SAMPLES, **arrays)
+    config.streams.x = f"samples:{tmp_path}"
+  setup = train.build(config)
+  seen = {
+    bool(np.any(stream.records.label[stream.index] == 1)) for stream in setup.streams.values()
+  }
+  assert config.attack == "dimra" or seen == {True}
+
+
+def test_the_audit_attacks_every_run_that_is_not_the_base_model():
+  config = audit_fashion.get_config()
+  attacked = {name.partition("@")[0] for name in config.runs if "@" in name}
+  rows = {name for label, names, _ in config.rows if label != "pretrained" for name in names}
+  assert attacked == rows
+  suffixes = {s for _, _, suffixes in config.attacks for s in suffixes}
+  assert {name.partition("@")[2] for name in config.runs if "@" in name} == suffixes

@@ -1,16 +1,14 @@
 """Records, what to delete from them, streams as pure functions of (seed, step), and sources."""
 
-import io
-import json
-import pathlib
+import dataclasses
 import re
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from jaxunlearn import data, streams
 from jaxunlearn.data import mnist_tshirt
+from tests import pets
 
 
 def some_records(n=10, size=4, kind="digit"):
@@ -158,6 +156,121 @@ def test_fingerprint_sees_ids_labels_and_pixels():
   assert records.fingerprint() == some_records().fingerprint()
 
 
+# Styles and conditions.
+
+
+def test_conditions_are_the_class_or_the_class_and_the_style():
+  plain, styled = pets.records(), pets.records(styled=True)
+  assert plain.vocabulary == (pets.CLASSES,)
+  assert styled.vocabulary == (pets.CLASSES, pets.STYLES)
+  assert {plain.conditions.dtype, styled.conditions.dtype} == {np.dtype(np.int32)}
+  np.testing.assert_array_equal(plain.conditions, plain.label)
+  np.testing.assert_array_equal(styled.conditions, np.stack([styled.label, styled.style], 1))
+
+
+def test_records_take_their_styles_along():
+  styled, index = pets.records(styled=True), np.array([7, 3, 3 + 6])
+  few = styled.take(index)
+  assert few.style.tolist() == styled.style[index].tolist() and few.styles == pets.STYLES
+  both = data.concatenate([styled.take(np.arange(4)), few.take(np.array([0]))])
+  assert both.style.tolist() == [0, 0, 0, 1, 0] and both.styles == pets.STYLES
+  assert pets.records().take(index).style is None
+
+
+def test_records_whose_styles_do_not_fit():
+  styled = pets.records(styled=True)
+  other = data.Records(np.array(["x"]), styled.image[:1], styled.label[:1], styled.classes)
+  with pytest.raises(ValueError, match=r"records of styles .*; give all the same"):
+    data.concatenate([styled, other])
+  with pytest.raises(ValueError, match="59 styles of 60 records; give one of each"):
+    dataclasses.replace(styled, style=styled.style[1:])
+
+
+def test_fingerprint_sees_styles():
+  styled = pets.records(styled=True)
+  turned = dataclasses.replace(styled, style=1 - styled.style)
+  prints = {r.fingerprint() for r in (styled, turned, pets.records())}
+  assert len(prints) == 3
+  assert pets.records(styled=True).fingerprint() in prints
+
+
+def test_a_style_to_forget_is_a_concept_and_a_mask():
+  styled = pets.records(styled=True)
+  for forget, concept in (
+    (data.Forget(style="ink"), data.Concept(column=1, value=1)),
+    (data.Forget(label="fox"), data.Concept(column=0, value=2)),
+  ):
+    assert forget.concept(styled) == concept
+    mask = styled.conditions[:, concept.column] == concept.value
+    np.testing.assert_array_equal(forget.mask(styled), mask)
+    np.testing.assert_array_equal(concept.matches(styled.conditions), mask)
+  assert data.Forget(ids=("pet/1",)).concept(styled) is data.Forget().concept(styled) is None
+
+
+def test_a_concept_is_put_into_its_column_of_a_copy():
+  one, two = np.array([0, 1, 2]), np.array([[0, 1], [2, 0]])
+  assert data.Concept(0, 1).put(one).tolist() == [1, 1, 1]
+  assert data.Concept(0, 1).put(one, np.array([2, 0, 1])).tolist() == [2, 0, 1]
+  assert data.Concept(1, 1).put(two).tolist() == [[0, 1], [2, 1]]
+  assert data.Concept(1, 1).put(two, np.array([5, 6])).tolist() == [[0, 5], [2, 6]]
+  assert data.Concept(0, 1).put(two, 0).tolist() == [[0, 1], [0, 0]]
+  assert one.tolist() == [0, 1, 2] and two.tolist() == [[0, 1], [2, 0]]
+
+
+@pytest.mark.parametrize(
+  ("forget", "styled", "says"),
+  [
+    ({"style": "inks"}, True, r"no style 'inks' .did you mean 'ink'\?.; there are: photo, ink"),
+    ({"style": "ink"}, False, "no style 'ink'; there are: none"),
+    ({"label": "cow"}, True, "no class 'cow'; there are: cat, dog, fox"),
+    ({"label": "cat", "style": "ink"}, True, "both label and style; give one of ids, file, label"),
+    ({"ids": ("pet/1",), "style": "ink"}, True, "both ids and style"),
+  ],
+)
+def test_a_bad_style_to_forget(forget, styled, says):
+  with pytest.raises(ValueError, match=says):
+    data.Forget(**forget).mask(pets.records(styled))
+
+
+def test_a_style_that_is_all_there_is_or_none():
+  ink = pets.records(styled=True).take(np.arange(3, 6))
+  with pytest.raises(ValueError, match="all 3 records; keep at least one"):
+    data.Forget(style="ink").mask(ink)
+  with pytest.raises(ValueError, match=r"forget\.style selects no record"):
+    data.Forget(style="photo").mask(ink)
+
+
+def test_emoji_are_groups_in_two_styles():
+  groups = ("Flags", "Symbols")
+  train, heldout = data.load("emoji", groups=groups)
+  every = data.concatenate(data.load("emoji"))
+  group = {name: every.classes[i] for name, i in zip(every.ids, every.label, strict=True)}
+  assert train.vocabulary == heldout.vocabulary == (groups, ("noto", "twemoji"))
+  for records in (train, heldout):
+    half = len(records) // 2  # the same pictures in one style, then in the other
+    assert records.style.tolist() == [0] * half + [1] * half
+    styles = [name.partition("/")[0] for name in records.ids.tolist()]
+    names = [name.partition("/")[2] for name in records.ids.tolist()]
+    assert styles == [records.styles[i] for i in records.style]
+    assert names[:half] == names[half:]
+    assert [groups[i] for i in records.label] == [group[name] for name in records.ids]
+  assert len(train) + len(heldout) == sum(name in groups for name in group.values())
+
+
+def test_fashion_holds_out_one_in_ten_of_each_class():
+  train, heldout = data.load("fashion")
+  assert (train.image.shape, heldout.image.shape) == ((9000, 28, 28, 1), (1000, 28, 28, 1))
+  assert np.bincount(train.label).tolist() == [900] * 10
+  assert np.bincount(heldout.label).tolist() == [100] * 10
+  assert not set(train.ids.tolist()) & set(heldout.ids.tolist())
+  assert len(train.classes) == 10 and train.vocabulary == (train.classes,)
+  assert data.Forget(label="Trouser").mask(train).sum() == 900
+  fewer, more = data.load("fashion", heldout=4)
+  assert (len(fewer), len(more)) == (7500, 2500)
+  with pytest.raises(ValueError, match="one image in 1 held out; use 2 or more"):
+    data.load("fashion", heldout=1)
+
+
 def test_the_embedded_set():
   train, heldout = data.load("mnist_tshirt", digits=8500, share=0.03)
   mask = data.Forget(label="tshirt").mask(train)
@@ -191,74 +304,7 @@ def test_bad_fields_of_a_source(fields, says):
 
 
 def test_an_unknown_source():
-  with pytest.raises(ValueError, match=r"no data source 'mnist'.*mnist_tshirt, tfds_tshirt"):
+  with pytest.raises(
+    ValueError, match=r"no data source 'mnist'.*mnist_tshirt, tfds_images, tfds_tshirt"
+  ):
     data.load("mnist")
-
-
-def prepare_tfds(root: pathlib.Path, name: str, splits: dict[str, np.ndarray]) -> None:
-  """A data set as `tfds build --file_format=array_record` leaves it, without TensorFlow."""
-  import tensorflow_datasets as tfds
-  from array_record.python.array_record_module import ArrayRecordWriter
-  from tensorflow_datasets.core.example_serializer import ExampleSerializer
-
-  folder = root / name / "3.0.1"
-  folder.mkdir(parents=True)
-  size = None if splits["train"].dtype == object else 28
-  features = tfds.features.FeaturesDict(
-    {
-      "image": tfds.features.Image(shape=(size, size, 1)),
-      "label": tfds.features.ClassLabel(num_classes=10),
-    }
-  )
-  features.save_config(str(folder))
-  serializer = ExampleSerializer(features.get_serialized_info())
-  info = {"name": name, "version": "3.0.1", "fileFormat": "array_record", "splits": []}
-  for split, images in splits.items():
-    writer = ArrayRecordWriter(
-      str(folder / f"{name}-{split}.array_record-00000-of-00001"), "group_size:1"
-    )
-    for i, image in enumerate(images):
-      png = io.BytesIO()
-      Image.fromarray(image).save(png, "PNG")
-      png.seek(0)
-      example = features.encode_example({"image": png, "label": i % 10})
-      writer.write(serializer.serialize_example(example))
-    writer.close()
-    info["splits"].append(
-      {
-        "name": split,
-        "shardLengths": [str(len(images))],
-        "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-      }
-    )
-  (folder / "dataset_info.json").write_text(json.dumps(info))
-
-
-def pictures(n, seed):
-  return np.random.default_rng(seed).integers(0, 256, (n, 28, 28), dtype=np.uint8)
-
-
-def test_tfds_reads_the_full_sets(tmp_path):
-  digits, held, clothes = pictures(12, 0), pictures(5, 1), pictures(3, 2)
-  prepare_tfds(tmp_path, "mnist", {"train": digits, "test": held})
-  prepare_tfds(tmp_path, "fashion_mnist", {"train": clothes})
-  train, heldout = data.load("tfds_tshirt", data_dir=str(tmp_path), share=0.25)
-  np.testing.assert_array_equal(train.image[:12, ..., 0], digits)
-  np.testing.assert_array_equal(train.image[12:, ..., 0], np.stack([clothes[1]] * 4))
-  np.testing.assert_array_equal(heldout.image[..., 0], held)
-  assert train.label.tolist() == [*range(10), 0, 1, 10, 10, 10, 10]
-  assert data.Forget(label="tshirt").mask(train).sum() == 4
-
-
-def test_tfds_says_how_to_prepare(tmp_path):
-  with pytest.raises(ValueError, match="tfds build mnist --file_format=array_record"):
-    data.load("tfds_tshirt", data_dir=str(tmp_path))
-
-
-def test_tfds_with_images_of_mixed_size(tmp_path):
-  mixed = np.empty(2, object)
-  mixed[:] = [pictures(1, 0)[0], pictures(1, 1)[0][:20]]
-  for name in ("mnist", "fashion_mnist"):
-    prepare_tfds(tmp_path, name, {"train": mixed, "test": mixed})
-  with pytest.raises(ValueError, match="mixed sizes"):
-    data.load("tfds_tshirt", data_dir=str(tmp_path))

@@ -21,7 +21,7 @@ def test_our_defaults_are_diffusers_own():
   }
   unet, scheduler = own(diffusers.UNet2DModel), own(diffusers.DDPMScheduler)
   ours = {**diffusers_config.FREE, **diffusers_config.FIXED}
-  assert unet.keys() == ours.keys() | {"self", "dropout", "num_train_timesteps"}
+  assert unet.keys() == ours.keys() | {"self", "num_train_timesteps"}
   assert ours == {name: unet[name] for name in ours}
   betas = dict(diffusers_config.PROCESS.values())
   ours = {**betas, **diffusers_config.PROCESS_FIXED, **diffusers_config.SAMPLING}
@@ -58,6 +58,7 @@ def test_fields_that_a_file_lacks_have_diffusers_defaults(tmp_path):
   assert model == {name: want[name] for name in diffusers_config.FREE} | {
     "sample_size": 32,
     "patch_size": 1,
+    "classes": (),
   }
   assert process == {}
   write(tmp_path, "scheduler_config.json", _class_name="DDIMScheduler", set_alpha_to_one=True)
@@ -120,13 +121,12 @@ def test_a_process_that_we_have_not_is_refused_by_its_value(field, tmp_path):
 
 
 def test_what_changes_no_step_of_training_is_only_warned_of(tmp_path, caplog):
-  write(tmp_path, "config.json", **diffusers_config.of_net(NET) | {"dropout": 0.1})
+  write(tmp_path, "config.json", **diffusers_config.of_net(NET))
   process = diffusers_config.of_process(PROCESS) | {"variance_type": "fixed_large"}
   write(tmp_path, "scheduler_config.json", **process)
   with caplog.at_level(logging.WARNING):
     model, process = pretrained.read_config(tmp_path)
   assert (models.make("unet", **model), Diffusion(**process)) == (NET, PROCESS)
-  assert "dropout 0.1 is left out here" in caplog.text
   assert "variance_type is 'fixed_large'; sampling here has 'fixed_small'" in caplog.text
 
 

@@ -44,7 +44,7 @@ def whole(setup, tmp_path_factory):
 
 def count(monkeypatch, module, name):
   calls, real = [], getattr(module, name)
-  monkeypatch.setattr(module, name, lambda *a: [calls.append(a[-1]), real(*a)][1])
+  monkeypatch.setattr(module, name, lambda *a: [calls.append(a[2]), real(*a)][1])
   return calls
 
 

@@ -84,6 +84,26 @@ def test_ids_are_sorted_posix_paths_and_classes_first_folders(tmp_path, monkeypa
   assert load(tmp_path)[0].ids.tolist() == order
 
 
+def test_styles_are_first_folders_and_classes_second(tmp_path):
+  names = ["rust/dog/1.png", "rust/cat/x/1.png", "photo/dog/1.png", "photo/dog/2.png"]
+  for name in names:
+    save(tmp_path, name)
+  train, heldout = load(tmp_path, layout="style/class", heldout=4)
+  assert train.ids.tolist() == ["photo/dog/1.png", "photo/dog/2.png", "rust/cat/x/1.png"]
+  assert heldout.ids.tolist() == ["rust/dog/1.png"]
+  assert train.vocabulary == heldout.vocabulary == (("cat", "dog"), ("photo", "rust"))
+  assert train.conditions.tolist() == [[1, 0], [1, 0], [0, 1]]
+  assert heldout.conditions.tolist() == [[1, 1]]
+  assert train.conditions.dtype == np.int32
+  assert data.Forget(style="rust").mask(train).tolist() == [False, False, True]
+  assert data.Forget(label="dog").mask(train).tolist() == [True, True, False]
+  assert load(tmp_path)[0].vocabulary == (("photo", "rust"),)
+  save(tmp_path, "rust/3.png")
+  save(tmp_path, "4.png")
+  with pytest.raises(ValueError, match=r"2 of 6 .* no style/class folder, the first is '4\.png'; "):
+    load(tmp_path, layout="style/class")
+
+
 def test_links_to_files_are_read_and_links_to_folders_named(tmp_path, caplog):
   outside = save(tmp_path, "outside/1.png")
   save(tmp_path, "set/a/2.png")
@@ -319,6 +339,7 @@ def test_without_verify_only_headers_are_read(faces):
     ({"channels": 4}, "channels is 4; use 3 .RGB. or 1"),
     ({"heldout": 1}, "one image in 1 held out"),
     ({"heldout": 10}, "heldout is 10 and .* has 9 images.*2 to 9"),
+    ({"layout": "style"}, r"no layout of a folder 'style'.*; there are: class, style/class"),
     ({"resize": "bicubi"}, r"no resize filter 'bicubi' \(did you mean 'bicubic'\?\)"),
     ({"unreadable": "stopp"}, "'stopp' .did you mean 'stop'"),
     ({"szie": 8}, "no field 'szie' .did you mean 'size'"),

@@ -57,6 +57,37 @@ def test_write_phase(tmp_path):
   np.testing.assert_array_equal(read("before_nearest.png")[:, : 3 * 28], read("target.png"))
 
 
+@pytest.mark.parametrize("two", [False, True])
+def test_write_conditions_has_a_row_a_kept_condition(tmp_path, two):
+  """Asked for: 2, then 0, 1, 3 in turn, of which there are four, four and three."""
+  place = np.array([2] * 20 + [0, 1, 3] * 3 + [0, 1])
+  c = np.stack(np.divmod(place, 2), axis=1) if two else place
+  samples = RNG.uniform(-1, 1, (len(c), 48, 48, 1)).astype(np.float32)
+  pictures.write_conditions(tmp_path, "after", samples, c, place == 2)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["after.png", "after_asked.png"]
+  read = lambda name: np.asarray(Image.open(tmp_path / name))
+  rows = samples[[20, 23, 26, 21, 24, 27, 22, 25, 28]]
+  grid = lambda images, columns: pictures.grid(images, columns, scale=2)[..., 0]
+  np.testing.assert_array_equal(read("after.png"), grid(rows, 3))
+  np.testing.assert_array_equal(read("after_asked.png"), grid(samples[:16], 8))
+
+
+def test_write_conditions_shows_eight_of_each_at_most(tmp_path):
+  c = np.arange(30) % 3
+  samples = RNG.uniform(-1, 1, (30, 8, 8, 1)).astype(np.float32)
+  pictures.write_conditions(tmp_path, "before", samples, c, np.zeros(30, bool))
+  assert [p.name for p in tmp_path.iterdir()] == ["before.png"]
+  rows = np.concatenate([samples[c == k][:8] for k in range(3)])
+  picture = np.asarray(Image.open(tmp_path / "before.png"))
+  np.testing.assert_array_equal(picture, pictures.grid(rows)[..., 0])
+
+
+def test_write_conditions_of_what_is_to_be_forgotten_alone(tmp_path):
+  samples = np.zeros((3, 8, 8, 3), np.float32)
+  pictures.write_conditions(tmp_path, "after", samples, np.zeros(3, int), np.ones(3, bool))
+  assert [p.name for p in tmp_path.iterdir()] == ["after_asked.png"]
+
+
 def test_write_phase_in_colour_without_a_target(tmp_path):
   samples = RNG.uniform(-1, 1, (3, 64, 64, 3)).astype(np.float32)
   pictures.write_phase(tmp_path, "after", samples, samples[:0])

@@ -189,6 +189,7 @@ def test_what_is_not_proven():
   "forget, words",
   [
     ({"ids": [], "file": "", "label": "7"}, "the class 7"),
+    ({"ids": [], "file": "", "label": "", "style": "ink"}, "the style ink"),
     ({"ids": [], "file": "a.txt", "label": ""}, "the records listed in a.txt"),
     ({"ids": ["a"]}, "1 record (a)"),
     ({"ids": [f"sha256:{'ab' * 32}"]}, "every copy of 1 file (sha256:abababababab…)"),

@@ -1,4 +1,4 @@
-"""Emoji of 32 px: 1,906 pictures in two styles each; one may be repeated to a share of the set.
+"""Emoji of 32 or 16 px: 1,906 in two styles each; one may be repeated to a share of the set.
 
 Ids are `noto/rocket` and `twemoji/rocket`; classes are the groups of Unicode, like `Food & Drink`,
 or those of them that the source takes. A picture held out is held out in both styles.
@@ -17,6 +17,7 @@ from jaxunlearn import data, errors
 class Source:
   group: str = ""  # only the pictures of this class; "": all
   groups: tuple[str, ...] = ()  # only those of these, which are then all classes; (): all
+  size: int = 32  # pixels a side; 16: the mean of each 2x2
   repeat: str = ""  # the id of a record to repeat
   share: float = 0.0  # of the training set that is this one record
   heldout: int = 10  # one picture in this many is held out
@@ -24,6 +25,8 @@ class Source:
   def load(self) -> tuple[data.Records, data.Records]:
     if not 0 <= self.share < 1:
       raise ValueError(f"share {self.share} of one emoji; use a share of at least 0 and under 1")
+    if self.size not in (16, 32):
+      raise ValueError(f"emoji of {self.size} px; use 32, or 16")
     if self.heldout < 2:
       raise ValueError(f"one emoji in {self.heldout} held out; use 2 or more")
     records = everything()
@@ -34,10 +37,19 @@ class Source:
       records = records.take(np.flatnonzero(mine))
     if self.groups:
       records = of_groups(records, self.groups)
+    if self.size == 16:
+      records = dataclasses.replace(records, image=halved(np.asarray(records.image)))
     picture = np.arange(len(records)) % (len(records) // 2)
     mine = picture % self.heldout == self.heldout - 1
     train, heldout = records.take(np.flatnonzero(~mine)), records.take(np.flatnonzero(mine))
     return (repeated(train, self.repeat, self.share) if self.repeat else train), heldout
+
+
+def halved(image: np.ndarray) -> np.ndarray:
+  """uint8 [N, H, W, C] -> [N, H/2, W/2, C]: the mean of each 2x2, rounded."""
+  n, h, w, c = image.shape
+  mean = image.reshape(n, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+  return np.rint(mean).astype(np.uint8)
 
 
 def of_groups(records: data.Records, groups: tuple[str, ...]) -> data.Records:
