@@ -142,7 +142,7 @@ def ours(fields: dict[str, Any], batch: int, kind: str, micro: int) -> tuple[Ste
     {k: methods.Rows(v, None, np.arange(batch, dtype=np.int32)) for k, v in streams.items()},
     sharding.batch_sharding(setup.mesh),
   )
-  update = make_update(setup)
+  update = make_update(setup, state)
 
   def step(streams: dict[str, np.ndarray]) -> float:
     nonlocal state

@@ -17,7 +17,7 @@ ATTACKS = (
   ("ar_few_1", "AR 1 image", (("few_1", 1e-4),)),
   ("ar_few_10", "AR 10 images", (("few_10", 3e-5), ("few_10", 3e-4))),
   ("ar_few_100", "AR 100 images", (("few_100", 1e-4),)),
-  ("ar_inversion", "AR inversion", (("inversion", 1e-2),)),
+  ("ar_inversion", "AR inversion", (("inversion", 1e-2), ("inversion", 5e-2))),
 )
 COLUMNS = (
   ("ua", "UA"),

@@ -82,7 +82,7 @@ def write(config: ConfigDict, results: Mapping[str, Any], workdir: pathlib.Path)
     results: of each row, as pipeline.summarise gives them.
   """
   names = [name for _, row, _ in config.rows for name in row]
-  last = max((c[-1][0] for row in results.values() for c in row["curves"].values()), default=1)
+  last = max((c[-1][0] for row in results.values() for c in row["curves"].values()), default=1.0)
   html = report.render(
     "audit.html.j2",
     concepts=list(_firsts(config, names)),
@@ -94,7 +94,7 @@ def write(config: ConfigDict, results: Mapping[str, Any], workdir: pathlib.Path)
     panels=[(label, lines(row, config.attacks, last)) for label, row in results.items()],
     frame=Chart,
     x_ticks=_ticks(last, Chart.left, Chart.right),
-    y_ticks=_ticks(1, Chart.bottom, Chart.top, most=2),
+    y_ticks=_ticks(1.0, Chart.bottom, Chart.top, most=2),
     grids=grids(config, workdir),
     identities=identities(config.columns, results),
     controls=_controls(config),
@@ -123,9 +123,9 @@ def _titles(attacks: Attacks) -> dict[str, str]:
   }
 
 
-def _ticks(high: float, first: float, last: float, most: int = 5) -> charts.Ticks:
-  place = charts.scale(0, high, first, last)
-  return tuple((round(place(t), 1), charts.number(t)) for t in charts.ticks(0, high, most))
+def _ticks(high: float, first: int, last: int, most: int = 5) -> charts.Ticks:
+  place = charts.scale(0.0, high, first, last)
+  return tuple((round(place(t), 1), charts.number(t)) for t in charts.ticks(0.0, high, most))
 
 
 class Cell(NamedTuple):
@@ -161,7 +161,8 @@ class Line(NamedTuple):
 
 def lines(row: Mapping[str, Any], attacks: Attacks, last: float) -> list[Line]:
   """The curves of a row over steps 0 to `last`; at step 0 is the AR of the unlearned model."""
-  x, y = charts.scale(0, last, Chart.left, Chart.right), charts.scale(0, 1, Chart.bottom, Chart.top)
+  x = charts.scale(0.0, last, Chart.left, Chart.right)
+  y = charts.scale(0.0, 1.0, Chart.bottom, Chart.top)
   out = []
   for i, (suffix, title) in enumerate(_titles(attacks).items()):
     if suffix not in row["curves"]:
@@ -215,9 +216,6 @@ def _strongest(workdir: pathlib.Path, name: str, attacks: Attacks) -> tuple[str,
 def _picture(workdir: pathlib.Path, run: str, phase: str) -> str:
   path = pathlib.Path(workdir) / run / "samples" / f"{phase}_asked.png"
   return report.data_uri(path) if path.exists() else ""
-
-
-# How it was measured.
 
 
 def identities(

@@ -69,7 +69,7 @@ def chart(name: str, points: np.ndarray) -> Chart:
   )
 
 
-def scale(low: float, high: float, first: float, last: float) -> Callable[[Any], Any]:
+def scale(low: float, high: float, first: int, last: int) -> Callable[[Any], Any]:
   """The line that takes low to `first` and high to `last`."""
   return lambda value: first + (last - first) * (value - low) / (high - low)
 

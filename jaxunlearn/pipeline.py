@@ -81,9 +81,9 @@ def _placed(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict | None:
     if "diverged" in outcome:
       raise train.Diverged(f"{workdir / name}, which it starts from, diverged")
     text = text.replace(f'run:{name}"', f"{json.dumps(str(workdir / name))[1:]}")
+  fields = json.loads(text)
   placed = config.copy_and_resolve_references()
-  placed.init_from = json.loads(text)["init_from"]
-  placed.streams = json.loads(text)["streams"]
+  placed.update({name: fields[name] for name in ("init_from", "streams") if name in fields})
   return placed
 
 

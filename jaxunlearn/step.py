@@ -104,13 +104,15 @@ class Gradients:
     return grads, jax.device_put(metrics, sharding.replicated(mesh))
 
 
-def make_update(setup: "Setup") -> Callable[..., tuple[State, Tree]]:
+def make_update(setup: "Setup", state: State) -> Callable[..., tuple[State, Tree]]:
   """The step (state, batch) -> (state, metrics); the state is donated, its layout kept."""
   program_, gradients, seed = program(setup), Gradients(setup), setup.config.seed
+  leaves, structure = jax.tree.flatten(jax.tree.map(lambda a: a.sharding, state))
+  apply = _applier(program_, structure, tuple(leaves))
 
   def update(state: State, batch: methods.Batch) -> tuple[State, Tree]:
     draws = _draw(program_, seed, state.step, batch, state.extras)
-    return _apply(program_, state, *gradients(state.params, draws, state.extras))
+    return apply(state, *gradients(state.params, draws, state.extras))
 
   return update
 
@@ -173,7 +175,14 @@ def _with_dropout(apply: Callable[..., Any], rows: Any) -> tuple[Callable[..., A
   return functools.partial(apply, rows=rows[DROPOUT]), draws
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+@functools.cache
+def _applier(program: Program, structure: Any, leaves: tuple[Any, ...]) -> Callable[..., Any]:
+  """`_apply`, compiled for a state of that layout."""
+  where = (structure.unflatten(leaves), sharding.replicated(program.mesh))
+  apply = functools.partial(_apply, program)
+  return jax.jit(apply, donate_argnums=0, out_shardings=where)
+
+
 def _apply(
   program: Program, state: State, grads: tuple[Tree, ...], metrics: Tree
 ) -> tuple[State, Tree]:
@@ -190,6 +199,4 @@ def _apply(
     decay = jnp.minimum(program.ema, (1 + state.step) / (10 + state.step))
     ema = optax.incremental_update(params, ema, 1 - decay)
   metrics |= combined | {"grad_norm": optax.tree.norm(direction)}
-  new = State(state.step + 1, params, ema, opt, state.extras)
-  where = sharding.state_sharding(program.mesh, new)
-  return jax.lax.with_sharding_constraint(new, where), metrics
+  return State(state.step + 1, params, ema, opt, state.extras), metrics

@@ -236,7 +236,7 @@ def train(
 ) -> State:
   """The loop from the state's step to config.train.steps."""
   config = setup.config.train
-  update = make_update(setup)
+  update = make_update(setup, state)
   pending: list[tuple[int, Tree]] = []  # metrics still on the device
   first = int(state.step)
   batches = setup.batches(first, config.steps)

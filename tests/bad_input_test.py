@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from configs import common
 from jaxunlearn import checkpoint, train
 from tests import nets, tiny_config
 
@@ -147,7 +148,7 @@ def test_forget_everything(config, tmp_path):
 
 
 def test_a_method_without_its_stream(config):
-  config.method.name = "siss"
+  config.method = common.method("siss")
   config.streams = {"x": "retain"}
   with pytest.raises(ValueError, match=r"method siss reads stream 'a'; set config\.streams\.a to"):
     train.build(config)

@@ -31,7 +31,7 @@ def start(setup):
 def take_steps(setup, steps=STEPS):
   """The states and metrics of some updates, on the host."""
   state = train.make_state(setup, start(setup))
-  update = train.make_update(setup)
+  update = train.make_update(setup, state)
   states, metrics = [jax.device_get(state)], []
   for step in range(steps):
     state, logged = update(state, setup.batch(step))
@@ -133,7 +133,7 @@ def test_the_state_keeps_its_layout():
   params = start(setup)
   state = train.make_state(setup, params)
   before = jax.tree.map(lambda a: a.sharding, state)
-  after, _ = train.make_update(setup)(state, setup.batch(0))
+  after, _ = train.make_update(setup, state)(state, setup.batch(0))
   assert jax.tree.map(lambda a: a.sharding, after) == before
   assert any(not a.is_fully_replicated for a in jax.tree.leaves(after.opt))
 

@@ -95,8 +95,8 @@ def _read(path: pathlib.Path) -> tuple[Any, str]:
 
 
 def kept_pixels(task: evals.Task, size: int) -> Iterable[np.ndarray]:
-  """The samples that are no target as uint8 pixels, read `size` at a time."""
-  kept = np.flatnonzero(~task.is_target)
+  """The samples that quality is measured on, as uint8 pixels read `size` at a time."""
+  kept = np.flatnonzero(task.is_kept)
   for start in range(0, len(kept), size):
     yield data.to_pixels(task.samples[kept[start : start + size]])
 
