@@ -107,7 +107,6 @@ def summarise(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     attacks = config.get("attacks", ())
     for name, outcome in zip(names, outcomes, strict=True):
       if "after" in outcome:
-        outcome["after"] |= _seconds(workdir / name)
         outcome["after"] |= audit.recovered(workdir, name, attacks, outcome["after"])
     finished = [outcome["after"] for outcome in outcomes if "after" in outcome]
     row: dict[str, Any] = {
@@ -115,7 +114,7 @@ def summarise(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
       "runs": len(finished),
       "diverged": [outcome["diverged"] for outcome in outcomes if "diverged" in outcome],
     }
-    for metric in finished[0] if finished else ():
+    for metric in [m for m in next(iter(finished), ()) if all(m in other for other in finished)]:
       values = [float(outcome[metric]["value"]) for outcome in finished]
       finite = all(np.isfinite(values))
       row[metric] = {
@@ -150,14 +149,6 @@ def outcome_of(run_dir: pathlib.Path) -> dict[str, Any] | None:
     if (run_dir / name).exists():
       return json.loads((run_dir / name).read_text())
   return None
-
-
-def _seconds(run_dir: pathlib.Path) -> dict[str, Any]:
-  """How long the training of a run took here, compilation and probes included."""
-  path = run_dir / "timing.json"
-  took = json.loads(path.read_text())["seconds"] if path.exists() else None
-  entry = {"value": took, "ci95": None, "identity": "wall time on the machine of the run"}
-  return {"seconds": entry} if took is not None else {}
 
 
 def _cell(entry: Mapping[str, Any] | None) -> str:

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import pathlib
 import signal
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -215,10 +214,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     del params
     state = saves.restore(state) or state
     writer = stack.enter_context(Writer(workdir / "metrics.jsonl", int(state.step)))
-    first, start = int(state.step), time.perf_counter()
     state = train(setup, state, saves, writer, stopped, evaluation.probe)
-    took = {"steps": int(state.step) - first, "seconds": time.perf_counter() - start}
-    replace(workdir / "timing.json", json.dumps(took) + "\n")
     _save(saves, state)
     saves.wait()
     if config.eval.after:

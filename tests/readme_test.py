@@ -4,6 +4,7 @@ import pathlib
 import re
 
 ROOT = pathlib.Path(__file__).parent.parent
+PAGES = ("audit", "celeba")
 README = (ROOT / "README.md").read_text()
 
 
@@ -20,11 +21,12 @@ def test_every_config_in_a_command_exists():
 
 
 def test_the_tables_are_the_committed_results():
-  pages = README + (ROOT / "docs" / "celeba.md").read_text()
+  pages = README + "".join((ROOT / "docs" / f"{name}.md").read_text() for name in PAGES)
   shown = re.findall(r"<!-- (?:\.\./)?(results/\S+\.md) -->\n(.*?)<!-- end -->", pages, re.DOTALL)
   assert {name for name, _ in shown} == {
     "results/siss_mnist.md",
     "results/siss_emoji.md",
+    "results/audit_fashion.md",
     "results/celeba_cpu.md",
     "results/benchmark_siss_step.md",
   }
