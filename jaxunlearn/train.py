@@ -109,7 +109,7 @@ def build(config: ConfigDict) -> Setup:
       "set config.model.sample_size and in_channels to the images'"
     )
   forget = request.mask(train)
-  concept = check_conditions(net, train) and request.concept(train)
+  concept = request.concept(train) if check_conditions(net, train) else None
   missing = [name for name in method.streams if name not in config.streams]
   if missing:
     raise ValueError(
@@ -118,7 +118,7 @@ def build(config: ConfigDict) -> Setup:
     )
   takes = {name: config.streams[name] for name in method.streams}
   made = streams.make(
-    train, forget, takes, config.train.batch, config.seed, concept or None, bool(net.classes)
+    train, forget, takes, config.train.batch, config.seed, concept, bool(net.classes)
   )
   streams.check_attack(config.attack, made, train, forget)
   return Setup(
@@ -131,7 +131,7 @@ def build(config: ConfigDict) -> Setup:
     train=train,
     heldout=heldout,
     forget=forget,
-    concept=concept or None,
+    concept=concept,
     streams=made,
   )
 

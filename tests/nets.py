@@ -38,8 +38,8 @@ class Attentive:
   """Convolution, group norm and attention at 7 px: what a UNet has, in a second of compile time."""
 
   width: int = 32
+  classes: tuple[int, ...] = ()  # of none or one condition
   image_shape = (28, 28, 1)
-  classes = ()
 
   def init(self, key):
     shapes = {
@@ -53,12 +53,19 @@ class Attentive:
     }
     keys = jax.random.split(key, len(shapes))
     draw = lambda k, shape: jax.random.normal(k, shape) / np.sqrt(np.prod(shape[:-1]))
-    return {name: draw(k, shape) for k, (name, shape) in zip(keys, shapes.items(), strict=True)}
+    params = {name: draw(k, shape) for k, (name, shape) in zip(keys, shapes.items(), strict=True)}
+    if not self.classes:
+      return params
+    return params | {
+      "class_embedding_0": {"embedding": draw(key, (sum(self.classes) + 1, self.width))}
+    }
 
   def apply(self, params, x, t, c=None):
     b = len(x)
     h = x.reshape(b, 7, 4, 7, 4).transpose(0, 1, 3, 2, 4).reshape(b, 7, 7, 16)
     h = _conv(h, params["conv_in"]) + (t[:, None] / 1000.0 * params["time"])[:, None, None]
+    if self.classes:
+      h = h + params["class_embedding_0"]["embedding"][c][:, None, None]  # NULL, -1, is the last
     groups = h.reshape(b, 49, 4, -1)
     centred = groups - groups.mean((1, 3), keepdims=True)
     h = centred * jax.lax.rsqrt(jnp.square(centred).mean((1, 3), keepdims=True) + 1e-5)
