@@ -132,6 +132,7 @@ def ours(fields: dict[str, Any], batch: int, kind: str, micro: int) -> tuple[Ste
     train=None,
     heldout=None,
     forget=None,
+    concept=None,
     streams={},
   )
   rng = np.random.default_rng(0)

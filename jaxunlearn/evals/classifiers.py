@@ -33,6 +33,8 @@ from jaxunlearn.data import fashion
 from jaxunlearn.models.classifier import Classifier
 
 BATCH = 256
+# The groups of emoji that look alike within, and that have enough pictures.
+EMOJI_GROUPS = ("Animals & Nature", "Flags", "People & Body", "Smileys & Emotion", "Symbols")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +115,31 @@ RECIPES = {
       epochs=50,
       background=1.0,
       flip=True,
+    ),
+    Recipe(
+      name="emoji_groups",
+      source="emoji",
+      fields={"groups": EMOJI_GROUPS, "size": 16},
+      shape=(16, 16, 3),
+      classes=EMOJI_GROUPS,
+      weights=data.ASSETS / "emoji_groups_classifier.safetensors",
+      net=Classifier(classes=len(EMOJI_GROUPS), widths=(32, 64, 96), dropout=0.5),
+      epochs=40,
+      background=1.0,
+      flip=True,
+    ),
+    Recipe(
+      name="emoji_styles",
+      source="emoji",
+      fields={"groups": EMOJI_GROUPS, "size": 16},
+      shape=(16, 16, 3),
+      classes=("noto", "twemoji"),
+      weights=data.ASSETS / "emoji_styles_classifier.safetensors",
+      net=Classifier(classes=2, widths=(32, 64, 96), dropout=0.5),
+      epochs=40,
+      background=1.0,
+      flip=True,
+      by="style",
     ),
   )
 }
