@@ -2,7 +2,7 @@
 
     python -m jaxunlearn.main --config=configs/audit_fashion.py --workdir=runs/audit_fashion
 
-Two classes to forget, one seed; writes results/audit_fashion.{md,json} and report.html in the
+Two classes to forget, three seeds; writes results/audit_fashion.{md,json} and report.html in the
 working directory. Finished runs are skipped; launched twice at once it uses two cores.
 """
 
@@ -30,4 +30,4 @@ COLUMNS = (
 
 def get_config():
   base = pretrain_fashion.get_config()
-  return audits.audit("fashion", base, TARGETS, ATTACKS, COLUMNS, seeds=(0,))
+  return audits.audit("fashion", base, TARGETS, ATTACKS, COLUMNS, seeds=(0, 1, 2))

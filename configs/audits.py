@@ -32,8 +32,9 @@ def audit(
   attacks: Attacks,
   columns: Sequence[tuple[str, str]],
   seeds: Sequence[int],
+  models: str = "",
 ) -> ConfigDict:
-  """The pipeline results/audit_NAME, of the base model assets:pretrain_NAME.
+  """The pipeline results/audit_NAME, of the base model assets:pretrain_MODELS (or NAME).
 
   Args:
     base: the config of that model.
@@ -48,7 +49,9 @@ def audit(
   )
   mean = ("ar_few_10_mean", "mean AR 10 images")
   config.columns = (*columns, *((metric, title) for metric, title, _ in attacks), mean)
-  config.runs.replay = as_it_is(base, f"assets:pretrain_{name}")
+  models = models or name
+  origin = f"assets:pretrain_{models}"
+  config.runs.replay = as_it_is(base, origin)
   config.runs.replay.eval.update(metrics=(), samples=1000, keep=True)
 
   def add(row: str, variant: str, make: Callable[[str], ConfigDict], attacked: bool = True) -> None:
@@ -64,9 +67,8 @@ def audit(
           config.runs[f"{names[-1]}@{suffix(attack)}"] = attack_on(run, names[-1], *attack)
     config.rows += ((row, tuple(names), ()),)
 
-  origin = f"assets:pretrain_{name}"
   add("pretrained", "pretrained", lambda _: as_it_is(base, origin), attacked=False)
-  retrained = lambda target: as_it_is(base, f"assets:retrain_{name}_{slug(target)}")
+  retrained = lambda target: as_it_is(base, f"assets:retrain_{models}_{slug(target)}")
   add("retrained", "retrained", retrained)
   for row, variant in METHODS.items():
     add(row, variant, lambda _, variant=variant: unlearned(base, origin, variant))

@@ -1,6 +1,7 @@
-"""Curves over steps, laid out for SVG: what the pages of jaxunlearn/assets draw."""
+"""Curves over steps, laid out for SVG: what the pages of jaxunlearn/assets draw; and bars."""
 
 import dataclasses
+import html
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -8,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 Ticks = tuple[tuple[float, str], ...]  # (place, label)
+COLOURS = ("#b4581c", "#14708a", "#6b3fa0", "#3b7a2a", "#a0286b", "#555b66")  # .p0 .. of style.css
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,3 +115,49 @@ def ticks(low: float, high: float, most: int = 5, whole: bool = False) -> list[f
     step = max(1, round(step))
   first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
   return [float(f"{k * step:.10g}") for k in range(first, last + 1)]
+
+
+def bars(title: str, names: Sequence[str], series: Mapping[str, np.ndarray]) -> str:
+  """A whole SVG: below each name a bar of each series, from 0, and its value at the right.
+
+  The axis holds 0..1 and every value; one that is not finite has no bar. In a page that has
+  style.css its colours are the page's.
+  """
+  values = np.stack(list(series.values()), axis=1).astype(float)  # [names, series]
+  finite = values[np.isfinite(values)]
+  x = scale(min([0.0, *finite]), max([1.0, *finite]), 0, Chart.width - 45)
+  width = Chart.width / len(series)
+  out = [_text(0, 11, title)]
+  for i, key in enumerate(series):
+    out += [_bar(i, i * width, 19, 9), _text(i * width + 14, 27, key)]
+  y = top = 34
+  for name, row in zip(names, values.tolist(), strict=True):
+    out.append(_text(0, y + 11, name))
+    y += 15
+    for i, value in enumerate(row):
+      if math.isfinite(value):
+        out.append(_bar(i, min(x(0), x(value)), y, abs(x(value) - x(0))))
+      out.append(_text(Chart.width, y + 8.5, number(value), "end"))
+      y += 11
+    y += 4
+  out.append(f'<path class="axis" stroke="#5c6068" d="M{x(0):.1f} {top} V{y}"/>')
+  said = "; ".join(
+    f"{name}: {', '.join(f'{k} {number(v)}' for k, v in zip(series, row, strict=True))}"
+    for name, row in zip(names, values.tolist(), strict=True)
+  )
+  return (
+    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {Chart.width} {y}" role="img"'
+    f' font-family="system-ui, sans-serif" font-size="10.5"'
+    f' aria-label="{html.escape(f"{title}. {said}")}">{"".join(out)}</svg>'
+  )
+
+
+def _bar(series: int, x: float, y: float, width: float) -> str:
+  i = series % len(COLOURS)
+  shape = f'x="{x:.1f}" y="{y}" width="{width:.1f}" height="9" rx="2"'
+  return f'<g class="p{i}"><rect class="bar" fill="{COLOURS[i]}" {shape}/></g>'
+
+
+def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
+  place = f'x="{x:g}" y="{y}" text-anchor="{anchor}"'
+  return f'<text fill="#5c6068" {place}>{html.escape(text)}</text>'

@@ -56,15 +56,18 @@ def with_table(params: Tree, column: int, embeddings: Any) -> Tree:
 
 def guided(eps_fn: EpsFn, w: float) -> EpsFn:
   """(1 + w) eps_c - w eps_null (Ho and Salimans, 2022), by one forward pass of 2B rows."""
-  return jax.tree_util.Partial(_guided, eps_fn, jnp.float32(w)) if w else eps_fn
+  return jax.tree_util.Partial(guided_by, eps_fn, jnp.float32(w)) if w else eps_fn
 
 
 def unguided(eps_fn: Any) -> EpsFn:
   """The noise predictor under the guidance."""
-  return eps_fn.args[0] if getattr(eps_fn, "func", None) is _guided else eps_fn
+  return eps_fn.args[0] if getattr(eps_fn, "func", None) is guided_by else eps_fn
 
 
-def _guided(eps_fn: EpsFn, w: jax.Array, x_t: jax.Array, t: jax.Array, c: Any = None) -> jax.Array:
+def guided_by(
+  eps_fn: EpsFn, w: jax.Array, x_t: jax.Array, t: jax.Array, c: Any = None
+) -> jax.Array:
+  """The same with a traced w, at (x_t, t, c)."""
   if c is None:
     return eps_fn(x_t, t)
   both = jnp.concatenate([c, jnp.full_like(c, NULL)])

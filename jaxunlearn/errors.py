@@ -5,6 +5,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+BAD_INPUT, DIVERGED = 2, 3  # exit codes
+
 
 def nearest(name: str, choices: Iterable[str]) -> str:
   """` (did you mean 'siss'?)`, or nothing where no choice is near."""

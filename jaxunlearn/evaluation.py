@@ -92,11 +92,15 @@ class Evaluation:
       evals.check(name, options)  # fails before any work
 
   def once(self, phase: str, params: Any) -> None:
-    """Evaluates under `phase` (before, after), or does nothing where that is already done."""
+    """Evaluates the network under `phase` (before, after), unless that is already done."""
+    self.measure(phase, lambda: self._bind(params))
+
+  def measure(self, phase: str, make: Callable[[], EpsFn]) -> None:
+    """Evaluates what `make` gives under `phase`, or does nothing where that is already done."""
     path = self._workdir / "evals" / f"{phase}.json"
     if path.exists():
       return
-    eps_fn = self._bind(params)
+    eps_fn = make()
     stored = self._workdir / "samples" / f"{phase}.f32"
     c = plan(self._setup, self._setup.config.eval.asked, self._setup.config.eval.samples)
     task = self._task(self._samples(eps_fn, stored, c), c)

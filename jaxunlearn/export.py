@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
+from jaxunlearn.errors import BAD_INPUT
+
 _RUN = flags.DEFINE_string("run", None, "The working directory of the run.")
 _OUT = flags.DEFINE_string("out", None, "The folder to write; made if need be.")
 _RAW = flags.DEFINE_bool("raw", False, "Take the raw parameters even where the run keeps an EMA.")
@@ -26,7 +28,6 @@ _CARD = {
   "deleted": flags.DEFINE_string("deleted", "sha256", "Tell what was deleted: ids, sha256, count."),
   "base": flags.DEFINE_string("base", "", "What the run started from; its init_from if empty."),
 }
-BAD_INPUT = 2
 POINTS = 200
 
 

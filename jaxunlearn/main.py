@@ -14,6 +14,8 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from jaxunlearn.errors import BAD_INPUT, DIVERGED
+
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A file of configs/; FILE.py:NAME picks a variant.", lock_config=True
 )
@@ -21,7 +23,6 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run writes, and resum
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Print the resolved config and the cost of one step, then stop."
 )
-BAD_INPUT, DIVERGED = 2, 3
 
 
 def main(_: list[str]) -> None:
@@ -35,7 +36,7 @@ def main(_: list[str]) -> None:
 
       print(dry_run.describe(_CONFIG.value))
     else:
-      launch = pipeline.run if "runs" in _CONFIG.value else train.run
+      launch = pipeline.run if "runs" in _CONFIG.value else pipeline.run_single
       launch(_CONFIG.value, pathlib.Path(_WORKDIR.value or ""))
   except (ValueError, checkpoint.Damaged, train.Diverged) as error:
     print(f"error: {error}", file=sys.stderr)

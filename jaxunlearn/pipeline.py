@@ -2,7 +2,7 @@
 
 config.runs   name -> the config of a run; a finished run is skipped when launched again;
               run:NAME, in its init_from or a stream, is another of them, which comes before it
-config.rows   label -> the names of its runs, one a seed
+config.rows   label -> the names of its runs, one a seed; NAME#PHASE is a phase of NAME
 config.columns, config.published, config.out   what the table shows, and where it goes
 """
 
@@ -11,7 +11,7 @@ import fcntl
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from jaxunlearn import audit, train
+from jaxunlearn.cdm import run as compartments
 from jaxunlearn.evals import statistics
 
 
@@ -50,6 +51,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   return results
 
 
+def run_single(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+  """A run that is no pipeline: of sources, where the config has them, or of one model."""
+  return (compartments.run if "sources" in config else train.run)(config, workdir)
+
+
 def _run_one(name: str, config: ConfigDict, workdir: pathlib.Path) -> bool:
   """Whether the run was made here and now: unfinished, nobody else's, waiting for no other."""
   with _only_here(workdir / f"{name}.lock") as mine:
@@ -59,7 +65,7 @@ def _run_one(name: str, config: ConfigDict, workdir: pathlib.Path) -> bool:
       if (placed := _placed(config, workdir)) is None:
         return False
       logging.info("run %s", name)
-      train.run(placed, workdir / name)
+      run_single(placed, workdir / name)
     except train.Diverged as error:
       logging.error("%s: %s", name, error)
       (workdir / name).mkdir(exist_ok=True)
@@ -103,14 +109,14 @@ def summarise(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   """label -> metric -> mean over the runs, its 95% t-interval, each run's value, the identity."""
   table: dict[str, Any] = {}
   for label, names, _ in config.rows:
-    outcomes = [outcome_of(workdir / name) or {} for name in names]
+    outcomes = [_phase_of(workdir, name) for name in names]
     attacks = config.get("attacks", ())
     for name, outcome in zip(names, outcomes, strict=True):
       if "after" in outcome:
         outcome["after"] |= audit.recovered(workdir, name, attacks, outcome["after"])
     finished = [outcome["after"] for outcome in outcomes if "after" in outcome]
     row: dict[str, Any] = {
-      "steps": config.runs[names[0]].train.steps,
+      "steps": config.runs[names[0].partition("#")[0]].train.steps,
       "runs": len(finished),
       "diverged": [outcome["diverged"] for outcome in outcomes if "diverged" in outcome],
     }
@@ -119,7 +125,7 @@ def summarise(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
       finite = all(np.isfinite(values))
       row[metric] = {
         "value": float(np.mean(values)) if finite else str(np.mean(values)),
-        "ci95": statistics.mean_interval(np.array(values)) if finite else None,
+        "ci95": _interval(finished, metric, values) if finite else None,
         "runs": [v if np.isfinite(v) else str(v) for v in values],
         "identity": sorted({outcome[metric]["identity"] for outcome in finished}),
       }
@@ -149,6 +155,22 @@ def outcome_of(run_dir: pathlib.Path) -> dict[str, Any] | None:
     if (run_dir / name).exists():
       return json.loads((run_dir / name).read_text())
   return None
+
+
+def _interval(
+  outcomes: Sequence[Mapping[str, Any]], metric: str, values: Sequence[float]
+) -> Sequence[float] | None:
+  """The 95% t-interval of the mean over runs; of a single run the interval of its own sample."""
+  if len(outcomes) == 1:
+    return outcomes[0][metric]["ci95"]
+  return statistics.mean_interval(np.array(values))
+
+
+def _phase_of(workdir: pathlib.Path, name: str) -> dict[str, Any]:
+  """The outcome of run NAME; of NAME#PHASE with that phase as the one after it."""
+  run_name, _, phase = name.partition("#")
+  outcome = outcome_of(workdir / run_name) or {}
+  return {"after": outcome[phase]} if phase in outcome else outcome
 
 
 def _cell(entry: Mapping[str, Any] | None) -> str:

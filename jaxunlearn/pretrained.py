@@ -28,9 +28,11 @@ SHARDED = f"{WEIGHTS}.index.json"
 CONFIG, SCHEDULER, PIPELINE = "config.json", "scheduler_config.json", "model_index.json"
 
 _LISTS = re.compile(
-  r"\b(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers|to_out|class_embedding)_(\d+)"
+  r"\b(\w+_blocks|resnets|attentions|downsamplers|upsamplers|to_out|class_embedding)_(\d+)"
 )
-_TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}  # HWIO -> OIHW, IO -> OI, by number of axes
+# HWIO -> OIHW, IO -> OI, by number of axes; a lone array of three stands as it is.
+_TO_TORCH = {4: (3, 2, 0, 1), 3: (0, 1, 2), 2: (1, 0), 1: (0,)}
+_WEIGHTS = ("kernel", "scale", "embedding")  # what PyTorch calls a weight; others keep their name
 # What diffusers called the layers of attention at first; google/ddpm-* are stored so.
 _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_NAME = re.compile(rf"\b(attentions\.\d+)\.({'|'.join(_OLD)})\b")
@@ -80,7 +82,8 @@ def _axes(path: Any, leaf: Any) -> tuple[int, ...]:
 
 def _torch_name(path: Any) -> str:
   *module, kind = (key.key for key in path)
-  return _LISTS.sub(r"\1.\2", ".".join(module)) + (".bias" if kind == "bias" else ".weight")
+  name = ".".join([*module, "weight" if kind in _WEIGHTS else kind])
+  return _LISTS.sub(r"\1.\2", name)
 
 
 # Folders.

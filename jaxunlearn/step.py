@@ -111,14 +111,14 @@ def make_update(setup: "Setup", state: State) -> Callable[..., tuple[State, Tree
   apply = _applier(program_, structure, tuple(leaves))
 
   def update(state: State, batch: methods.Batch) -> tuple[State, Tree]:
-    draws = _draw(program_, seed, state.step, batch, state.extras)
+    draws = draw(program_, seed, state.step, batch, state.extras)
     return apply(state, *gradients(state.params, draws, state.extras))
 
   return update
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _draw(
+def draw(
   program: Program, seed: int | jax.Array, step: jax.Array, batch: methods.Batch, extras: Tree
 ) -> Any:
   rng = jax.random.fold_in(jax.random.key(seed), step)
@@ -177,13 +177,13 @@ def _with_dropout(apply: Callable[..., Any], rows: Any) -> tuple[Callable[..., A
 
 @functools.cache
 def _applier(program: Program, structure: Any, leaves: tuple[Any, ...]) -> Callable[..., Any]:
-  """`_apply`, compiled for a state of that layout."""
+  """`apply_update`, compiled for a state of that layout."""
   where = (structure.unflatten(leaves), sharding.replicated(program.mesh))
-  apply = functools.partial(_apply, program)
+  apply = functools.partial(apply_update, program)
   return jax.jit(apply, donate_argnums=0, out_shardings=where)
 
 
-def _apply(
+def apply_update(
   program: Program, state: State, grads: tuple[Tree, ...], metrics: Tree
 ) -> tuple[State, Tree]:
   method = program.method

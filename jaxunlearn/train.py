@@ -205,7 +205,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   with stop_signal() as stopped, contextlib.ExitStack() as stack:
     params = start_params(setup)
     evaluation = Evaluation(setup, workdir, stopped)
-    _claim(workdir, config)
+    claim(workdir, config)
     if config.eval.before:
       evaluation.once("before", params)
     saves = checkpoint.Checkpoints(workdir / "checkpoints", config.train.keep)
@@ -294,7 +294,7 @@ def _flush(pending: list[tuple[int, Tree]], writer: Writer) -> dict[str, float]:
   return scalars
 
 
-def _claim(workdir: pathlib.Path, config: ConfigDict) -> None:
+def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
   """Makes the working directory and its config.json; it belongs to one config."""
   path, text = workdir / "config.json", config.to_json(indent=2, sort_keys=True) + "\n"
   try:

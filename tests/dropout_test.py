@@ -116,7 +116,7 @@ def setup_of(**overrides):
 @functools.cache
 def draws_of(at=0, **overrides):
   setup = setup_of(**overrides)
-  return jax.device_get(step._draw(step.program(setup), 0, jnp.int32(at), setup.batch(0), {}))
+  return jax.device_get(step.draw(step.program(setup), 0, jnp.int32(at), setup.batch(0), {}))
 
 
 @functools.cache

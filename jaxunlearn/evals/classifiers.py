@@ -95,6 +95,17 @@ RECIPES = {
       flip=True,
     ),
     Recipe(
+      name="digits_clothes",
+      source="digits_clothes",
+      fields={},
+      shape=(28, 28, 1),
+      classes=(*"0123456789", *fashion.CLASSES),
+      weights=data.ASSETS / "digits_clothes_classifier.safetensors",
+      net=Classifier(classes=20, widths=(32, 64, 96)),
+      epochs=20,
+      background=-1.0,
+    ),
+    Recipe(
       name="emoji",
       source="emoji",
       fields={},

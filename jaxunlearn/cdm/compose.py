@@ -1,0 +1,245 @@
+"""Composition: one noise predictor out of n, one for each source (Golatkar et al., 2024, eq. 5).
+
+    eps_mix(x_t, t) = sum_i w_i(x_t, t) eps_i(x_t, t),   w_i = lam_i p_{i,t}(x_t) / p_t(x_t)
+
+The same weights mix predictions of eps, of x0 and of v. They are a function of (x_t, t), hence
+computed anew at every evaluation of a sampler. The modes, and how many networks each evaluates:
+
+    soft        w_i of the router                                                        n
+    naive       w_i = 1/n: the geometric mean of the densities, up to a constant. It is the form
+                that copy protection takes, but an ordinary sampler of it certifies no bound   n
+    topk        the k largest w_i, to sum 1; top-1 erases the modes that sources share         k
+    step        one source at random by its prior at each evaluation; tends to an average      1
+    trajectory  one source by its prior for each row: a sampler of it draws from the mixture   1
+
+Modes that need not all networks send each row only to those it needs: rows are sorted by source
+and taken in blocks of one source, so that the cost grows with k and not with n.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxunlearn import conditions, errors
+from jaxunlearn.diffusion import Diffusion, EpsFn
+
+Tree = Any
+MODES = ("soft", "naive", "topk", "step", "trajectory")
+DENSE = ("soft", "naive")  # modes that evaluate every network
+
+
+class Compartments(NamedTuple):
+  """n sources: every leaf of `params` and `parts` leads with that axis."""
+
+  names: tuple[str, ...]
+  counts: tuple[int, ...]  # records of each: the priors are their shares
+  params: Tree
+  parts: Tree  # of the router
+
+  @property
+  def prior(self) -> Float[np.ndarray, " n"]:
+    """lam_i, float32."""
+    counts = np.array(self.counts, np.float64)
+    return (counts / counts.sum()).astype(np.float32)
+
+  def only(self, names: Sequence[str]) -> "Compartments":
+    """Those sources, as an access right may say; the priors follow (exact: w_i are masked).
+
+    Raises:
+      ValueError: no such source, or none.
+    """
+    for name in names:
+      errors.check_choice("source", name, self.names)
+    if not names:
+      raise ValueError(f"a composition of no source; name one or more of {', '.join(self.names)}")
+    index = np.array([i for i, name in enumerate(self.names) if name in names])
+    pick = lambda tree: jax.tree.map(lambda leaf: leaf[index], tree)
+    return Compartments(
+      tuple(self.names[i] for i in index),
+      tuple(self.counts[i] for i in index),
+      pick(self.params),
+      pick(self.parts),
+    )
+
+  def without(self, names: Sequence[str]) -> "Compartments":
+    """All but those sources: what is left after they are deleted."""
+    for name in names:
+      errors.check_choice("source", name, self.names)
+    return self.only([name for name in self.names if name not in names])
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+  """How sources are mixed."""
+
+  name: str = "soft"
+  k: int = 1  # networks of a row, where the name is topk
+  over: str = "vmap"  # how all networks are evaluated: at once, or by a scan in the memory of one
+  block: int = 8  # rows of one source evaluated together, where not all networks are
+  seed: int = 0  # of the sources drawn at random
+
+  def __post_init__(self) -> None:
+    errors.check_choice("mode of composition", self.name, MODES)
+    errors.check_choice("evaluation over sources", self.over, ("vmap", "scan"))
+    if self.k < 1 or self.block < 1:
+      raise ValueError(f"k {self.k} and block {self.block} of a composition; use at least 1 each")
+
+  def networks(self, n: int) -> int:
+    """Evaluations of a network for each row."""
+    return n if self.name in DENSE else min(self.k, n) if self.name == "topk" else 1
+
+
+def compose(
+  apply: Callable[..., Array],
+  compartments: Compartments,
+  router: Any,
+  process: Diffusion,
+  mode: Mode = Mode(),
+  guidance: float = 0.0,
+) -> EpsFn:
+  """The noise predictor of those compartments, a pytree (`jax.tree_util.Partial`).
+
+  Args:
+    apply: (params, x_t, t, c) -> eps, of one source. Guidance is within each, before they mix.
+    router: `logits(parts, process, x_t, t) -> [B, n]`, log p_{i,t}(x_t) up to a common constant.
+  """
+  apply, params = guided(apply, guidance), compartments.params
+  weigh = log_weights(router, process, compartments)
+  if mode.name == "naive":
+    weigh = jax.tree_util.Partial(_even, jnp.zeros(len(compartments.names)))
+  if mode.name in DENSE:
+    return jax.tree_util.Partial(_SUMS[mode.over], apply, params, weigh)
+  log_prior = jnp.log(compartments.prior)
+  return jax.tree_util.Partial(_sparse(mode), apply, params, weigh, log_prior)
+
+
+def guided(apply: Callable[..., Array], w: float) -> Callable[..., Array]:
+  """The same, a pytree, with (1 + w) eps_c - w eps_null for eps."""
+  apply = apply if isinstance(apply, jax.tree_util.Partial) else jax.tree_util.Partial(apply)
+  return jax.tree_util.Partial(_guided, apply, jnp.float32(w)) if w else apply
+
+
+def _guided(
+  apply: Callable[..., Array], w: Array, params: Tree, x_t: Array, t: Array, c: Any = None
+) -> Array:
+  return conditions.guided_by(jax.tree_util.Partial(apply, params), w, x_t, t, c)
+
+
+def eps_all(apply: Callable[..., Array], compartments: Compartments) -> Callable[..., Array]:
+  """(x_t, t, c) -> [n, B, H, W, C]: every source's prediction."""
+  return jax.tree_util.Partial(_every, guided(apply, 0.0), compartments.params)
+
+
+def _every(apply: Callable[..., Array], params: Tree, x_t: Array, t: Array, c: Any = None) -> Array:
+  return jax.vmap(lambda p: apply(p, x_t, t, c))(params)
+
+
+def log_weights(
+  router: Any, process: Diffusion, compartments: Compartments
+) -> Callable[[Array, Array], Float[Array, "B n"]]:
+  """(x_t, t) -> log w_i = log p(i | x_t), a pytree."""
+  log_prior = jnp.log(compartments.prior)
+  return jax.tree_util.Partial(_posterior(router, process), compartments.parts, log_prior)
+
+
+@functools.cache  # one function object for each: jit tells them apart by identity
+def _posterior(router: Any, process: Diffusion) -> Callable[..., Array]:
+  def posterior(parts: Tree, log_prior: Array, x_t: Array, t: Array) -> Array:
+    return jax.nn.log_softmax(router.logits(parts, process, x_t, t) + log_prior, axis=1)
+
+  return posterior
+
+
+def _even(zeros: Array, x_t: Array, t: Array) -> Array:
+  del t
+  return jnp.broadcast_to(jax.nn.log_softmax(zeros), (len(x_t), len(zeros)))
+
+
+def _at_once(
+  apply: Callable[..., Array], params: Tree, weigh: Callable[..., Array], x_t, t, c=None
+) -> Array:
+  w = jnp.exp(weigh(x_t, t)).T[..., None, None, None]
+  return jnp.sum(w * _every(apply, params, x_t, t, c), axis=0)
+
+
+def _one_by_one(
+  apply: Callable[..., Array], params: Tree, weigh: Callable[..., Array], x_t, t, c=None
+) -> Array:
+  def add(total: Array, source: tuple[Tree, Array]) -> tuple[Array, None]:
+    p, w = source
+    return total + w[:, None, None, None] * apply(p, x_t, t, c), None
+
+  weights = jnp.exp(weigh(x_t, t)).T
+  return jax.lax.scan(add, jnp.zeros_like(x_t), (params, weights))[0]
+
+
+_SUMS = {"vmap": _at_once, "scan": _one_by_one}
+
+
+@functools.cache
+def _sparse(mode: Mode) -> Callable[..., Array]:
+  """The predictor of a mode that takes few networks for a row: `choose` says which."""
+
+  def predict(apply, params, weigh, log_prior, x_t, t, c=None):
+    index, w = choose(mode, weigh, log_prior, x_t, t)
+    return dispatch(apply, params, x_t, t, c, index, w, mode.block)
+
+  return predict
+
+
+def choose(
+  mode: Mode, weigh: Callable[..., Array] | None, log_prior: Array, x_t: Array, t: Array
+) -> tuple[Int[Array, "B k"], Float[Array, "B k"]]:
+  """The sources of each row, and their weights, of sum 1."""
+  key, rows = jax.random.key(mode.seed), jnp.arange(len(x_t))
+  if mode.name == "topk":
+    top, index = jax.lax.top_k(weigh(x_t, t), min(mode.k, len(log_prior)))
+    return index, jax.nn.softmax(top)
+  if mode.name == "trajectory":  # systematic: the sources' shares of the rows are their priors
+    u = (rows + jax.random.uniform(key)) / len(rows)
+    index = jnp.searchsorted(jnp.cumsum(jnp.exp(log_prior))[:-1], u, side="right")
+  else:
+    fold = jax.vmap(lambda i, n: jax.random.fold_in(jax.random.fold_in(key, i), n))
+    index = jax.vmap(lambda k: jax.random.categorical(k, log_prior))(fold(rows, t.astype(int)))
+  return index[:, None], jnp.ones((len(x_t), 1))
+
+
+def dispatch(
+  apply: Callable[..., Array],
+  params: Tree,
+  x_t: Float[Array, "B H W C"],
+  t: Array,
+  c: Any,
+  index: Int[Array, "B k"],
+  weights: Float[Array, "B k"],
+  block: int,
+) -> Float[Array, "B H W C"]:
+  """sum_j weights[b, j] eps_{index[b, j]}(x_t[b]), each network on the rows that need it alone.
+
+  A loop over blocks of `block` rows of one source; the last block of a source is filled up with
+  rows that do not count.
+  """
+  n, k = len(jax.tree.leaves(params)[0]), index.shape[1]
+  flat = index.reshape(-1)
+  order = jnp.argsort(flat, stable=True)
+  counts = jnp.bincount(flat, length=n)
+  blocks = -(-counts // block)
+  last_block, last_row = jnp.cumsum(blocks), jnp.cumsum(counts)
+
+  def add(j: Array, total: Array) -> Array:
+    source = jnp.searchsorted(last_block, j, side="right")
+    inside = (j - last_block[source] + blocks[source]) * block + jnp.arange(block)
+    pick = order[jnp.minimum(last_row[source] - counts[source] + inside, len(flat) - 1)]
+    row = pick // k
+    own = jax.tree.map(lambda leaf: leaf[source], params)
+    eps = apply(own, x_t[row], t[row], None if c is None else c[row])
+    w = jnp.where(inside < counts[source], weights.reshape(-1)[pick], 0)
+    return total.at[row].add(w[:, None, None, None] * eps)
+
+  return jax.lax.fori_loop(0, last_block[-1], add, jnp.zeros_like(x_t))

@@ -1,0 +1,229 @@
+"""Delete records, or a whole source, from a compartmentalised model, exactly, and prove it.
+
+    python -m jaxunlearn.cdm.delete --run=runs/cdm --ids=mnist/00012,fashion/00400 --plan
+    python -m jaxunlearn.cdm.delete --run=runs/cdm --file=requests.txt --prove
+    python -m jaxunlearn.cdm.delete --run=runs/cdm --source=uniform-3
+
+A source is dropped with all that it trained. Of records, each shard that holds some goes back to
+its last checkpoint that had not seen any, and is trained again from there; the others do not
+change. `--prove` trains those shards once more from step 0, on records without the deleted ones,
+and compares every bit. `--plan` says what would be done and at what cost, and stops.
+
+What a deletion did, and the values of every metric before and after it, stand in
+RUN/deletions/N.json; stopped half way, the same command goes on. Exit codes as jaxunlearn.main.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxunlearn import checkpoint, data, errors, train, writer
+from jaxunlearn.cdm import cli, sources
+from jaxunlearn.cdm import run as cdm_run
+from jaxunlearn.cdm.run import Cdm
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+  """What a deletion means for one shard; steps are counted from 0."""
+
+  source: str
+  records: int  # to delete from it
+  of: int  # records it has
+  first_seen: int | None  # the first step that shows one of them
+  restart: int  # the checkpoint it goes back to; 0: none
+  steps: int  # of its training
+
+  @property
+  def cost(self) -> int:
+    """Steps to train again."""
+    return self.steps - self.restart
+
+  def __str__(self) -> str:
+    seen = "never seen" if self.first_seen is None else f"first seen in step {self.first_seen}"
+    return (
+      f"{self.source}: {self.records} of {self.of} records, {seen}; back to step {self.restart}, "
+      f"{self.cost} of {self.steps} steps to train again"
+    )
+
+
+def plan(cdm: Cdm, ids: Sequence[str]) -> list[Item]:
+  """What deleting those records takes, shard by shard.
+
+  Raises:
+    ValueError: an id of no source, or all the records of one.
+  """
+  named = cdm.sources
+  lost = [name for name in ids if name not in named]
+  if lost:
+    raise ValueError(
+      f"{len(lost)} of {len(ids)} ids are of no source, the first is {lost[0]!r}: deleted before, "
+      "or not of this run; a record of the public backbone takes retraining all"
+    )
+  out = []
+  for name, shard in cdm.shards().items():
+    mine = [i for i in ids if named[i] == name]
+    if len(mine) == len(shard.records):
+      raise ValueError(f"those are all {len(mine)} records of source {name}; use --source={name}")
+    if mine:
+      first = shard.first_step(mine)
+      known = cdm.training().recorded(name)
+      safe = [step for step in known if first is None or step <= first]
+      restart = max(safe, default=0)
+      out.append(Item(name, len(mine), len(shard.records), first, restart, shard.steps))
+  return out
+
+
+def cost(items: Sequence[Item], cdm: Cdm) -> str:
+  """The plan's last line."""
+  again, whole = sum(item.cost for item in items), sum(s.steps for s in cdm.shards().values())
+  return f"{again} of {whole} steps of the whole model to train again ({again / whole:.1%})"
+
+
+def delete(cdm: Cdm, ids: Sequence[str]) -> dict[str, Any]:
+  """Deletes the records and trains what had seen them again; returns deletions/N.json."""
+  items = plan(cdm, ids)
+  gone = set(ids)
+  removed = [
+    pathlib.Path("shards", item.source, "checkpoints", str(step))
+    for item in items
+    for step in sorted(cdm.training().recorded(item.source))
+    if step > item.restart
+  ]
+  facts = {"plan": [dataclasses.asdict(item) for item in items]}
+  left = {name: source for name, source in cdm.sources.items() if name not in gone}
+  return _carry_out(cdm, left, removed, {"deleted_records": len(gone), **facts})
+
+
+def drop(cdm: Cdm, source: str) -> dict[str, Any]:
+  """Deletes a source: its records, its shard and its part of the router."""
+  named = cdm.sources
+  errors.check_choice("source", source, sorted(set(named.values())))
+  left = {name: other for name, other in named.items() if other != source}
+  if not left:
+    raise ValueError(f"{source} is the only source; delete the run's directory instead")
+  removed = [pathlib.Path("shards", source)]
+  facts = {"deleted_source": source, "deleted_records": len(named) - len(left)}
+  return _carry_out(cdm, left, removed, facts)
+
+
+def _carry_out(
+  cdm: Cdm, left: dict[str, str], removed: Sequence[pathlib.Path], facts: dict[str, Any]
+) -> dict[str, Any]:
+  """Removes files, writes who has what now, says so in the ledger, and runs what is left to do."""
+  results = cdm.workdir / "results.json"
+  before = json.loads(results.read_text()) if results.exists() else {}
+  folder = cdm.workdir / "deletions"
+  folder.mkdir(exist_ok=True)
+  path = folder / f"{len(list(folder.glob('*.json'))) + 1}.json"
+  writer.replace(path, json.dumps({**facts, "before": before}, indent=2) + "\n")
+  doomed = [*removed, *map(pathlib.Path, ("evals", "samples", "router"))]
+  for gone in doomed:
+    shutil.rmtree(cdm.workdir / gone, ignore_errors=True)
+  cdm.assign(left, "delete", removed=[*removed, pathlib.Path("router")], **facts)
+  return json.loads(path.read_text())
+
+
+def finish(cdm: Cdm) -> dict[str, Any]:
+  """Trains and evaluates what the last deletion left to do; writes the values after it."""
+  after = cdm_run.run(cdm.config, cdm.workdir)
+  paths = sorted((cdm.workdir / "deletions").glob("*.json"), key=lambda p: int(p.stem))
+  record = {**json.loads(paths[-1].read_text()), "after": after}
+  writer.replace(paths[-1], json.dumps(record, indent=2) + "\n")
+  return record
+
+
+def prove(cdm: Cdm, names: Sequence[str]) -> None:
+  """Trains shards from step 0 without what was deleted; every bit has to be that of the run's.
+
+  Raises:
+    RuntimeError: a shard differs. The ledger has either outcome.
+  """
+  folder = cdm.workdir / "proof"
+  shutil.rmtree(folder, ignore_errors=True)
+  folder.mkdir()
+  shards = cdm.shards()
+  fresh = cdm.training(folder).run([shards[name] for name in names])
+  kept = cdm.training().run([shards[name] for name in names])
+  shutil.rmtree(folder)
+  differ = [name for name in names if not same_bits(fresh[name], kept[name])]
+  for name in names:
+    digest = f"{int(checkpoint.fingerprint(kept[name].params)):08x}"
+    cdm.ledger.append("proof", source=name, equal=name not in differ, fingerprint=digest)
+  if differ:
+    raise RuntimeError(
+      f"{', '.join(differ)} differ from shards trained without the deleted records; use the "
+      "machine, the versions and the sources.lanes of the first training"
+    )
+
+
+def same_bits(one: Any, other: Any) -> bool:
+  """Whether all leaves of two trees are equal, bit by bit."""
+  bits = lambda leaf: np.asarray(leaf).tobytes()
+  return all(jax.tree.leaves(jax.tree.map(lambda a, b: bits(a) == bits(b), one, other)))
+
+
+def changes(record: dict[str, Any], metric: str = "feature_fid") -> str:
+  """A table in Markdown of a metric before and after, one row a mode."""
+  lines = [f"| mode | {metric} before | after | change |", "| --- | --- | --- | --- |"]
+  for phase, values in record["after"].items():
+    old, new = (side.get(metric) for side in (record["before"].get(phase, {}), values))
+    if old and new:
+      change = new["value"] / old["value"] - 1
+      lines.append(f"| {phase} | {old['value']:.3g} | {new['value']:.3g} | {change:+.1%} |")
+  return "\n".join(lines)
+
+
+def open_run(folder: pathlib.Path, stopped: Any = lambda: False) -> Cdm:
+  """The run in that directory; raises ValueError where there is none."""
+  path = folder / "config.json"
+  if not path.is_file() or not (folder / sources.FILE).is_file():
+    raise ValueError(f"{folder} holds no compartmentalised run; give its working directory")
+  return Cdm(ConfigDict(json.loads(path.read_text())), folder, stopped)
+
+
+def command(args: argparse.Namespace) -> None:
+  with train.stop_signal() as stopped:
+    cdm = open_run(args.run, stopped)
+    if args.source:
+      items, ids = [], ()
+    else:
+      request = data.Forget(ids=tuple(filter(None, args.ids.split(","))), file=args.file)
+      ids = cdm.setup.train.ids[request.mask(cdm.setup.train)].tolist()
+      if not ids:
+        raise ValueError("nothing to delete; give one of --ids, --file and --source")
+      items = plan(cdm, ids)
+      print("\n".join([*map(str, items), cost(items, cdm)]))
+    if args.plan:
+      return
+    drop(cdm, args.source) if args.source else delete(cdm, ids)
+    record = finish(cdm)
+    if args.prove and items:
+      prove(cdm, [item.source for item in items])
+      print(f"proven: {len(items)} shards equal, bit for bit, ones that never had the records")
+    print(changes(record))
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(prog="jaxunlearn.cdm.delete", description=__doc__.split("\n")[0])
+  parser.add_argument("--run", type=pathlib.Path, required=True, help="the working directory")
+  what = parser.add_mutually_exclusive_group(required=True)
+  what.add_argument("--ids", default="", help="record ids, or sha256:HEX, between commas")
+  what.add_argument("--file", default="", help="a file with one of them a line")
+  what.add_argument("--source", default="", help="a whole source")
+  parser.add_argument("--plan", action="store_true", help="only say what would be done")
+  parser.add_argument("--prove", action="store_true", help="train again from step 0 and compare")
+  return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+  sys.exit(cli.guarded(lambda: command(parse())))

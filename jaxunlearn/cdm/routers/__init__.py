@@ -1,0 +1,55 @@
+"""Routers: who is likely to have made x_t, log p_{i,t}(x_t) of each source; one module each.
+
+A router is a frozen dataclass `Router` with
+
+    independent   whether a source's part is fitted on its own records alone
+    fit           {source: its records} -> {source: its part}, a dict of arrays
+    logits        (parts, process, x_t, t) -> [B, n], up to a constant that sources share
+
+where `parts` are the sources' parts stacked, so that a subset of the sources is a subset of rows.
+Priors are no part of it: w_i = softmax_i(logits_i + log lam_i).
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxunlearn import data, errors
+from jaxunlearn.diffusion import Diffusion
+
+Part = Mapping[str, Any]
+
+
+class Router(Protocol):
+  """The contract; the fields of a router are its hyper-parameters."""
+
+  independent: ClassVar[bool]
+
+  def fit(
+    self, records: Mapping[str, data.Records], net: Any, backbone: Any, process: Diffusion
+  ) -> dict[str, Part]: ...
+
+  def logits(self, parts: Part, process: Diffusion, x_t: Array, t: Array) -> Array: ...
+
+
+def make(name: str, **fields: Any) -> Any:
+  """routers/kmeans.py is named 'kmeans'; its fields are those of its `Router`."""
+  errors.check_choice("router", name, names())
+  module = importlib.import_module(f"{__name__}.{name}")
+  return errors.build(module.Router, f"router {name}", fields)
+
+
+def names() -> list[str]:
+  return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def levels(process: Diffusion, t: Array) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+  """gamma_t and sigma_t [B]; between two times log(sigma / gamma) is linear in t."""
+  table = jnp.asarray(process.log_noise_to_signal(), jnp.float32)
+  log_ratio = jnp.interp(jnp.asarray(t, jnp.float32), jnp.arange(len(table)), table)
+  return jnp.sqrt(jax.nn.sigmoid(-2 * log_ratio)), jnp.sqrt(jax.nn.sigmoid(2 * log_ratio))

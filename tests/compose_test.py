@@ -1,0 +1,233 @@
+"""Compositions of exact scores are exact: Gaussian mixtures, source by source."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxunlearn import sampling
+from jaxunlearn.cdm import compose
+from jaxunlearn.cdm.compose import Compartments, Mode
+from jaxunlearn.diffusion import Diffusion
+from tests import toys
+
+PROCESS = Diffusion()
+SHAPE = (2, 2, 1)
+COUNTS = (10, 30, 20, 40)
+STD = 0.3
+
+
+class Exact:
+  """A router that knows the densities: each source is two modes of equal share."""
+
+  def logits(self, parts, process, x_t, t):
+    gamma, sigma = (f(t) for f in (process.gamma, process.sigma))
+    means = parts["means"]  # [n, K, H, W, C]
+    v = ((gamma * STD) ** 2 + sigma**2)[:, 0, 0, 0]
+    apart = x_t[:, None, None] - gamma[:, None, None] * means
+    distance = jnp.sum(apart**2, axis=(-3, -2, -1))
+    return jax.nn.logsumexp(-distance / (2 * v[:, None, None]), axis=2)
+
+
+ROUTER = Exact()
+
+
+def one(params, x_t, t, c=None):
+  eps_fn = toys.mixture_eps_fn(PROCESS, params["means"], STD, jnp.full(2, 0.5))
+  shift = 0.0 if c is None else params["shift"][c][:, None, None, None]
+  return eps_fn(x_t, t) + shift
+
+
+@functools.cache
+def compartments(counts=COUNTS):
+  rng = np.random.default_rng(0)
+  n = len(counts)
+  means = jnp.asarray(rng.normal(0, 0.7, (n, 2, *SHAPE)), jnp.float32)
+  shift = jnp.asarray(rng.normal(0, 1, (n, 3)), jnp.float32)
+  params = {"means": means, "shift": shift}
+  return Compartments(tuple("abcdefgh"[:n]), counts, params, {"means": means})
+
+
+def points(n=24):
+  rng = np.random.default_rng(1)
+  t = jnp.asarray(rng.integers(0, 1000, n), jnp.int32)
+  return jnp.asarray(rng.normal(0, 1, (n, *SHAPE)), jnp.float32), t
+
+
+def whole(parts, x_t, t):
+  """The exact eps of the mixture of all sources, as one mixture of their modes."""
+  n = len(parts.names)
+  means = parts.params["means"].reshape(2 * n, *SHAPE)
+  weights = np.repeat(parts.prior / 2, 2)
+  return toys.mixture_eps_fn(PROCESS, means, STD, weights)(x_t, t)
+
+
+def composed(parts, **mode):
+  return compose.compose(one, parts, ROUTER, PROCESS, Mode(**mode))
+
+
+@pytest.mark.parametrize("over", ["vmap", "scan"])
+def test_score_and_x0_of_the_mixture(over):
+  x_t, t = points()
+  eps = composed(compartments(), over=over)(x_t, t)
+  exact = whole(compartments(), x_t, t)
+  np.testing.assert_allclose(eps, exact, atol=1e-5)
+  low = jnp.minimum(t, 600)  # later x0 = (x_t - sigma eps) / gamma is eps times a thousand
+  x0 = lambda eps_fn: PROCESS.x0(x_t, low, eps_fn(x_t, low))
+  ours = x0(composed(compartments(), over=over))
+  np.testing.assert_allclose(ours, x0(lambda x, t: whole(compartments(), x, t)), atol=1e-5)
+
+
+@pytest.mark.parametrize("names", [("b",), ("a", "d"), ("a", "b", "d")])
+def test_a_subset_is_the_mixture_of_the_subset(names):
+  x_t, t = points()
+  parts = compartments().only(names)
+  np.testing.assert_allclose(composed(parts)(x_t, t), whole(parts, x_t, t), atol=1e-5)
+  assert parts.prior.sum() == pytest.approx(1)
+
+
+def test_leaving_one_out_is_the_mixture_of_the_rest():
+  x_t, t = points()
+  rest = compartments().without(["c"])
+  assert rest.names == ("a", "b", "d") and rest.counts == (10, 30, 40)
+  np.testing.assert_allclose(composed(rest)(x_t, t), whole(rest, x_t, t), atol=1e-5)
+  assert np.abs(composed(rest)(x_t, t) - composed(compartments())(x_t, t)).max() > 0.01
+
+
+@pytest.mark.parametrize("mode", [{"name": name, "k": 2} for name in compose.MODES])
+def test_identical_sources_are_one_model(mode):
+  x_t, t = points()
+  same = jax.tree.map(lambda a: jnp.stack([a[0]] * 4), compartments().params)
+  parts = Compartments(tuple("abcd"), COUNTS, same, {"means": same["means"]})
+  first = jax.tree.map(lambda a: a[0], same)
+  np.testing.assert_allclose(composed(parts, **mode)(x_t, t), one(first, x_t, t), atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", [{"name": name} for name in compose.MODES] + [{"over": "scan"}])
+def test_one_source_alone_is_itself_bitwise(mode):
+  x_t, t = points()
+  alone = compartments().only(["c"])
+  own = jax.tree.map(lambda a: a[2], compartments().params)
+  ours = jax.jit(lambda f: f(x_t, t))(composed(alone, **mode))
+  theirs = jax.jit(lambda f: f(x_t, t))(composed(alone, name="naive"))
+  np.testing.assert_array_equal(ours, theirs)
+  np.testing.assert_allclose(ours, one(own, x_t, t), atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("block", [1, 3, 8, 100])
+def test_topk_is_the_renormalised_sum_of_the_likeliest(k, block):
+  x_t, t = points()
+  parts = compartments()
+  w = np.exp(np.float64(compose.log_weights(ROUTER, PROCESS, parts)(x_t, t)))
+  rank = np.argsort(np.argsort(-w, axis=1), axis=1)
+  w = np.where(rank < k, w, 0)
+  eps = np.float64(compose.eps_all(one, parts)(x_t, t))
+  wanted = np.einsum("bn,nbhwc->bhwc", w / w.sum(1, keepdims=True), eps)
+  ours = jax.jit(lambda f: f(x_t, t))(composed(parts, name="topk", k=k, block=block))
+  np.testing.assert_allclose(ours, wanted, atol=1e-5)
+
+
+def test_each_row_is_sent_to_the_sources_it_needs():
+  counted = []
+
+  def count(params, x_t, t, c=None):
+    jax.debug.callback(lambda rows: counted.append(int(rows)), x_t.shape[0])
+    return one(params, x_t, t, c)
+
+  x_t, t = points(64)
+  index = jnp.tile(jnp.arange(4), 16)[:, None]
+  params = compartments().params
+  rows = lambda block: compose.dispatch(
+    count, params, x_t, t, None, index, jnp.ones((64, 1)), block
+  ).block_until_ready()
+  for block, expected in ((16, 64), (8, 64), (12, 96)):
+    counted.clear()
+    rows(block)
+    jax.effects_barrier()
+    assert sum(counted) == expected
+
+
+def test_one_source_a_trajectory_by_the_priors():
+  x_t, t = points(100)
+  mode = Mode(name="trajectory", seed=3)
+  log_prior = jnp.log(compartments().prior)
+  index, weights = compose.choose(mode, None, log_prior, x_t, t)
+  again, _ = compose.choose(mode, None, log_prior, x_t + 1, t // 2)
+  np.testing.assert_array_equal(index, again)  # whatever the time and the point
+  np.testing.assert_array_equal(np.bincount(index[:, 0]), COUNTS)
+  np.testing.assert_array_equal(weights, 1)
+
+
+def test_one_source_a_step_by_the_priors():
+  x_t, t = jnp.zeros((4000, *SHAPE)), jnp.arange(4000) % 1000
+  index, _ = compose.choose(Mode(name="step"), None, jnp.log(compartments().prior), x_t, t)
+  share = np.bincount(index[:, 0]) / 4000
+  np.testing.assert_allclose(share, np.array(COUNTS) / 100, atol=0.03)
+  later, _ = compose.choose(Mode(name="step"), None, jnp.log(compartments().prior), x_t, t + 1)
+  assert (np.asarray(index) != np.asarray(later)).mean() > 0.4
+
+
+def test_the_average_of_the_sources():
+  x_t, t = points()
+  eps = compose.eps_all(one, compartments())(x_t, t)
+  np.testing.assert_allclose(composed(compartments(), name="naive")(x_t, t), eps.mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", compose.MODES)
+def test_guidance_is_within_each_source(name):
+  x_t, t = points()
+  c = jnp.asarray(np.random.default_rng(2).integers(0, 2, len(t)), jnp.int32)
+  parts, mode = compartments(), Mode(name=name, k=2)
+  shift = lambda c: parts._replace(params=dict(parts.params, shift=c))
+  ours = compose.compose(one, parts, ROUTER, PROCESS, mode, guidance=1.5)(x_t, t, c)
+  table = parts.params["shift"]
+  moved = 2.5 * table - 1.5 * table[:, -1:]
+  theirs = compose.compose(one, shift(moved), ROUTER, PROCESS, mode)(x_t, t, c)
+  np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+def test_samples_of_the_composition_are_those_of_the_mixture():
+  parts = compartments()
+  x_T = jax.random.normal(jax.random.key(0), (16, *SHAPE))
+  exact = jax.tree_util.Partial(lambda x, t, c=None: whole(parts, x, t))
+  draw = lambda f: sampling.sample(f, PROCESS, jax.random.key(1), x_T, sampler="ddim", steps=10)
+  np.testing.assert_allclose(draw(composed(parts)), draw(exact), atol=1e-4)
+
+
+def test_one_compilation_serves_every_set_of_parameters():
+  x_t, t = points()
+  traced = []
+
+  @jax.jit
+  def call(eps_fn):
+    traced.append(1)
+    return eps_fn(x_t, t)
+
+  for name in compose.MODES:
+    for scale in (1.0, 2.0):
+      parts = jax.tree.map(lambda a, s=scale: a * s, compartments().params)
+      call(composed(compartments()._replace(params=parts), name=name))
+  assert len(traced) == len(compose.MODES)
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"name": "sofy"}, "no mode of composition 'sofy' (did you mean 'soft'?)"),
+    ({"k": 0}, "k 0 and block 8 of a composition; use at least 1 each"),
+    ({"over": "map"}, "no evaluation over sources 'map'"),
+  ],
+)
+def test_bad_modes(fields, message):
+  with pytest.raises(ValueError, match=message.replace("(", r"\(").replace("?)", r"\?\)")):
+    Mode(**fields)
+
+
+def test_bad_subsets():
+  with pytest.raises(ValueError, match="no source 'z'; there are: a, b, c, d"):
+    compartments().only(["z"])
+  with pytest.raises(ValueError, match="a composition of no source"):
+    compartments().without(["a", "b", "c", "d"])
