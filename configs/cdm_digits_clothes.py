@@ -44,16 +44,19 @@ def compartments(by: str, n: int) -> ConfigDict:
   config.router = ConfigDict({"name": "kmeans"})
   config.compose = ConfigDict(
     {
-      "modes": ("trajectory", "naive", "step", "soft", "top1", "top2") if n > 1 else ("naive",),
-      "alone": n > 1,  # each source by itself too
+      "modes": ("trajectory", "naive", "step", "soft", "top1", "top2") if n != 1 else ("naive",),
+      "alone": n != 1,  # each source by itself too
       "subset": (),  # only these sources, as an access right may say; (): all
-      "over": "vmap",  # or scan, in the memory of one
+      "over": "scan",  # one after the other, faster for convolutions on CPU; or vmap
       "block": 8,
       "seed": 0,
+      "attributed": 4,  # samples that are told apart by source
+      "attribution_probes": 2,
+      "calibration_levels": 10,
     }
   )
   config.optimizer.update(learning_rate=3e-4, warmup=20)
   config.ema = 0.99
-  config.train.update(steps=STEPS, batch=max(1, BATCH // n), checkpoint_every=STEPS // 4)
+  config.train.update(steps=STEPS, batch=BATCH // max(n, 1), checkpoint_every=STEPS // 4)
   config.eval.update(metrics=("feature_fid",), samples=512)
   return config

@@ -126,38 +126,42 @@ def bars(title: str, names: Sequence[str], series: Mapping[str, np.ndarray]) -> 
   values = np.stack(list(series.values()), axis=1).astype(float)  # [names, series]
   finite = values[np.isfinite(values)]
   x = scale(min([0.0, *finite]), max([1.0, *finite]), 0, Chart.width - 45)
-  width = Chart.width / len(series)
+  top, height = 34, 19 + 11 * len(series)
+  bottom = top + height * len(names)
+  column = lambda i: i * Chart.width / len(series)
   out = [_text(0, 11, title)]
-  for i, key in enumerate(series):
-    out += [_bar(i, i * width, 19, 9), _text(i * width + 14, 27, key)]
-  y = top = 34
-  for name, row in zip(names, values.tolist(), strict=True):
-    out.append(_text(0, y + 11, name))
-    y += 15
-    for i, value in enumerate(row):
-      if math.isfinite(value):
-        out.append(_bar(i, min(x(0), x(value)), y, abs(x(value) - x(0))))
-      out.append(_text(Chart.width, y + 8.5, number(value), "end"))
-      y += 11
-    y += 4
-  out.append(f'<path class="axis" stroke="#5c6068" d="M{x(0):.1f} {top} V{y}"/>')
-  said = "; ".join(
-    f"{name}: {', '.join(f'{k} {number(v)}' for k, v in zip(series, row, strict=True))}"
-    for name, row in zip(names, values.tolist(), strict=True)
-  )
+  out += [_bar(i, column(i), 19, 9) for i in range(len(series))]
+  out += [_text(column(i) + 14, 27, key) for i, key in enumerate(series)]
+  said = []
+  for i, (name, row) in enumerate(zip(names, values.tolist(), strict=True)):
+    out.append(_group(name, row, x, top + i * height))
+    shown = (f"{key} {number(value)}" for key, value in zip(series, row, strict=True))
+    said.append(f"{name}: {', '.join(shown)}")
+  label = f"{title}. {'; '.join(said)}"
+  out.append(f'<path class="axis" stroke="#5c6068" d="M{x(0):.1f} {top} V{bottom}"/>')
   return (
-    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {Chart.width} {y}" role="img"'
+    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {Chart.width} {bottom}" role="img"'
     f' font-family="system-ui, sans-serif" font-size="10.5"'
-    f' aria-label="{html.escape(f"{title}. {said}")}">{"".join(out)}</svg>'
+    f' aria-label="{html.escape(label)}">{"".join(out)}</svg>'
   )
 
 
-def _bar(series: int, x: float, y: float, width: float) -> str:
+def _group(name: str, values: Sequence[float], x: Callable[[Any], Any], top: float | int) -> str:
+  out = [_text(0, top + 11, name)]
+  for i, value in enumerate(values):
+    y = top + 15 + 11 * i
+    if math.isfinite(value):
+      out.append(_bar(i, min(x(0), x(value)), y, abs(x(value) - x(0))))
+    out.append(_text(Chart.width, y + 8.5, number(value), "end"))
+  return "".join(out)
+
+
+def _bar(series: int, x: float | int, y: float | int, width: float | int) -> str:
   i = series % len(COLOURS)
   shape = f'x="{x:.1f}" y="{y}" width="{width:.1f}" height="9" rx="2"'
   return f'<g class="p{i}"><rect class="bar" fill="{COLOURS[i]}" {shape}/></g>'
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
+def _text(x: float | int, y: float | int, text: str, anchor: str = "start") -> str:
   place = f'x="{x:g}" y="{y}" text-anchor="{anchor}"'
   return f'<text fill="#5c6068" {place}>{html.escape(text)}</text>'

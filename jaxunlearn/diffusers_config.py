@@ -4,6 +4,7 @@ What they ask for and we do not have would be another function: it is refused, n
 Fields that a file lacks have diffusers' defaults.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -12,11 +13,12 @@ from absl import logging
 
 from jaxunlearn import errors
 from jaxunlearn.diffusion import Diffusion
-from jaxunlearn.models import unet
+from jaxunlearn.models import unet, uvit
 
 VERSION = "0.42.1"  # of diffusers, whose fields and defaults these are
 PATCH_SIZE, CLASSES = "jaxunlearn_patch_size", "jaxunlearn_classes"
-UNET, CONDITIONAL = "UNet2DModel", "ConditionalUNet2D"  # the latter is ours, not diffusers'
+UNET = "UNet2DModel"
+CONDITIONAL, UVIT = "ConditionalUNet2D", "UViT"  # ours, not diffusers'
 
 FREE: dict[str, Any] = {  # the fields of UNet2DModel that our UNet has
   "sample_size": None,
@@ -81,11 +83,14 @@ PIPELINE = {  # model_index.json
 
 
 def model_fields(config: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
-  """The fields of `unet.Net` from those of a config.json, which `path` names in errors.
+  """The fields of models.make from those of a config.json, which `path` names in errors.
 
   Raises:
-    ValueError: another class than UNet2DModel, or a field that our UNet lacks.
+    ValueError: another class than UNet2DModel and ours, or a field that our UNet lacks.
   """
+  if config.get("_class_name") == UVIT:
+    fields = {name: _plain(v) for name, v in config.items() if not name.startswith("_")}
+    return {"name": "uvit", **_checked(uvit.Net, fields, path)}
   if config.get("_class_name") not in (UNET, CONDITIONAL):
     raise ValueError(
       f"{path} is of {config.get('_class_name', 'no model')!r}; give the folder of a UNet2DModel"
@@ -107,7 +112,7 @@ def model_fields(config: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any
     fields["in_channels"] //= p**2
     fields["out_channels"] //= p**2
   fields |= {"sample_size": size * p, "patch_size": p, "classes": tuple(config.get(CLASSES, ()))}
-  return _checked(unet.Net, fields, path)
+  return {"name": "unet", **_checked(unet.Net, fields, path)}
 
 
 def process_fields(config: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
@@ -128,8 +133,13 @@ def process_fields(config: Mapping[str, Any], path: pathlib.Path) -> dict[str, A
   return _checked(Diffusion, fields, path)
 
 
-def of_net(net: unet.Net) -> dict[str, Any]:
-  """config.json of the UNet2DModel inside our UNet, which takes images folded by patch_size."""
+def of_net(net: unet.Net | uvit.Net) -> dict[str, Any]:
+  """config.json of the UNet2DModel inside our UNet, which takes images folded by patch_size.
+
+  That of a U-ViT has the fields of its `Net`.
+  """
+  if isinstance(net, uvit.Net):
+    return {"_class_name": UVIT, **dataclasses.asdict(net)}
   fields, p = {name: getattr(net, name) for name in FREE}, net.patch_size
   if p > 1:
     fields["sample_size"] //= p

@@ -17,7 +17,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from jaxunlearn import data, errors, methods, report, streams
+from jaxunlearn import data, diffusers_config, errors, methods, report, streams
 
 DELETED = ("ids", "sha256", "count")
 FIELDS = (  # of a run's config that a card is made from
@@ -70,6 +70,8 @@ def render(run: pathlib.Path, config: Mapping[str, Any], item: str, step: int, o
   hub_id = o.base or (
     origin.removeprefix("hub:").partition("@")[0] if origin.startswith("hub:") else ""
   )
+  kind = "Class-conditional UNet" if config["model"].get("classes") else diffusers_config.UNET
+  kind = diffusers_config.UVIT if config["model"]["name"] == "uvit" else kind
   return env.get_template("model_card.md.j2").render(
     license=o.license,
     base_model=hub_id if _HUB_ID.fullmatch(hub_id) else "",
@@ -83,8 +85,8 @@ def render(run: pathlib.Path, config: Mapping[str, Any], item: str, step: int, o
     phases=list(results),
     rows=rows,
     identities=report.identities(rows),
-    kind="Class-conditional UNet" if config["model"].get("classes") else "UNet2DModel",
-    conditional=bool(config["model"].get("classes")),
+    kind=kind,
+    foreign=kind != diffusers_config.UNET,
     patch=config["model"].get("patch_size", 1),
     limits=limits(config, results, item, now.count + earlier.count),
   )

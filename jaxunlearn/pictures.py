@@ -70,6 +70,12 @@ def write_conditions(
     _save(folder / f"{phase}_asked.png", samples[asked][: 2 * COLUMNS])
 
 
+def write_one(path: pathlib.Path, image: Float[np.ndarray, "H W C"]) -> None:
+  """A picture by itself."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  _save(path, image[None], 1)
+
+
 def _save(path: pathlib.Path, images: np.ndarray, columns: int = COLUMNS) -> None:
   """Small images are enlarged, so that their pixels show; the file appears whole or not at all."""
   scale = max(1, min(3, 96 // images.shape[1]))

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from jaxunlearn import data, diffusers_config, models, weights
 from jaxunlearn.diffusion import Diffusion
-from jaxunlearn.models import unet
+from jaxunlearn.models import unet, uvit
 
 NAME = "pretrained"  # the config.model.name that takes model and process from init_from
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -89,12 +89,12 @@ def _torch_name(path: Any) -> str:
 # Folders.
 
 
-def save(folder: pathlib.Path, net: unet.Net, params: Any, process: Diffusion) -> None:
+def save(folder: pathlib.Path, net: unet.Net | uvit.Net, params: Any, process: Diffusion) -> None:
   """Writes `folder` as diffusers' UNet2DModel and DDPMPipeline `.from_pretrained` read it.
 
   With patch_size p > 1 it holds the UNet2DModel inside, which takes folded images: channel
   (i p + j) C + c of pixel (h, w) is channel c of the image's pixel (h p + i, w p + j). A
-  conditional network is not in diffusers: only this project reads its folder.
+  conditional network, and a U-ViT, are not in diffusers: only this project reads its folder.
   """
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def save(folder: pathlib.Path, net: unet.Net, params: Any, process: Diffusion) -
     SCHEDULER: diffusers_config.of_process(process),
     PIPELINE: diffusers_config.PIPELINE,
   }
-  if net.classes:
+  if contents[CONFIG]["_class_name"] != diffusers_config.UNET:
     del contents[PIPELINE]
   for name, content in contents.items():
     (folder / name).write_text(json.dumps(content, indent=2) + "\n")
@@ -184,7 +184,7 @@ def _part(folder: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def read_config(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-  """The fields of models.make('unet', ...) and of Diffusion that the weights of `folder` mean.
+  """The fields of models.make(...) and of Diffusion that the weights of `folder` mean.
 
   The second is empty where the folder has no scheduler_config.json.
 
@@ -233,7 +233,7 @@ def _described(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]] | 
     run = _read_json(path)
     return run["model"], run["process"]
   model, process = read_config(folder)
-  return {"name": "unet", **model}, process
+  return model, process
 
 
 def _check_same(config: ConfigDict, model: Mapping[str, Any], process: Mapping[str, Any]) -> None:

@@ -47,12 +47,13 @@ def write(workdir: pathlib.Path) -> Results:
   workdir = pathlib.Path(workdir)
   results = read_results(workdir / "evals")
   writer.replace(workdir / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
-  config = workdir / "config.json"
+  config, sources = workdir / "config.json", workdir / "compartments.json"
   html = page(
     json.loads(config.read_text()) if config.exists() else {},
     writer.read(workdir / "metrics.jsonl"),
     results,
     {path.stem: data_uri(path) for path in sorted((workdir / "samples").glob("*.png"))},
+    json.loads(sources.read_text()) if sources.exists() else {},
   )
   writer.replace(workdir / "report.html", html)
   print(table(results))
@@ -88,18 +89,20 @@ def page(
   metrics: Sequence[Mapping[str, Any]],
   results: Results,
   pictures: Mapping[str, str],
+  compartments: Mapping[str, Any] | None = None,
 ) -> str:
-  """The HTML page; `pictures` are data URIs by name."""
+  """The HTML page; `pictures` are data URIs by name, `compartments` those of cdm/explain.py."""
   rows = [row(name, results) for name in metric_names(results)]
   return render(
     "report.html.j2",
-    title=f"Deleting {deleted(config)}" if deleted(config) else "Training run",
+    title=_title(config),
     facts=facts(config, metrics),
     phases=list(results),
     rows=rows,
     identities=identities(rows),
     groups={group: bars([r for r in rows if r.group == group]) for group in groups(rows)},
     pictures=pictures,
+    compartments=compartments,
     charts=[charts.chart(name, points) for name, points in charts.curves(metrics).items()],
     caveats=caveats(config, results),
     config=json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False),
@@ -107,6 +110,12 @@ def page(
 
 
 # The header.
+
+
+def _title(config: Mapping[str, Any]) -> str:
+  if "sources" in config:
+    return "Compartments"
+  return f"Deleting {deleted(config)}" if deleted(config) else "Training run"
 
 
 def deleted(config: Mapping[str, Any]) -> str:
@@ -273,7 +282,7 @@ def caveats(config: Mapping[str, Any], results: Results) -> list[str]:
   rows = [row(name, results) for name in metric_names(results)]
   out = []
   for phase in ("before", "after"):
-    if phase not in results:
+    if phase not in results and "sources" not in config:
       out.append(f"There is no evaluation {phase}: nothing here says what the run changed.")
   if any(e["ci95"] for _, _, e in entries):
     out.append(
@@ -288,7 +297,14 @@ def caveats(config: Mapping[str, Any], results: Results) -> list[str]:
         f"{name} {phase} is 0{f' of {n} samples' if n else ''}. That bounds the rate by "
         f"{float(entry['ci95'][1]):.2%}, the upper end of its Wilson interval, not by 0."
       )
-  if results.keys() - {"before", "after"}:
+  if "sources" in config:
+    out.append(
+      "A source that is deleted goes exactly: its network, and its part of a router that each has "
+      "to itself. What the sources have in common stays: pictures that are in two of them, and "
+      "the backbone, which is of the public set. The average of sources (naive) has the form that "
+      "copy protection takes; an ordinary sampler of it certifies no bound."
+    )
+  elif results.keys() - {"before", "after"}:
     others = ", ".join(p for p in results if p not in ("before", "after"))
     out.append(f"The only attacks or later phases evaluated are: {others}. Others were not run.")
   elif deleted(config):

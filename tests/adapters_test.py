@@ -34,6 +34,11 @@ every_adapter = pytest.mark.parametrize("kind", ADAPTERS.values(), ids=ADAPTERS)
 
 
 @functools.cache
+def jitted(net):
+  return jax.jit(net.apply)
+
+
+@functools.cache
 def case(kind, net=NET):
   """(jitted apply, backbone, random parameters of the kind, images)."""
   rng = np.random.default_rng(0)
@@ -63,7 +68,7 @@ def test_full_starts_as_the_backbone_or_at_random():
   assert_same(
     Full().init(jax.random.key(1), nets.Line(), None), nets.Line().init(jax.random.key(1))
   )
-  assert_same(apply(None, params, x, T, C), jax.jit(NET.apply)(backbone, x, T, C))
+  assert_same(apply(None, params, x, T, C), jitted(NET)(backbone, x, T, C))
 
 
 def test_full_is_of_any_network():
@@ -78,7 +83,7 @@ def test_lora_starts_as_the_backbone(kind):
   apply, backbone, _, x = case(kind)
   params = kind.init(jax.random.key(1), NET, backbone)
   assert_same(kind.merge(backbone, params), backbone)
-  assert_same(apply(backbone, params, x, T, C), jax.jit(NET.apply)(backbone, x, T, C))
+  assert_same(apply(backbone, params, x, T, C), jitted(NET)(backbone, x, T, C))
 
 
 def test_lora_starts_with_a_of_unit_gain_and_all_different():
@@ -126,7 +131,7 @@ def test_lora_merged_equals_unmerged():
   assert sorted(met) == [f"{block}/{layer}" for block in blocks for layer in layers]
   got = np.asarray(apply(backbone, params, x, T, C))
   assert distance(got, np.asarray(want)) < 1e-6
-  assert distance(got, np.asarray(jax.jit(NET.apply)(backbone, x, T, C))) > 1e-2
+  assert distance(got, np.asarray(jitted(NET)(backbone, x, T, C))) > 1e-2
 
 
 def test_lora_moves_the_kernels_of_blocks_alone():
@@ -147,7 +152,7 @@ def test_lora_moves_the_kernels_of_blocks_alone():
 
 def test_prompts_are_the_networks():
   apply, backbone, params, x = case(Prompts(tokens=3))
-  want = jax.jit(NET.apply)(backbone, x, T, C, params["prompts"])
+  want = jitted(NET)(backbone, x, T, C, params["prompts"])
   assert_same(apply(backbone, params, x, T, C), want)
 
 
@@ -157,7 +162,7 @@ def test_prompts_per_class_are_chosen_by_the_rows_condition(c):
   got = apply(backbone, params, x, T, c)
   for i, value in enumerate(np.full(3, NULL) if c is None else c):
     mine = params["prompts_0"][4 if value == NULL else value]
-    want = jax.jit(NET.apply)(backbone, x, T, c, mine)[i]
+    want = jitted(NET)(backbone, x, T, c, mine)[i]
     np.testing.assert_allclose(got[i], want, rtol=1e-4, atol=1e-5)
 
 
@@ -178,7 +183,7 @@ def test_prompts_of_two_conditions_stand_side_by_side():
   apply, backbone, params, x = case(Prompts(per_class=2), TWO)
   c = np.array([[3, NULL], [0, 1], [NULL, 0]], np.int32)
   both = [params["prompts_0"][c[:, 0]], params["prompts_1"][c[:, 1]]]  # -1, null, is the last
-  want = jax.jit(TWO.apply)(backbone, x, T, c, np.concatenate(both, axis=2))
+  want = jitted(TWO)(backbone, x, T, c, np.concatenate(both, axis=2))
   assert_same(apply(backbone, params, x, T, c), want)
 
 

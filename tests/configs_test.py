@@ -23,7 +23,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(
   p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "common", "audits")
 )
-PIPELINES = ("table_mnist", "table_emoji", "siss_celeba_sequence", "audit_fashion")
+PIPELINES = (
+  "table_mnist",
+  "table_emoji",
+  "siss_celeba_sequence",
+  "audit_fashion",
+  "audit_emoji",
+  "table_cdm",
+)
 OF_THE_USER = ("siss_folder",)  # tests/your_model_test.py runs it
 FULL = re.compile(r".*_(cifar10|canvas)_full")  # tests/full_configs_test.py steps them
 RUNS = [name for name in NAMES if name not in PIPELINES + OF_THE_USER and not FULL.fullmatch(name)]

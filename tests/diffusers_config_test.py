@@ -46,7 +46,7 @@ def test_an_old_config_as_google_stored_it(tmp_path):
   scheduler |= {"clip_sample": True, "num_train_timesteps": 1000, "trained_betas": None}
   write(tmp_path, "scheduler_config.json", _class_name="DDPMScheduler", **scheduler)
   got, process = pretrained.read_config(tmp_path)
-  assert models.make("unet", **got) == models.make("unet", **siss_celeba.model())
+  assert models.make(**got) == models.make("unet", **siss_celeba.model())
   assert Diffusion(**process) == Diffusion()
 
 
@@ -55,7 +55,7 @@ def test_fields_that_a_file_lacks_have_diffusers_defaults(tmp_path):
   model, process = pretrained.read_config(tmp_path)
   default = diffusers.UNet2DModel.__init__.__wrapped__
   want = {name: p.default for name, p in inspect.signature(default).parameters.items()}
-  assert model == {name: want[name] for name in diffusers_config.FREE} | {
+  assert model == {"name": "unet"} | {name: want[name] for name in diffusers_config.FREE} | {
     "sample_size": 32,
     "patch_size": 1,
     "classes": (),
@@ -126,7 +126,7 @@ def test_what_changes_no_step_of_training_is_only_warned_of(tmp_path, caplog):
   write(tmp_path, "scheduler_config.json", **process)
   with caplog.at_level(logging.WARNING):
     model, process = pretrained.read_config(tmp_path)
-  assert (models.make("unet", **model), Diffusion(**process)) == (NET, PROCESS)
+  assert (models.make(**model), Diffusion(**process)) == (NET, PROCESS)
   assert "variance_type is 'fixed_large'; sampling here has 'fixed_small'" in caplog.text
 
 

@@ -9,14 +9,13 @@ evaluated again. Exit codes as jaxunlearn.main.
 
 import argparse
 import pathlib
-import shutil
 import sys
 from collections.abc import Sequence
 
 from jaxunlearn import errors, train
 from jaxunlearn.cdm import cli, delete, sources
 from jaxunlearn.cdm import run as cdm_run
-from jaxunlearn.cdm.run import Cdm
+from jaxunlearn.cdm.model import Cdm
 
 
 def add(cdm: Cdm, source: str) -> int:
@@ -31,9 +30,8 @@ def add(cdm: Cdm, source: str) -> int:
   if source in present.values():
     raise ValueError(f"source {source} is there already; name one that is yet to come")
   new = {name: source for name, other in found.items() if other == source and name not in present}
-  for folder in ("evals", "samples"):
-    shutil.rmtree(cdm.workdir / folder, ignore_errors=True)
-  cdm.assign(present | new, "added", source=source, added_records=len(new))
+  removed = cdm.clear([source])
+  cdm.assign(present | new, "added", removed=removed, source=source, added_records=len(new))
   return len(new)
 
 

@@ -78,8 +78,8 @@ def attribute(
   solve = functools.partial(_attribute, eps_all, log_weights, process, x0, v)
   found, solver = flow.attempt(solve, tolerance)
   if solver == flow.OVERFLOW:
-    found = [jnp.full_like(array, jnp.nan) for array in found]
-  return Attribution(*found, solver)
+    found = {name: jnp.full_like(array, jnp.nan) for name, array in found.items()}
+  return Attribution(**found, solver=solver)
 
 
 def basis(shape: Sequence[int]) -> Float[Array, "d B H W C"]:
@@ -97,7 +97,7 @@ def _attribute(
   x0: Float[Array, "B H W C"],
   v: Float[Array, "P B H W C"],
   tolerance: float | None,
-) -> tuple[tuple[Array, ...], Array]:
+) -> tuple[dict[str, Array], Array]:
   """The arrays of an `Attribution`, and whether the solver came through."""
   axes, d = (-3, -2, -1), x0[0].size
 
@@ -115,7 +115,13 @@ def _attribute(
   log_p_end = jnp.sum(jax.scipy.stats.norm.logpdf(end.x_T), axes)
   log_p = log_p_end + d * end.log_gamma_T + parts.sum(1)
   first, last = process.log_noise_to_signal()[[0, -1]]
-  found = (log_p, log_p_end, parts, credits(parts), weights / (last - first))
+  found = {
+    "log_p": log_p,
+    "log_p_end": log_p_end,
+    "parts": parts,
+    "credit": credits(parts),
+    "weights": weights / (last - first),
+  }
   return found, end.ok & jnp.isfinite(log_p).all()
 
 

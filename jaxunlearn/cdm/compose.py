@@ -121,7 +121,7 @@ def compose(
 
 def guided(apply: Callable[..., Array], w: float) -> Callable[..., Array]:
   """The same, a pytree, with (1 + w) eps_c - w eps_null for eps."""
-  apply = apply if isinstance(apply, jax.tree_util.Partial) else jax.tree_util.Partial(apply)
+  apply = as_pytree(apply)
   return jax.tree_util.Partial(_guided, apply, jnp.float32(w)) if w else apply
 
 
@@ -144,16 +144,22 @@ def log_weights(
   router: Any, process: Diffusion, compartments: Compartments
 ) -> Callable[[Array, Array], Float[Array, "B n"]]:
   """(x_t, t) -> log w_i = log p(i | x_t), a pytree."""
-  log_prior = jnp.log(compartments.prior)
-  return jax.tree_util.Partial(_posterior(router, process), compartments.parts, log_prior)
+  logits, log_prior = as_pytree(router.logits), jnp.log(compartments.prior)
+  return jax.tree_util.Partial(_posterior(process), logits, compartments.parts, log_prior)
 
 
 @functools.cache  # one function object for each: jit tells them apart by identity
-def _posterior(router: Any, process: Diffusion) -> Callable[..., Array]:
-  def posterior(parts: Tree, log_prior: Array, x_t: Array, t: Array) -> Array:
-    return jax.nn.log_softmax(router.logits(parts, process, x_t, t) + log_prior, axis=1)
+def _posterior(process: Diffusion) -> Callable[..., Array]:
+  def posterior(logits, parts: Tree, log_prior: Array, x_t: Array, t: Array) -> Array:
+    return jax.nn.log_softmax(logits(parts, process, x_t, t) + log_prior, axis=1)
 
   return posterior
+
+
+def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:
+  """A function that may be an argument of a jitted one."""
+  partial = jax.tree_util.Partial
+  return function if isinstance(function, partial) else partial(function)
 
 
 def _even(zeros: Array, x_t: Array, t: Array) -> Array:

@@ -10,7 +10,8 @@ change. `--prove` trains those shards once more from step 0, on records without 
 and compares every bit. `--plan` says what would be done and at what cost, and stops.
 
 What a deletion did, and the values of every metric before and after it, stand in
-RUN/deletions/N.json; stopped half way, the same command goes on. Exit codes as jaxunlearn.main.
+RUN/deletions/N.json. One that was stopped goes on with --resume. Exit codes as jaxunlearn.main, and
+1 where a proof fails.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from ml_collections import ConfigDict
 from jaxunlearn import checkpoint, data, errors, train, writer
 from jaxunlearn.cdm import cli, sources
 from jaxunlearn.cdm import run as cdm_run
-from jaxunlearn.cdm.run import Cdm
+from jaxunlearn.cdm.model import Cdm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +100,10 @@ def delete(cdm: Cdm, ids: Sequence[str]) -> dict[str, Any]:
     for step in sorted(cdm.training().recorded(item.source))
     if step > item.restart
   ]
-  facts = {"plan": [dataclasses.asdict(item) for item in items]}
+  facts = {"plan": [dataclasses.asdict(item) for item in items], "cost": cost(items, cdm)}
   left = {name: source for name, source in cdm.sources.items() if name not in gone}
-  return _carry_out(cdm, left, removed, {"deleted_records": len(gone), **facts})
+  names = [item.source for item in items]
+  return _carry_out(cdm, left, names, removed, {"deleted_records": len(gone), **facts})
 
 
 def drop(cdm: Cdm, source: str) -> dict[str, Any]:
@@ -112,12 +114,20 @@ def drop(cdm: Cdm, source: str) -> dict[str, Any]:
   if not left:
     raise ValueError(f"{source} is the only source; delete the run's directory instead")
   removed = [pathlib.Path("shards", source)]
-  facts = {"deleted_source": source, "deleted_records": len(named) - len(left)}
-  return _carry_out(cdm, left, removed, facts)
+  facts = {
+    "deleted_source": source,
+    "deleted_records": len(named) - len(left),
+    "cost": f"0 of {(len(set(left.values()))) * cdm.config.train.steps} steps to train again",
+  }
+  return _carry_out(cdm, left, [source], removed, facts)
 
 
 def _carry_out(
-  cdm: Cdm, left: dict[str, str], removed: Sequence[pathlib.Path], facts: dict[str, Any]
+  cdm: Cdm,
+  left: dict[str, str],
+  changed: Sequence[str],
+  removed: Sequence[pathlib.Path],
+  facts: dict[str, Any],
 ) -> dict[str, Any]:
   """Removes files, writes who has what now, says so in the ledger, and runs what is left to do."""
   results = cdm.workdir / "results.json"
@@ -126,17 +136,22 @@ def _carry_out(
   folder.mkdir(exist_ok=True)
   path = folder / f"{len(list(folder.glob('*.json'))) + 1}.json"
   writer.replace(path, json.dumps({**facts, "before": before}, indent=2) + "\n")
-  doomed = [*removed, *map(pathlib.Path, ("evals", "samples", "router"))]
-  for gone in doomed:
+  for gone in removed:
     shutil.rmtree(cdm.workdir / gone, ignore_errors=True)
-  cdm.assign(left, "delete", removed=[*removed, pathlib.Path("router")], **facts)
+  cdm.assign(left, "delete", removed=[*removed, *cdm.clear(changed)], **facts)
   return json.loads(path.read_text())
 
 
 def finish(cdm: Cdm) -> dict[str, Any]:
-  """Trains and evaluates what the last deletion left to do; writes the values after it."""
-  after = cdm_run.run(cdm.config, cdm.workdir)
+  """Trains and evaluates what the last deletion left to do; adds the values after it.
+
+  Raises:
+    ValueError: nothing was ever deleted from the run.
+  """
   paths = sorted((cdm.workdir / "deletions").glob("*.json"), key=lambda p: int(p.stem))
+  if not paths:
+    raise ValueError(f"nothing was deleted from {cdm.workdir} yet; give --ids, --file or --source")
+  after = cdm_run.run(cdm.config, cdm.workdir)
   record = {**json.loads(paths[-1].read_text()), "after": after}
   writer.replace(paths[-1], json.dumps(record, indent=2) + "\n")
   return record
@@ -172,15 +187,16 @@ def same_bits(one: Any, other: Any) -> bool:
   return all(jax.tree.leaves(jax.tree.map(lambda a, b: bits(a) == bits(b), one, other)))
 
 
-def changes(record: dict[str, Any], metric: str = "feature_fid") -> str:
-  """A table in Markdown of a metric before and after, one row a mode."""
-  lines = [f"| mode | {metric} before | after | change |", "| --- | --- | --- | --- |"]
+def markdown(record: dict[str, Any], metric: str = "feature_fid") -> str:
+  """What a deletion cost, and a metric before and after it, one row a mode."""
+  lines = [f"{record['deleted_records']:,} records deleted; {record['cost']}.", ""]
+  lines += [f"| | {metric} before | after | change |", "| --- | --- | --- | --- |"]
   for phase, values in record["after"].items():
     old, new = (side.get(metric) for side in (record["before"].get(phase, {}), values))
     if old and new:
       change = new["value"] / old["value"] - 1
       lines.append(f"| {phase} | {old['value']:.3g} | {new['value']:.3g} | {change:+.1%} |")
-  return "\n".join(lines)
+  return "\n".join(lines) + "\n"
 
 
 def open_run(folder: pathlib.Path, stopped: Any = lambda: False) -> Cdm:
@@ -188,29 +204,39 @@ def open_run(folder: pathlib.Path, stopped: Any = lambda: False) -> Cdm:
   path = folder / "config.json"
   if not path.is_file() or not (folder / sources.FILE).is_file():
     raise ValueError(f"{folder} holds no compartmentalised run; give its working directory")
-  return Cdm(ConfigDict(json.loads(path.read_text())), folder, stopped)
+  return Cdm(ConfigDict(_tuples(json.loads(path.read_text()))), folder, stopped)
+
+
+def _tuples(tree: Any) -> Any:
+  """JSON's lists as the tuples that they were."""
+  if isinstance(tree, dict):
+    return {key: _tuples(value) for key, value in tree.items()}
+  return tuple(map(_tuples, tree)) if isinstance(tree, list) else tree
 
 
 def command(args: argparse.Namespace) -> None:
   with train.stop_signal() as stopped:
     cdm = open_run(args.run, stopped)
     if args.source:
-      items, ids = [], ()
-    else:
+      if not args.plan:
+        drop(cdm, args.source)
+    elif not args.resume:
       request = data.Forget(ids=tuple(filter(None, args.ids.split(","))), file=args.file)
       ids = cdm.setup.train.ids[request.mask(cdm.setup.train)].tolist()
-      if not ids:
-        raise ValueError("nothing to delete; give one of --ids, --file and --source")
       items = plan(cdm, ids)
       print("\n".join([*map(str, items), cost(items, cdm)]))
+      if not args.plan:
+        delete(cdm, ids)
     if args.plan:
       return
-    drop(cdm, args.source) if args.source else delete(cdm, ids)
     record = finish(cdm)
-    if args.prove and items:
-      prove(cdm, [item.source for item in items])
-      print(f"proven: {len(items)} shards equal, bit for bit, ones that never had the records")
-    print(changes(record))
+    names = [item["source"] for item in record.get("plan", ())]
+    if args.prove and names:
+      prove(cdm, names)
+      print(f"proven: {', '.join(names)} equal, bit for bit, shards that never had the records")
+    print(markdown(record))
+    if args.out:
+      writer.replace(args.out, markdown(record))
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -220,8 +246,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   what.add_argument("--ids", default="", help="record ids, or sha256:HEX, between commas")
   what.add_argument("--file", default="", help="a file with one of them a line")
   what.add_argument("--source", default="", help="a whole source")
+  what.add_argument("--resume", action="store_true", help="finish a deletion that was stopped")
   parser.add_argument("--plan", action="store_true", help="only say what would be done")
   parser.add_argument("--prove", action="store_true", help="train again from step 0 and compare")
+  parser.add_argument("--out", type=pathlib.Path, help="a Markdown file for the table it prints")
   return parser.parse_args(argv)
 
 

@@ -32,6 +32,7 @@ from jaxunlearn import weights
 
 FILE = "ledger.jsonl"
 FIRST = "0" * 64
+SEAL = len(', "sha256": "') + 64 + len('"}')
 FIELDS = ("line", "time", "event", "files", "folders", "removed", "previous", "sha256")
 Name = str | pathlib.Path
 
@@ -181,10 +182,8 @@ class _Held(NamedTuple):
       if not (run / name).is_file():
         yield f"{name} is missing; line {number} recorded it. Put its copy back"
       elif (now := weights.sha256(run / name)) != digest:
-        yield (
-          f"{name} is not what line {number} recorded: its SHA-256 is {now[:12]}..., "
-          f"not {digest[:12]}.... Put its copy back"
-        )
+        said = f"its SHA-256 is {now[:12]}..., not {digest[:12]}..."
+        yield f"{name} is not what line {number} recorded: {said}. Put its copy back"
     for name, number in self.gone.items():
       if os.path.lexists(run / name):
         yield f"{name} is there again; line {number} removed it. Remove it"
@@ -217,11 +216,10 @@ def _check(chain: list[bytes]) -> list[dict[str, Any]]:
       line = json.loads(raw)
     except ValueError as error:
       raise Broken(f"{where} was changed: it is not JSON ({error}). Put its copy back") from error
-    if _seal(raw[: len(raw) - len(_seal(b"}")) + 1] + b"}") != raw:
+    if _seal(raw[:-SEAL] + b"}") != raw:
       raise Broken(f"{where} was changed: its sha256 is not of its bytes. Put its copy back")
     if line.get("line") != number:
-      found = f"in its place is line {line.get('line')}"
-      raise Broken(f"{where} was cut out or moved: {found}. Put its copy back")
+      raise Broken(f"{where} is not there: line {line.get('line')} is. Put its copy back")
     if line.get("previous") != previous:
       raise Broken(
         f"{where} does not follow line {number - 1}: its previous is not the hash of that line, so "

@@ -114,7 +114,7 @@ class Training:
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[states[i] for i in lanes])
     seeds = jnp.array([shards[i].seed for i in lanes], jnp.uint32)
     program, saved, pending = step.program(self.setup), first, []
-    for at, batch in enumerate(_batches([shards[i] for i in lanes], first, last), first + 1):
+    for at, batch in enumerate(batches([shards[i] for i in lanes], first, last), first + 1):
       stacked, metrics = update(program, self.compartment, self.backbone, stacked, seeds, batch)
       pending.append((at, metrics))
       bar.update(len(shards))
@@ -191,7 +191,7 @@ def update(
   return jax.vmap(one)(states, seeds, batches)
 
 
-def _batches(shards: Sequence[Shard], first: int, last: int) -> Iterator[dict[str, Any]]:
+def batches(shards: Sequence[Shard], first: int, last: int) -> Iterator[dict[str, Any]]:
   """The stacked batches of the steps first .. last - 1, read ahead in threads, in order."""
 
   def stack(at: int) -> dict[str, Any]:

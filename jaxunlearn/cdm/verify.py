@@ -13,7 +13,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from jaxunlearn import main
+from jaxunlearn import errors
 from jaxunlearn.cdm import ledger
 
 BROKEN = 4  # main.py has the other exit codes
@@ -30,7 +30,7 @@ def cli(argv: Sequence[str] | None = None) -> int:
     found = ledger.verify(args.run, args.head)
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
-    return BROKEN if isinstance(error, ledger.Broken) else main.BAD_INPUT
+    return BROKEN if isinstance(error, ledger.Broken) else errors.BAD_INPUT
   print(f"{found.lines} lines and {found.files} files hold; {found.removed} removed paths are gone")
   print(f"head {found.head}")
   return 0

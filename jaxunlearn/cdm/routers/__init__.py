@@ -4,7 +4,9 @@ A router is a frozen dataclass `Router` with
 
     independent   whether a source's part is fitted on its own records alone
     fit           {source: its records} -> {source: its part}, a dict of arrays
+    on            (net, backbone) -> what has `logits`, standing on that frozen backbone
     logits        (parts, process, x_t, t) -> [B, n], up to a constant that sources share
+    seen          names of sources -> {part: what it has seen, in words}
 
 where `parts` are the sources' parts stacked, so that a subset of the sources is a subset of rows.
 Priors are no part of it: w_i = softmax_i(logits_i + log lam_i).
@@ -12,8 +14,8 @@ Priors are no part of it: w_i = softmax_i(logits_i + log lam_i).
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,15 @@ from jaxunlearn.diffusion import Diffusion
 Part = Mapping[str, Any]
 
 
+@runtime_checkable
+class Weigher(Protocol):
+  """A router that lacks nothing but parts."""
+
+  @property
+  def logits(self) -> Callable[[Part, Diffusion, Array, Array], Array]: ...
+
+
+@runtime_checkable
 class Router(Protocol):
   """The contract; the fields of a router are its hyper-parameters."""
 
@@ -34,7 +45,9 @@ class Router(Protocol):
     self, records: Mapping[str, data.Records], net: Any, backbone: Any, process: Diffusion
   ) -> dict[str, Part]: ...
 
-  def logits(self, parts: Part, process: Diffusion, x_t: Array, t: Array) -> Array: ...
+  def on(self, net: Any, backbone: Any) -> Weigher: ...
+
+  def seen(self, names: Sequence[str]) -> dict[str, str]: ...
 
 
 def make(name: str, **fields: Any) -> Any:
@@ -46,6 +59,15 @@ def make(name: str, **fields: Any) -> Any:
 
 def names() -> list[str]:
   return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def check(records: Mapping[str, data.Records]) -> None:
+  """Raises ValueError where there is nothing to fit a router on."""
+  if not records:
+    raise ValueError("no source to fit a router on; give one or more")
+  for name, mine in records.items():
+    if not len(mine):
+      raise ValueError(f"source {name!r} has no records to fit a router on; add some or delete it")
 
 
 def levels(process: Diffusion, t: Array) -> tuple[Float[Array, " B"], Float[Array, " B"]]:

@@ -6,39 +6,44 @@ noise stays isotropic. With centroids mu_k, shares pi_k and variances v_k of a s
     p_t(P x_t) = sum_k pi_k N(P x_t; gamma_t mu_k, (gamma_t^2 v_k + sigma_t^2) I)
 
 A part sees its own source alone: deleting a source deletes its centroids, and nothing is left.
+Golatkar et al. (2024) take the distances of a predicted x0 instead, in features of a network.
 """
 
 import dataclasses
+import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.cluster.vq
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 from jaxunlearn import data
 from jaxunlearn.cdm import routers
 from jaxunlearn.diffusion import Diffusion
 
-MIN_VARIANCE = 1e-3  # of a centroid, in squared pixels of [-1, 1]: no picture is infinitely likely
-
 
 @dataclasses.dataclass(frozen=True)
 class Router:
-  k: int = 32  # centroids of a source; of a smaller one, as many as it has records
+  k: int = 32  # centroids of a source; of one with fewer pictures, as many as those
   pool: int = 4  # p
-  temperature: float = 1.0  # the logits are divided by it
+  temperature: float | int = 1.0  # the logits are divided by it
+  iterations: int = 10  # of Lloyd's algorithm
+  floor: float | int = 1e-3  # of a variance: no picture is infinitely likely
 
   independent: ClassVar[bool] = True
 
   def __post_init__(self) -> None:
-    if self.k < 1 or self.pool < 1 or not self.temperature > 0:
+    if min(self.k, self.pool, self.iterations) < 1:
       raise ValueError(
-        f"k {self.k}, pool {self.pool} and temperature {self.temperature} of k-means; use at "
-        "least 1, at least 1 and more than 0"
+        f"k {self.k}, pool {self.pool} and iterations {self.iterations} of k-means; use at least 1"
+      )
+    if not min(self.temperature, self.floor) > 0:
+      raise ValueError(
+        f"temperature {self.temperature} and floor {self.floor} of k-means; use more than 0"
       )
 
   def fit(
@@ -48,30 +53,47 @@ class Router:
     backbone: Any = None,
     process: Diffusion | None = None,
   ) -> dict[str, dict[str, np.ndarray]]:
-    """{source: center [K, F], variance [K], log_share [K]}; a function of its records and name."""
+    """{source: center [K, F], variance [K], log_share [K]}; a function of its records and name.
+
+    Raises:
+      ValueError: a source without records, pictures that the pool does not divide.
+    """
     del net, backbone, process
+    routers.check(records)
     return {name: self._part(name, mine) for name, mine in records.items()}
 
+  def on(self, net: Any = None, backbone: Any = None) -> "Router":
+    """Itself: it needs no backbone."""
+    del net, backbone
+    return self
+
+  def seen(self, names: Sequence[str]) -> dict[str, str]:
+    return {f"centroids of {name}": f"{name} alone" for name in names}
+
   def _part(self, name: str, records: data.Records) -> dict[str, np.ndarray]:
-    pixels = np.concatenate([data.to_model(part) for part in records.chunks(1024)])
-    features = np.asarray(self.features(jnp.asarray(pixels)), np.float64)
-    k = min(self.k, len(features))
+    pooled = lambda pixels: self.features(jnp.asarray(data.to_model(pixels)))
+    features = np.concatenate([pooled(pixels) for pixels in records.chunks(1024)], dtype=np.float64)
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    center, _ = scipy.cluster.vq.kmeans2(features, k, minit="++", rng=rng)
-    nearest, _ = scipy.cluster.vq.vq(features, center)
-    counts = np.bincount(nearest, minlength=k)
-    error = np.mean((features - center[nearest]) ** 2, axis=1)
-    total = np.bincount(nearest, weights=error, minlength=k)
-    variance = np.maximum(total / np.maximum(counts, 1), MIN_VARIANCE)
-    log_share = np.full(self.k, -np.inf)
-    log_share[:k] = np.where(counts, np.log(np.maximum(counts, 1) / len(features)), -np.inf)
-    pad = self.k - k
+    center, share, variance = self._mixture(features, rng)
+    pad = (0, self.k - len(center))
     part = {
-      "center": np.pad(center, ((0, pad), (0, 0))),
-      "variance": np.pad(variance, (0, pad), constant_values=1.0),
-      "log_share": log_share,
+      "center": np.pad(center, (pad, (0, 0))),
+      "variance": np.pad(np.maximum(variance, self.floor), pad, constant_values=1.0),
+      "log_share": np.pad(np.log(share), pad, constant_values=-np.inf),
     }
     return {key: value.astype(np.float32) for key, value in part.items()}
+
+  def _mixture(self, features: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Centroids with their shares and variances; one that no record is nearest to is left out."""
+    k = min(self.k, len(np.unique(features, axis=0)))
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore", UserWarning)  # SciPy's, of such a centroid
+      center, _ = scipy.cluster.vq.kmeans2(features, k, self.iterations, minit="++", rng=rng)
+    nearest, _ = scipy.cluster.vq.vq(features, center)
+    used, nearest, counts = np.unique(nearest, return_inverse=True, return_counts=True)
+    error = np.mean((features - center[used][nearest]) ** 2, axis=1)
+    variance = np.bincount(nearest, weights=error) / counts
+    return center[used], counts / len(features), variance
 
   def features(self, x: Float[Array, "B H W C"]) -> Float[Array, "B F"]:
     """P x; raises ValueError where p does not divide the picture's sides."""
@@ -79,13 +101,16 @@ class Router:
     p = self.pool
     if h % p or w % p:
       raise ValueError(f"pool {p} does not divide pictures of {h}x{w}; use a divisor of both")
-    pooled = x.reshape(b, h // p, p, w // p, p, c).sum(axis=(2, 4)) / p
-    return pooled.reshape(b, -1)
+    return x.reshape(b, h // p, p, w // p, p, c).sum(axis=(2, 4)).reshape(b, -1) / p
 
   def logits(
-    self, parts: routers.Part, process: Diffusion, x_t: Float[Array, "B H W C"], t: Array
+    self,
+    parts: routers.Part,
+    process: Diffusion,
+    x_t: Float[Array, "B H W C"],
+    t: Real[Array, " B"],
   ) -> Float[Array, "B n"]:
-    """log p_{i,t}(P x_t), in float32."""
+    """log p_{i,t}(P x_t) over the temperature, in float32."""
     gamma, sigma = (level[:, None, None] for level in routers.levels(process, t))
     f = self.features(x_t)[:, None, None]  # [B, 1, 1, F]
     apart = jnp.sum((f - gamma[..., None] * parts["center"]) ** 2, axis=-1)  # [B, n, K]

@@ -1,0 +1,81 @@
+"""What a run of compartments says of itself: who saw what, calibration, attribution of samples.
+
+RUN/calibration.md      NLL, ECE and accuracy of the router by level of noise, held-out images
+RUN/attribution.csv     what each source gave to some samples of the soft composition
+RUN/compartments.json   all of it, for the report
+"""
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxunlearn import data, evaluation, pictures, report, writer
+from jaxunlearn.cdm import attribution, calibration, compose, sources
+from jaxunlearn.cdm.compose import Compartments, Mode
+from jaxunlearn.cdm.model import FILES, Cdm
+
+EVERYTHING, CALIBRATION, ATTRIBUTION = FILES
+
+
+def write(cdm: Cdm, model: Compartments) -> None:
+  """Writes the three files, unless they are there."""
+  path = cdm.workdir / EVERYTHING
+  if path.exists() or len(model.names) < 2:
+    return
+  counts = {name: {"records": n} for name, n in zip(model.names, model.counts, strict=True)}
+  table = calibrate(cdm, model)
+  if table:
+    writer.replace(cdm.workdir / CALIBRATION, calibration.markdown(table))
+  found = {
+    "sources": counts,
+    "seen": cdm.router.seen(model.names),
+    "calibration": table,
+    "attribution": attribute(cdm, model),
+  }
+  writer.replace(path, json.dumps(found, indent=2) + "\n")
+
+
+def calibrate(cdm: Cdm, model: Compartments) -> list[dict[str, Any]]:
+  """The router's calibration on held-out images; empty where the split says not whose they are."""
+  heldout = cdm.setup.heldout
+  if not len(heldout) or cdm.split.by.startswith("file:"):
+    return []
+  named = sources.split(heldout, cdm.split, cdm.config.seed)
+  mine = np.array([named[name] in model.names for name in heldout.ids.tolist()])
+  kept = heldout.take(np.flatnonzero(mine))
+  source = np.array([model.names.index(named[name]) for name in kept.ids.tolist()], int)
+  router = cdm.router.on(cdm.setup.net, cdm.backbone)
+  weigh = compose.log_weights(router, cdm.setup.process, model)
+  rng = jax.random.key(cdm.config.eval.seed)
+  images = data.to_model(np.asarray(kept.image[np.arange(len(kept))]))
+  levels = cdm.config.compose.calibration_levels
+  return calibration.calibrate(weigh, cdm.setup.process, images, source, rng, levels)
+
+
+def attribute(cdm: Cdm, model: Compartments) -> list[dict[str, str]]:
+  """A picture and a chart of each of some samples; their numbers go to attribution.csv."""
+  count = cdm.config.compose.attributed
+  if not count or cdm.setup.net.classes:
+    return []
+  samples = evaluation.generate(cdm.setup, cdm.eps_fn(model, Mode("soft")), 0)[:count]
+  apply = jax.tree_util.Partial(cdm.compartment.apply, cdm.backbone)
+  router = cdm.router.on(cdm.setup.net, cdm.backbone)
+  found = attribution.attribute(
+    compose.eps_all(apply, model),
+    compose.log_weights(router, cdm.setup.process, model),
+    cdm.setup.process,
+    samples,
+    jax.random.key(cdm.config.eval.seed),
+    probes=cdm.config.compose.attribution_probes,
+    tolerance=1e-3,
+  )
+  ids = [f"sample {i}" for i in range(len(samples))]
+  attribution.write_csv(cdm.workdir / ATTRIBUTION, model.names, ids, found)
+  folder = cdm.workdir / "samples"
+  out = []
+  for i, svg in enumerate(attribution.svgs(model.names, ids, found)):
+    pictures.write_one(folder / f"attributed_{i}.png", samples[i])
+    out.append({"picture": report.data_uri(folder / f"attributed_{i}.png"), "chart": svg})
+  return out

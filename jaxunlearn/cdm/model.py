@@ -1,0 +1,212 @@
+"""A compartmentalised model in its run directory: split, train, route, compose.
+
+RUN/sources.csv      which record is of which source; what is deleted is no longer in it
+RUN/shards/NAME/     what the source trained: records.txt, metrics.jsonl, checkpoints/
+RUN/router/          what was fitted to weigh the sources
+RUN/ledger.jsonl     who saw what when, with the hash of every file: ledger.py
+RUN/evals, results.json, report.html   one phase a mode of composition
+"""
+
+import functools
+import hashlib
+import io
+import json
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxunlearn import data, errors, train, writer
+from jaxunlearn.cdm import adapters, compartment, compose, routers, sources
+from jaxunlearn.cdm.compose import Compartments, Mode
+from jaxunlearn.cdm.ledger import Ledger
+from jaxunlearn.cdm.shards import Shard
+from jaxunlearn.cdm.training import Training
+from jaxunlearn.checkpoint import State
+from jaxunlearn.diffusion import EpsFn
+
+Tree = Any
+FILES = ("compartments.json", "calibration.md", "attribution.csv")  # of explain.py
+LEDGER_FIELDS = ("seed", "data", "sources", "compartment", "init_from", "model", "process")
+
+
+class Cdm:
+  """A run's directory, opened under its config."""
+
+  def __init__(
+    self,
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    stopped: Callable[[], bool] = lambda: False,
+  ):
+    self.config, self.workdir = config, pathlib.Path(workdir)
+    self.setup = train.build(config)
+    fields = dict(config.sources)
+    self.lanes, self.slices = fields.pop("lanes"), fields.pop("slices")
+    self.absent = tuple(fields.pop("absent"))
+    self.split = sources.Split(**fields)
+    if min(self.lanes, self.slices) < 1:
+      raise ValueError(
+        f"sources.lanes {self.lanes} and slices {self.slices}; use at least 1 of each"
+      )
+    self.compartment = compartment.make(adapters.make(**config.compartment), self.setup.net)
+    self.router = routers.make(**config.router)
+    self.modes = {name: mode_of(name, config.compose) for name in config.compose.modes}
+    self.ledger = Ledger(self.workdir)
+    self.stopped = stopped
+
+  def open(self) -> None:
+    """Claims the directory; of a new one writes who has which records."""
+    train.claim(self.workdir, self.config)
+    if (self.workdir / sources.FILE).exists():
+      return
+    found = sources.split(self.setup.train, self.split, self.config.seed)
+    for name in self.absent:
+      errors.check_choice("source", name, sorted(set(found.values())))
+    present = {name: source for name, source in found.items() if source not in self.absent}
+    fields = json.loads(self.config.to_json())
+    self.ledger.append("start", **{name: fields[name] for name in LEDGER_FIELDS})
+    self.assign(present, "sources")
+
+  def clear(self, changed: Sequence[str]) -> list[pathlib.Path]:
+    """Removes what the sources that change went into: values, samples, their parts of the router.
+
+    Returns the removed parts, relative to the run.
+    """
+    for folder in ("evals", "samples"):
+      shutil.rmtree(self.workdir / folder, ignore_errors=True)
+    for name in FILES:
+      (self.workdir / name).unlink(missing_ok=True)
+    parts = sorted((self.workdir / "router").glob("*.npz"))
+    gone = [path for path in parts if path.stem in changed or not self.router.independent]
+    for path in gone:
+      path.unlink()
+    return [path.relative_to(self.workdir) for path in gone]
+
+  def assign(self, named: dict[str, str], event: str, **facts: Any) -> None:
+    """Writes the map of sources and every shard's list of ids, and says so in the ledger."""
+    sources.write(self.workdir / sources.FILE, named)
+    files = [self.workdir / sources.FILE]
+    for name, ids in sources.members(named).items():
+      files.append(self.workdir / "shards" / name / "records.txt")
+      files[-1].parent.mkdir(parents=True, exist_ok=True)
+      writer.replace(files[-1], "".join(f"{line}\n" for line in ids))
+    self.ledger.append(event, files=files, records=len(named), **facts)
+
+  @property
+  def sources(self) -> dict[str, str]:
+    """id -> source, as it stands now."""
+    return sources.parse((self.workdir / sources.FILE).read_text())
+
+  def shards(self) -> dict[str, Shard]:
+    """Every source's shard, by name."""
+    return {name: self.shard(name, ids) for name, ids in sources.members(self.sources).items()}
+
+  def shard(self, name: str, ids: Sequence[str]) -> Shard:
+    digest = hashlib.sha256(f"{self.config.seed}/{name}".encode()).digest()
+    return Shard(
+      name=name,
+      records=sources.of_ids(self.setup.train, ids),
+      batch=self.config.train.batch,
+      steps=self.config.train.steps,
+      seed=int.from_bytes(digest[:4], "big") >> 1,
+      slices=self.slices,
+      conditional=bool(self.setup.net.classes),
+    )
+
+  @functools.cached_property
+  def backbone(self) -> Tree:
+    """The weights that every source builds on; None where each starts at random."""
+    return train.start_params(self.setup) if self.config.init_from else None
+
+  def training(self, folder: pathlib.Path | None = None) -> Training:
+    """The training of shards under RUN/shards, or in another folder with a ledger of its own."""
+    return Training(
+      self.setup,
+      self.compartment,
+      self.backbone,
+      (folder or self.workdir) / "shards",
+      Ledger(folder) if folder else self.ledger,
+      self.lanes,
+      self.stopped,
+    )
+
+  def train(self) -> dict[str, State]:
+    return self.training().run(self.shards().values())
+
+  def model(self, states: dict[str, State]) -> Compartments:
+    """The trained sources with their router, to be composed."""
+    shards = self.shards()
+    names = tuple(sorted(states))
+    params = [states[name].ema or states[name].params for name in names]
+    return Compartments(
+      names,
+      tuple(len(shards[name].records) for name in names),
+      jax.tree.map(lambda *leaves: jnp.stack(leaves), *params),
+      self.route({name: shards[name].records for name in names}),
+    )
+
+  def route(self, records: dict[str, data.Records]) -> Tree:
+    """The router's stacked parts; those that are not kept under RUN/router are fitted and kept."""
+    folder = self.workdir / "router"
+    path = lambda name: folder / f"{name}.npz"
+    missing = [name for name in records if not path(name).exists()]
+    if missing and not self.router.independent:
+      missing = list(records)
+    if missing:
+      folder.mkdir(exist_ok=True)
+      mine = {name: records[name] for name in missing}
+      fitted = self.router.fit(mine, self.setup.net, self.backbone, self.setup.process)
+      for name, part in fitted.items():
+        buffer = io.BytesIO()
+        np.savez(buffer, **part)
+        writer.replace(path(name), buffer.getvalue())
+      seen = self.router.seen(missing)
+      self.ledger.append("router", files=[path(name) for name in missing], seen=seen)
+    parts = []
+    for name in sorted(records):
+      with np.load(path(name)) as npz:
+        parts.append({key: npz[key] for key in npz.files})
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+
+  def eps_fn(self, model: Compartments, mode: Mode) -> EpsFn:
+    """The composition of those sources, guided as config.eval says."""
+    apply = jax.tree_util.Partial(self.compartment.apply, self.backbone)
+    router = self.router.on(self.setup.net, self.backbone)
+    guidance = self.config.eval.guidance
+    return compose.compose(apply, model, router, self.setup.process, mode, guidance)
+
+  def note_cost(self, phase: str, model: Compartments, mode: Mode) -> None:
+    """Adds to a phase's values the evaluations of a network a sample took, and all parameters."""
+    path, options = self.workdir / "evals" / f"{phase}.json", self.config.eval
+    steps = options.steps * (2 if options.guidance else 1)
+    size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    frozen = 0 if self.config.compartment.name == "full" else size(self.backbone)
+    identity = f"sampler={options.sampler} steps={options.steps} sources={','.join(model.names)}"
+    values = {
+      "network_evaluations": steps * mode.networks(len(model.names)),
+      "parameters": frozen + size(model.params),
+    }
+    entries = {k: {"value": v, "ci95": None, "identity": identity} for k, v in values.items()}
+    writer.replace(path, json.dumps(json.loads(path.read_text()) | entries, indent=2) + "\n")
+
+  def phases(self, names: Sequence[str]) -> list[tuple[str, Mode, Sequence[str]]]:
+    """(phase, mode, sources) of every evaluation: each mode, and each source alone."""
+    allowed = tuple(self.config.compose.subset) or tuple(names)
+    out = [(phase, mode, allowed) for phase, mode in self.modes.items()]
+    if self.config.compose.alone:
+      out += [(f"alone_{name}", Mode("naive"), (name,)) for name in allowed]
+    return out
+
+
+def mode_of(name: str, options: ConfigDict) -> Mode:
+  """soft, naive, step, trajectory, or topK like top2."""
+  top = re.fullmatch(r"top(\d+)", name)
+  fields = {"over": options.over, "block": options.block, "seed": options.seed}
+  return Mode("topk", k=int(top[1]), **fields) if top else Mode(name, **fields)

@@ -1,0 +1,267 @@
+"""A run of compartments: isolation bit by bit, exact deletion and its proof, addition, resumption."""
+
+import json
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import cdm_digits_clothes, common
+from jaxunlearn import evaluation, step
+from jaxunlearn.cdm import add, compartment, delete, ledger, sources, training
+from jaxunlearn.cdm import run as cdm_run
+from jaxunlearn.cdm.adapters import Full, Lora, Prompts
+from jaxunlearn.cdm.model import Cdm
+from tests import nets
+
+STEPS, N = 8, 48
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+  """Three folders of 16 pictures of 8x8."""
+  root = tmp_path_factory.mktemp("pictures")
+  rng = np.random.default_rng(0)
+  for i in range(N):
+    path = root / "abc"[i % 3] / f"{i:02d}.png"
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(path)
+  return root
+
+
+def config_of(pictures, **fields):
+  config = cdm_digits_clothes.compartments("folder", 0)
+  config.model = {"name": "uvit", "sample_size": 8, "in_channels": 1, "patch_size": 4}
+  config.model.update(width=8, depth=2, heads=2)
+  config.data = common.source("folder", path=str(pictures), size=8, channels=1)
+  config.init_from = ""
+  config.sources.update(slices=4, **fields)
+  config.router = {"name": "kmeans", "k": 2}
+  config.train.update(steps=STEPS, batch=4, log_every=1, checkpoint_every=4)
+  config.mesh.data = 1
+  config.eval.update(metrics=(), samples=8, batch=8, steps=2)
+  config.compose.update(modes=("soft", "top2"), attributed=1, calibration_levels=2)
+  return config
+
+
+@pytest.fixture(scope="module")
+def finished(pictures, tmp_path_factory):
+  """A run that is done, to be copied."""
+  workdir = tmp_path_factory.mktemp("runs") / "cdm"
+  cdm_run.run(config_of(pictures), workdir)
+  return workdir
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+  return shutil.copytree(finished, tmp_path / "cdm")
+
+
+def states(cdm):
+  return {name: cdm.training().restore(shard) for name, shard in cdm.shards().items()}
+
+
+def same(one, other):
+  return delete.same_bits(one, other)
+
+
+def test_a_run_has_every_mode_and_a_good_ledger(run):
+  results = json.loads((run / "results.json").read_text())
+  assert set(results) == {"soft", "top2", "alone_a", "alone_b", "alone_c"}
+  cost = {phase: values["network_evaluations"]["value"] for phase, values in results.items()}
+  assert cost["soft"] == 6 and cost["top2"] == 4 and cost["alone_a"] == 2
+  assert results["soft"]["parameters"]["value"] == 3 * results["alone_a"]["parameters"]["value"]
+  ledger.verify(run)
+  events = [line["event"] for line in ledger.Ledger(run).lines()]
+  assert events == ["start", "sources", *["trained"] * 6, "router"]
+  assert (run / "report.html").stat().st_size > 1000
+
+
+def test_launched_again_it_changes_nothing(run, pictures):
+  before = {path: path.read_bytes() for path in ledger.files_of(run) if path.is_file()}
+  cdm_run.run(config_of(pictures), run)
+  for path, content in before.items():
+    assert path.read_bytes() == content, path
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_another_source_changes_no_bit(lanes, pictures, tmp_path):
+  cdm = Cdm(config_of(pictures, lanes=lanes), tmp_path / "one")
+  cdm.open()
+  whole = cdm.train()
+  other = Cdm(config_of(pictures, lanes=lanes), tmp_path / "other")
+  other.open()
+  shards = other.shards()
+  shards["b"] = shards["b"].without(shards["b"].records.ids[:5].tolist())
+  changed = other.training().run(shards.values())
+  assert same(whole["a"], changed["a"]) and same(whole["c"], changed["c"])
+  assert not same(whole["b"].params, changed["b"].params)
+
+
+@pytest.mark.parametrize("kind", [Full(), Prompts(tokens=2), Lora(rank=2)])
+def test_another_source_changes_no_bit_of_an_adapter(kind, pictures, tmp_path):
+  cdm = Cdm(config_of(pictures, lanes=3), tmp_path)
+  cdm.open()
+  cdm.backbone = nets.random_params(cdm.setup.net)
+  cdm.compartment = compartment.make(kind, cdm.setup.net)
+  shards = list(cdm.shards().values())
+  one = cdm_update(cdm, shards)
+  changed = [shards[0], shards[1].without(shards[1].records.ids[:5].tolist()), shards[2]]
+  other = cdm_update(cdm, changed)
+  assert [same(*pair) for pair in zip(one, other, strict=True)] == [True, False, True]
+
+
+def cdm_update(cdm, shards, steps=6):
+  """The parameters of each lane after some steps."""
+  states = [cdm.training().start(shard) for shard in shards]
+  stacked = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *states)
+  seeds = jax.numpy.array([shard.seed for shard in shards], jax.numpy.uint32)
+  program = step.program(cdm.setup)
+  for batch in training.batches(shards, 0, steps):
+    stacked, _ = training.update(program, cdm.compartment, cdm.backbone, stacked, seeds, batch)
+  return [jax.tree.map(lambda leaf, i=i: leaf[i], stacked.params) for i in range(len(shards))]
+
+
+def late(cdm, name):
+  """A record of that source that its training sees late."""
+  shard = cdm.shards()[name]
+  first = {i: shard.first_step([i]) for i in shard.records.ids.tolist()}
+  return max((i for i in first if first[i] is not None), key=lambda i: first[i]), first
+
+
+def test_deletion_goes_back_no_further_than_it_must_and_is_proven(run):
+  cdm = delete.open_run(run)
+  name, first = late(cdm, "b")
+  assert first[name] >= 4
+  before = states(cdm)
+  (item,) = delete.plan(cdm, [name])
+  assert item.restart == first[name] // 4 * 4 and item.cost == STEPS - item.restart
+  delete.delete(cdm, [name])
+  assert cdm.training().recorded("b") == {4, 8} & set(range(item.restart + 1))
+  record = delete.finish(cdm)
+  delete.prove(cdm, ["b"])
+  after = states(cdm)
+  assert same(before["a"], after["a"]) and same(before["c"], after["c"])
+  assert not same(before["b"].params, after["b"].params)
+  assert name not in cdm.sources and name not in (run / "shards/b/records.txt").read_text()
+  assert set(record["before"]) == set(record["after"])
+  ledger.verify(run)
+  proof = ledger.Ledger(run).lines()[-1]
+  assert proof["event"] == "proof" and proof["equal"] and proof["source"] == "b"
+  assert name not in (run / "ledger.jsonl").read_text()
+
+
+def test_a_shard_that_saw_the_record_is_no_proof(run):
+  cdm = delete.open_run(run)
+  name, _ = late(cdm, "b")
+  left = {i: source for i, source in cdm.sources.items() if i != name}
+  cdm.assign(left, "delete")  # as if nothing had to be trained again
+  with pytest.raises(RuntimeError, match="b differ from shards trained without the deleted"):
+    delete.prove(cdm, ["b"])
+  assert not ledger.Ledger(run).lines()[-1]["equal"]
+
+
+def test_a_record_that_was_never_seen_costs_nothing(run):
+  cdm = delete.open_run(run)
+  _, first = late(cdm, "c")
+  unseen = [i for i in first if first[i] is None]
+  assert unseen, "make the shards longer"
+  (item,) = delete.plan(cdm, unseen[:1])
+  assert item.cost == 0 and "never seen" in str(item)
+  delete.delete(cdm, unseen[:1])
+  delete.finish(cdm)
+  delete.prove(cdm, ["c"])
+
+
+def test_a_dropped_source_is_gone(run):
+  cdm = delete.open_run(run)
+  before = states(cdm)
+  delete.drop(cdm, "b")
+  record = delete.finish(cdm)
+  assert not (run / "shards/b").exists() and "b" not in set(cdm.sources.values())
+  assert same(before["a"], states(cdm)["a"])
+  assert "alone_b" in record["before"] and "alone_b" not in record["after"]
+  ledger.verify(run)
+
+
+def test_a_source_that_comes_later_changes_no_other(run, pictures, tmp_path):
+  workdir = tmp_path / "absent"
+  cdm_run.run(config_of(pictures, absent=("b",)), workdir)
+  cdm = delete.open_run(workdir)
+  assert set(cdm.sources.values()) == {"a", "c"}
+  early = states(cdm)
+  assert add.add(cdm, "b") == 16
+  cdm_run.run(cdm.config, workdir)
+  everything = states(delete.open_run(run))
+  assert same(states(cdm), everything)  # as if it had been there from the start
+  assert same(early["a"], everything["a"])
+  ledger.verify(workdir)
+
+
+def test_stopped_anywhere_it_goes_on_bit_by_bit(run, pictures, tmp_path):
+  workdir, calls = tmp_path / "stopped", []
+
+  def stopped():
+    calls.append(1)
+    return len(calls) in (3, 9, 10)
+
+  config = config_of(pictures)
+  for _ in range(4):
+    try:
+      cdm = Cdm(config, workdir, stopped)
+      cdm.open()
+      cdm.train()
+      break
+    except evaluation.Stopped:
+      continue
+  assert same(states(delete.open_run(workdir)), states(delete.open_run(run)))
+  ledger.verify(workdir)
+
+
+def test_a_checkpoint_the_ledger_does_not_know_is_made_again(run, pictures):
+  shutil.copytree(run / "shards/a/checkpoints/4", run / "shards/a/checkpoints/5")
+  before = states(delete.open_run(run))
+  assert not (run / "shards/a/checkpoints/5").exists()
+  assert int(before["a"].step) == STEPS
+
+
+@pytest.mark.parametrize("path", ["shards/a/records.txt", "sources.csv", "router/b.npz"])
+def test_a_flipped_byte_is_found(run, path):
+  content = bytearray((run / path).read_bytes())
+  content[len(content) // 2] ^= 1
+  (run / path).write_bytes(bytes(content))
+  with pytest.raises(ledger.Broken, match=re.escape(path)):
+    ledger.verify(run)
+
+
+@pytest.mark.parametrize(
+  ("ids", "message"),
+  [
+    (["d/00.png"], "1 of 1 ids are of no source, the first is 'd/00.png'"),
+    ([f"a/{i:02d}.png" for i in range(0, N, 3)], "those are all 16 records of source a; use"),
+  ],
+)
+def test_bad_deletions(run, ids, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    delete.plan(delete.open_run(run), ids)
+
+
+def test_bad_sources(run, pictures, tmp_path):
+  with pytest.raises(ValueError, match="no source 'd'"):
+    delete.drop(delete.open_run(run), "d")
+  with pytest.raises(ValueError, match="source b is there already"):
+    add.add(delete.open_run(run), "b")
+  with pytest.raises(ValueError, match="holds no compartmentalised run"):
+    delete.open_run(tmp_path)
+  with pytest.raises(ValueError, match="sources.lanes 0 and slices 4"):
+    Cdm(config_of(pictures, lanes=0), tmp_path)
+  with pytest.raises(ValueError, match="no source 'z'"):
+    Cdm(config_of(pictures, absent=("z",)), tmp_path / "new").open()
+
+
+def test_sources_are_written_as_data(run):
+  named = sources.parse((run / "sources.csv").read_text())
+  assert len(named) == N and {name.partition("/")[0] == source for name, source in named.items()}
