@@ -44,6 +44,13 @@ def test_a_record_keeps_its_source_whatever_becomes_of_the_others():
   assert sources.split(records(), Split("uniform", 4), 2) != whole
 
 
+def test_held_out_records_are_of_the_sources_of_the_others():
+  few = records().take(np.array([57, 4, 13]))
+  whole = sources.split(records(), Split("class", 3), 0)
+  ours = sources.split(few, Split("class", 3), 0, like=records())
+  assert ours == {name: whole[name] for name in few.ids.tolist()}
+
+
 def test_by_a_file_and_back(tmp_path):
   path = tmp_path / "map.csv"
   given = sources.split(records(), Split("uniform", 2), 0)

@@ -200,7 +200,7 @@ def _sparse(mode: Mode) -> Callable[..., Array]:
 
 
 def choose(
-  mode: Mode, weigh: Callable[..., Array] | None, log_prior: Array, x_t: Array, t: Array
+  mode: Mode, weigh: Any, log_prior: Array, x_t: Array, t: Array
 ) -> tuple[Int[Array, "B k"], Float[Array, "B k"]]:
   """The sources of each row, and their weights, of sum 1."""
   key, rows = jax.random.key(mode.seed), jnp.arange(len(x_t))

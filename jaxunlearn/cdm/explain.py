@@ -42,7 +42,7 @@ def calibrate(cdm: Cdm, model: Compartments) -> list[dict[str, Any]]:
   heldout = cdm.setup.heldout
   if not len(heldout) or cdm.split.by.startswith("file:"):
     return []
-  named = sources.split(heldout, cdm.split, cdm.config.seed)
+  named = sources.split(heldout, cdm.split, cdm.config.seed, like=cdm.setup.train)
   mine = np.array([named[name] in model.names for name in heldout.ids.tolist()])
   kept = heldout.take(np.flatnonzero(mine))
   source = np.array([model.names.index(named[name]) for name in kept.ids.tolist()], int)

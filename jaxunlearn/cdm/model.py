@@ -199,6 +199,7 @@ class Cdm:
   def phases(self, names: Sequence[str]) -> list[tuple[str, Mode, Sequence[str]]]:
     """(phase, mode, sources) of every evaluation: each mode, and each source alone."""
     allowed = tuple(self.config.compose.subset) or tuple(names)
+    out: list[tuple[str, Mode, Sequence[str]]]
     out = [(phase, mode, allowed) for phase, mode in self.modes.items()]
     if self.config.compose.alone:
       out += [(f"alone_{name}", Mode("naive"), (name,)) for name in allowed]

@@ -37,14 +37,18 @@ class Split:
       raise ValueError(f"sources.n {self.n} of a split by {self.by}; use 1 or more")
 
 
-def split(records: data.Records, how: Split, seed: int) -> dict[str, str]:
+def split(
+  records: data.Records, how: Split, seed: int, like: data.Records | None = None
+) -> dict[str, str]:
   """id -> the name of its source, in the order of the records.
+
+  `like` are the records whose values make the sources, where these are others, as held-out ones.
 
   Raises:
     ValueError: a file without some record, more sources than records, a source left empty.
   """
   values = _values(records, how)
-  names = list(dict.fromkeys(values))
+  names = list(dict.fromkeys(_values(like, how) if like else values))
   n = how.n or len(names)
   if n > len(names) and n % len(names):
     raise ValueError(
@@ -62,7 +66,7 @@ def split(records: data.Records, how: Split, seed: int) -> dict[str, str]:
     else:
       out[name] = f"{how.by.partition(':')[0]}-{place[value] % n}"
   found = set(out.values())
-  if len(found) < n:
+  if len(found) < n and not like:
     raise ValueError(
       f"a split of {len(records)} records by {how.by} into {n} sources leaves {n - len(found)} of "
       "them empty; use fewer sources"
@@ -79,7 +83,7 @@ def _values(records: data.Records, how: Split) -> list[str]:
   return {
     "folder": lambda: [name.rpartition("/")[0] or "all" for name in records.ids.tolist()],
     "class": lambda: [records.classes[i] for i in records.label.tolist()],
-    "style": lambda: [records.styles[i] for i in records.style.tolist()],
+    "style": lambda: [records.styles[i] for i in np.asarray(records.style).tolist()],
     "uniform": lambda: ["uniform"] * len(records),
   }[how.by]()
 

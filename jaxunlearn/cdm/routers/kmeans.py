@@ -32,7 +32,7 @@ class Router:
   pool: int = 4  # p
   temperature: float | int = 1.0  # the logits are divided by it
   iterations: int = 10  # of Lloyd's algorithm
-  floor: float | int = 1e-3  # of a variance: no picture is infinitely likely
+  floor: float | int = 3.0  # of a variance: pixels are not independent, and look too sure without
 
   independent: ClassVar[bool] = True
 
