@@ -37,6 +37,7 @@ def compartments(by: str, n: int) -> ConfigDict:
       "n": n,  # 0: one for each value
       "slices": 4,  # parts of the training at which records come in
       "lanes": 1,  # sources trained at once by vmap; kept for exact deletion
+      "mesh": 1,  # groups of devices that the sources lie over while sampling
       "absent": (),  # sources that are yet to come: cdm/add.py
     }
   )

@@ -87,6 +87,25 @@ def put(tree: Any, sharding: Any) -> Any:
   return jax.tree.map(put_leaf, tree, sharding)
 
 
+def put_sources(mesh: Mesh, tree: Any, source: int) -> Any:
+  """Stacked sources over an axis of their own: every leaf of `tree` leads with n of them.
+
+  The devices are those of the mesh, `source` groups of them; what sums over sources is then summed
+  once over the groups.
+
+  Raises:
+    ValueError: `source` does not divide the devices, or the sources.
+  """
+  n = len(jax.tree.leaves(tree)[0])
+  if source < 1 or mesh.size % source or n % source:
+    raise ValueError(
+      f"mesh.source {source} does not divide {mesh.size} devices and {n} sources; use a divisor of "
+      "both"
+    )
+  groups = Mesh(mesh.devices.reshape(source, -1), ("source", "rest"))
+  return put(tree, NamedSharding(groups, PartitionSpec("source")))
+
+
 def _spec(leaf: Any, fsdp: int) -> PartitionSpec:
   axes = [i for i, size in enumerate(leaf.shape) if size % fsdp == 0 and size >= fsdp]
   if fsdp == 1 or math.prod(leaf.shape) < MIN_SIZE or not axes:

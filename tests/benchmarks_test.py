@@ -9,14 +9,28 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 from diffusers import UNet2DModel
 
-from benchmarks import siss_step, torch_reference
+from benchmarks import cdm_sampling, class_methods, siss_step, torch_reference
 from jaxunlearn import methods, models, pretrained
 from jaxunlearn.diffusion import Diffusion
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+  ("module", "rows"), [(cdm_sampling, {"monolith", "top-1"}), (class_methods, {"dimum"})]
+)
+def test_quick_writes_a_table(module, rows, tmp_path, monkeypatch):
+  monkeypatch.setattr(sys, "argv", ["benchmark", "--quick", f"--out={tmp_path}"])
+  module.main()
+  (path,) = tmp_path.glob("*.json")
+  found = json.loads(path.read_text())["rows"]
+  assert rows <= {row["name"] for row in found}
+  table = path.with_suffix(".md").read_text()
+  assert all(f"| {row['name']} |" in table for row in found)
 
 
 def test_quick_writes_every_step(tmp_path):

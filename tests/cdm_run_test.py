@@ -22,7 +22,7 @@ STEPS, N = 8, 48
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-  """Three folders of 16 pictures of 8x8."""
+  """Three folders of 16 pictures of 8x8, of which 2 each are held out."""
   root = tmp_path_factory.mktemp("pictures")
   rng = np.random.default_rng(0)
   for i in range(N):
@@ -36,7 +36,7 @@ def config_of(pictures, **fields):
   config = cdm_digits_clothes.compartments("folder", 0)
   config.model = {"name": "uvit", "sample_size": 8, "in_channels": 1, "patch_size": 4}
   config.model.update(width=8, depth=2, heads=2)
-  config.data = common.source("folder", path=str(pictures), size=8, channels=1)
+  config.data = common.source("folder", path=str(pictures), size=8, channels=1, heldout=7)
   config.init_from = ""
   config.sources.update(slices=4, **fields)
   config.router = {"name": "kmeans", "k": 2}
@@ -77,7 +77,13 @@ def test_a_run_has_every_mode_and_a_good_ledger(run):
   ledger.verify(run)
   events = [line["event"] for line in ledger.Ledger(run).lines()]
   assert events == ["start", "sources", *["trained"] * 6, "router"]
-  assert (run / "report.html").stat().st_size > 1000
+  assert len((run / "attribution.csv").read_text().splitlines()) == 1 + 3
+  said = json.loads((run / "compartments.json").read_text())
+  assert said["sources"] == {name: {"records": 14} for name in "abc"}
+  assert said["seen"]["centroids of b"] == "b alone"
+  assert [row["records"] for row in said["calibration"]] == [6, 6]
+  page = (run / "report.html").read_text()
+  assert "What each part of the router has seen" in page and page.count("<svg") > 1
 
 
 def test_launched_again_it_changes_nothing(run, pictures):
@@ -193,7 +199,7 @@ def test_a_source_that_comes_later_changes_no_other(run, pictures, tmp_path):
   cdm = delete.open_run(workdir)
   assert set(cdm.sources.values()) == {"a", "c"}
   early = states(cdm)
-  assert add.add(cdm, "b") == 16
+  assert add.add(cdm, "b") == 14
   cdm_run.run(cdm.config, workdir)
   everything = states(delete.open_run(run))
   assert same(states(cdm), everything)  # as if it had been there from the start
@@ -241,12 +247,27 @@ def test_a_flipped_byte_is_found(run, path):
   ("ids", "message"),
   [
     (["d/00.png"], "1 of 1 ids are of no source, the first is 'd/00.png'"),
-    ([f"a/{i:02d}.png" for i in range(0, N, 3)], "those are all 16 records of source a; use"),
+    (["a/00.png", "a/18.png"], "1 of 2 ids are of no source, the first is 'a/18.png'"),
   ],
 )
 def test_bad_deletions(run, ids, message):
   with pytest.raises(ValueError, match=re.escape(message)):
     delete.plan(delete.open_run(run), ids)
+
+
+def test_all_records_of_a_source_are_the_source(run):
+  cdm = delete.open_run(run)
+  with pytest.raises(ValueError, match="those are all 14 records of source a; use --source=a"):
+    delete.plan(cdm, [name for name, source in cdm.sources.items() if source == "a"])
+
+
+def test_a_deletion_that_was_stopped_goes_on(run):
+  cdm = delete.open_run(run)
+  name, _ = late(cdm, "b")
+  delete.delete(cdm, [name])  # and the process ends here
+  delete.command(delete.parse([f"--run={run}", "--resume", "--prove"]))
+  assert ledger.Ledger(run).lines()[-1]["equal"]
+  ledger.verify(run)
 
 
 def test_bad_sources(run, pictures, tmp_path):
@@ -264,4 +285,4 @@ def test_bad_sources(run, pictures, tmp_path):
 
 def test_sources_are_written_as_data(run):
   named = sources.parse((run / "sources.csv").read_text())
-  assert len(named) == N and {name.partition("/")[0] == source for name, source in named.items()}
+  assert len(named) == 42 and {name.partition("/")[0] == source for name, source in named.items()}

@@ -1,13 +1,14 @@
 """Compositions of exact scores are exact: Gaussian mixtures, source by source."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import sampling
+from jaxunlearn import sampling, sharding
 from jaxunlearn.cdm import compose
 from jaxunlearn.cdm.compose import Compartments, Mode
 from jaxunlearn.diffusion import Diffusion
@@ -195,6 +196,26 @@ def test_samples_of_the_composition_are_those_of_the_mixture():
   exact = jax.tree_util.Partial(lambda x, t, c=None: whole(parts, x, t))
   draw = lambda f: sampling.sample(f, PROCESS, jax.random.key(1), x_T, sampler="ddim", steps=10)
   np.testing.assert_allclose(draw(composed(parts)), draw(exact), atol=1e-4)
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_on_a_mesh_the_sources_are_combined_by_one_sum(groups):
+  mesh, parts = sharding.make_mesh(data=8), compartments()
+  spread = parts._replace(params=sharding.put_sources(mesh, parts.params, groups))
+  x_t, t = (sharding.put(np.asarray(a), sharding.replicated(mesh)) for a in points())
+  program = jax.jit(lambda f, x, t: f(x, t)).lower(composed(spread), x_t, t).compile()
+  text = program.as_text()
+  # Of pictures; the weights' own sums are of a number for each row.
+  sums = re.findall(r"= f32\[([\d,]+)\]\S* all-reduce(?:-start)?\(", text)
+  assert [shape for shape in sums if "," in shape] == ["24,2,2,1"], sums
+  assert not re.findall(r" (?:all-gather|all-to-all|collective-permute)\(", text)
+  alone = jax.jit(lambda f, x, t: f(x, t))(composed(parts), *points())
+  np.testing.assert_allclose(program(composed(spread), x_t, t), alone, atol=1e-6)
+
+
+def test_sources_that_do_not_divide_over_the_mesh():
+  with pytest.raises(ValueError, match=r"mesh\.source 3 does not divide 8 devices and 4 sources"):
+    sharding.put_sources(sharding.make_mesh(data=8), compartments().params, 3)
 
 
 def test_one_compilation_serves_every_set_of_parameters():

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxunlearn import data, errors, train, writer
+from jaxunlearn import data, errors, sharding, train, writer
 from jaxunlearn.cdm import adapters, compartment, compose, routers, sources
 from jaxunlearn.cdm.compose import Compartments, Mode
 from jaxunlearn.cdm.ledger import Ledger
@@ -48,7 +48,7 @@ class Cdm:
     self.config, self.workdir = config, pathlib.Path(workdir)
     self.setup = train.build(config)
     fields = dict(config.sources)
-    self.lanes, self.slices = fields.pop("lanes"), fields.pop("slices")
+    self.lanes, self.slices, _ = (fields.pop(name) for name in ("lanes", "slices", "mesh"))
     self.absent = tuple(fields.pop("absent"))
     self.split = sources.Split(**fields)
     if min(self.lanes, self.slices) < 1:
@@ -145,10 +145,11 @@ class Cdm:
     shards = self.shards()
     names = tuple(sorted(states))
     params = [states[name].ema or states[name].params for name in names]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
     return Compartments(
       names,
       tuple(len(shards[name].records) for name in names),
-      jax.tree.map(lambda *leaves: jnp.stack(leaves), *params),
+      sharding.put_sources(self.setup.mesh, stacked, self.config.sources.mesh),
       self.route({name: shards[name].records for name in names}),
     )
 

@@ -68,8 +68,7 @@ class Training:
 
   def start(self, shard: Shard) -> State:
     """Step 0 of a shard, from its seed and the backbone."""
-    params = self.compartment.init(jax.random.key(shard.seed), self.backbone)
-    params = jax.tree.map(jnp.asarray, params)
+    params = jax.jit(self.compartment.init)(jax.random.key(shard.seed), self.backbone)
     ema = jax.tree.map(jnp.copy, params) if self.setup.config.ema else {}
     state = State(jnp.zeros((), jnp.int32), params, ema, self.setup.tx.init(params), {})
     return sharding.put(state, sharding.replicated(self.setup.mesh))
@@ -163,6 +162,7 @@ class Training:
         first_step=first,
         last_step=last,
         records=len(shard.records),
+        fingerprint=shard.records.fingerprint(),
         seed=shard.seed,
         batch=shard.batch,
         slices=shard.slices,

@@ -1,0 +1,108 @@
+"""The time of each way to unlearn a class, beside a plain denoising step, in one run.
+
+  python -m benchmarks.class_methods --out=results     (about 10 minutes on 2 idle cores)
+  python -m benchmarks.class_methods --quick           (a smoke test: two methods, one round)
+
+Of every method of configs/unlearn_fashion.py: what `prepare` takes (a mask, a Fisher matrix), what
+a step takes, and what all its steps take together, compilation not counted. The steps take turns
+with plain ones, and a ratio is between neighbours in time.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from configs import common, unlearn_fashion
+from jaxunlearn import step, train
+
+ROUNDS = 10
+
+
+class Method:
+  """A method on the embedded model, compiled."""
+
+  def __init__(self, config: Any):
+    self.steps = config.train.steps
+    self.setup = train.build(config)
+    self.params = train.start_params(self.setup)
+    self.state = train.make_state(self.setup, self.params)
+    self.batch = self.setup.batch(0)
+    if self.steps:
+      self.update = step.make_update(self.setup, self.state)
+      self.advance()
+
+  def advance(self) -> None:
+    self.state, _ = self.update(self.state, self.batch)
+    jax.block_until_ready(self.state)
+
+  def prepare(self) -> None:
+    jax.block_until_ready(train.make_state(self.setup, self.params))
+
+
+def plain() -> Any:
+  config = unlearn_fashion.get_config()
+  config.method, config.streams = common.method("denoising"), {"x": "retain"}
+  return config
+
+
+def seconds(call: Callable[[], None]) -> float:
+  start = time.perf_counter()
+  call()
+  return time.perf_counter() - start
+
+
+def measure(name: str, rounds: int, baseline: Method) -> dict[str, Any]:
+  """The row of a method."""
+  method = Method(unlearn_fashion.get_config(name))
+  prepare = seconds(method.prepare)
+  row = {"name": name, "steps": method.steps, "prepare": prepare, "step": 0.0, "ratio": 0.0}
+  if method.steps:
+    pairs = [(seconds(method.advance), seconds(baseline.advance)) for _ in range(rounds)]
+    row["step"] = statistics.median(own for own, _ in pairs)
+    row["ratio"] = statistics.median(own / other for own, other in pairs)
+  return row | {"whole": prepare + method.steps * row["step"]}
+
+
+def markdown(result: dict[str, Any]) -> str:
+  lines = [
+    f"Batches of 32 on {result['device']}, median of {result['rounds']} rounds.",
+    "",
+    "| method | before the first step, s | a step, s | over a plain step | steps | all, s |",
+    "| --- | --- | --- | --- | --- | --- |",
+  ]
+  for row in result["rows"]:
+    numbers = f"{row['prepare']:.2f} | {row['step']:.3f} | {row['ratio']:.2f}"
+    lines.append(f"| {row['name']} | {numbers} | {row['steps']} | {row['whole']:.1f} |")
+  return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--out", type=pathlib.Path, help="the folder of the results; else printed")
+  parser.add_argument("--quick", action="store_true", help="two methods, one round")
+  args = parser.parse_args()
+  names, rounds = list(unlearn_fashion.METHODS), ROUNDS
+  if args.quick:
+    names, rounds = ["embedding_copy", "dimum"], 1
+  baseline = Method(plain())
+  result = {
+    "device": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
+    "rounds": rounds,
+    "rows": [measure(name, rounds, baseline) for name in names],
+  }
+  print(markdown(result))
+  if args.out:
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "benchmark_class_methods"
+    path.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    path.with_suffix(".md").write_text(markdown(result))
+
+
+if __name__ == "__main__":
+  main()
