@@ -52,7 +52,7 @@ def compartments(by: str, n: int) -> ConfigDict:
       "block": 8,
       "seed": 0,
       "attributed": 4,  # samples that are told apart by source
-      "attribution_probes": 2,
+      "attribution_probes": 16,
       "calibration_levels": 10,
     }
   )

@@ -96,7 +96,7 @@ def page(
   return render(
     "report.html.j2",
     title=_title(config),
-    facts=facts(config, metrics),
+    facts=facts(config, metrics) | _of_sources(config, compartments or {}),
     phases=list(results),
     rows=rows,
     identities=identities(rows),
@@ -152,6 +152,19 @@ def facts(config: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> di
     "Started from": config.get("init_from") or "random parameters",
     "Data": _named(config.get("data", {}), "source") or "not recorded",
     "Seed": str(config.get("seed", "not recorded")),
+  }
+
+
+def _of_sources(config: Mapping[str, Any], compartments: Mapping[str, Any]) -> dict[str, str]:
+  """The lines that are others where each source was trained by itself."""
+  if "sources" not in config:
+    return {}
+  train, kind = config["train"], config["compartment"]["name"]
+  return {
+    "Method": f"{_named(config['method'], 'name')}, {kind} for each of "
+    f"{len(compartments.get('sources', {}))} sources",
+    "Deleted": "; ".join(compartments.get("deleted", ())) or "nothing",
+    "Steps": f"{train['steps']} of each source, batch {train['batch']}",
   }
 
 

@@ -15,8 +15,9 @@ mixture's. As in evals/nll.py the image stands at the first noise level and
 -(d/2) int beta dt = d log gamma_T: p_0 is the data's density blurred by that level.
 
 A share of a sum is no probability: C_i may be negative or above 1, where a source's likelihood
-falls along the flow. Where the L_i cancel it says nothing and is nan. Beside it stands the mean of
-w_i = p(i | x_t) over the trajectory (over u), in 0..1 and of sum 1.
+falls along the flow. Where the L_i cancel it says nothing and is nan; that knows nothing of the
+probes' own error, which a second key shows. Beside it stands the mean of w_i = p(i | x_t) over the
+trajectory (over u), in 0..1 and of sum 1.
 """
 
 import csv

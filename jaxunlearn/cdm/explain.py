@@ -30,11 +30,19 @@ def write(cdm: Cdm, model: Compartments) -> None:
     writer.replace(cdm.workdir / CALIBRATION, calibration.markdown(table))
   found = {
     "sources": counts,
+    "deleted": deleted(cdm),
     "seen": cdm.router.seen(model.names),
     "calibration": table,
     "attribution": attribute(cdm, model),
   }
   writer.replace(path, json.dumps(found, indent=2) + "\n")
+
+
+def deleted(cdm: Cdm) -> list[str]:
+  """Each deletion so far, in words."""
+  records = (json.loads(path.read_text()) for path in (cdm.workdir / "deletions").glob("*.json"))
+  what = lambda r: f"source {r['deleted_source']}, " if "deleted_source" in r else ""
+  return sorted(f"{what(r)}{r['deleted_records']} records" for r in records)
 
 
 def calibrate(cdm: Cdm, model: Compartments) -> list[dict[str, Any]]:

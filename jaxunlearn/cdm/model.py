@@ -189,7 +189,7 @@ class Cdm:
     steps = options.steps * (2 if options.guidance else 1)
     size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
     frozen = 0 if self.config.compartment.name == "full" else size(self.backbone)
-    identity = f"sampler={options.sampler} steps={options.steps} sources={','.join(model.names)}"
+    identity = f"sampler={options.sampler} steps={options.steps}"
     values = {
       "network_evaluations": steps * mode.networks(len(model.names)),
       "parameters": frozen + size(model.params),
