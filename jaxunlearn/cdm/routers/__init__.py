@@ -25,6 +25,7 @@ from jaxunlearn import data, errors
 from jaxunlearn.diffusion import Diffusion
 
 Part = Mapping[str, Any]
+_MADE: dict[Any, Any] = {}  # equal routers are one object, as models.make says why
 
 
 @runtime_checkable
@@ -54,7 +55,8 @@ def make(name: str, **fields: Any) -> Any:
   """routers/kmeans.py is named 'kmeans'; its fields are those of its `Router`."""
   errors.check_choice("router", name, names())
   module = importlib.import_module(f"{__name__}.{name}")
-  return errors.build(module.Router, f"router {name}", fields)
+  router = errors.build(module.Router, f"router {name}", fields)
+  return _MADE.setdefault(router, router)
 
 
 def names() -> list[str]:
