@@ -51,7 +51,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   return results
 
 
-def run_single(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+def run_single(config: ConfigDict, workdir: pathlib.Path) -> Any:
   """A run that is no pipeline: of sources, where the config has them, or of one model."""
   return (compartments.run if "sources" in config else train.run)(config, workdir)
 

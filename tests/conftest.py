@@ -1,10 +1,12 @@
 """Tests run on 8 virtual CPU devices, with types and shapes of signatures enforced."""
 
+import gc
 import os
 import pathlib
 import tempfile
 
 import jaxtyping
+import pytest
 
 # Read by JAX when it is imported; the runs that tests launch inherit them, compiled code included.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -14,3 +16,13 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 jaxtyping.install_import_hook("jaxunlearn", "beartype.beartype")
+
+import jax  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_more_programs_than_a_module_needs():
+  """Thousands of compiled programs in one process would use up its memory maps."""
+  yield
+  jax.clear_caches()
+  gc.collect()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from jaxunlearn import diffusers_config, pretrained, step, train
+from jaxunlearn import diffusers_config, models, pretrained, step, train
 from jaxunlearn.models import unet
 from tests import nets, tiny_config, tiny_unet
 
@@ -101,7 +101,7 @@ def test_a_senseless_rate(rate):
 def test_diffusers_config_has_it():
   config = diffusers_config.of_net(NET)
   assert config["dropout"] == RATE
-  assert unet.Net(**diffusers_config.model_fields(config, pathlib.Path("config.json"))) == NET
+  assert models.make(**diffusers_config.model_fields(config, pathlib.Path("config.json"))) == NET
 
 
 @functools.cache

@@ -91,7 +91,7 @@ def torch_unet(net, **fields):
 def load(folder):
   """(net, params, process) as a folder describes them itself."""
   model, process = pretrained.read_config(folder)
-  net = models.make("unet", **model)
+  net = models.make(**model)
   return net, pretrained.load(folder, tiny_unet.shapes(net)), Diffusion(**process)
 
 

@@ -3,11 +3,12 @@
 Their weights are embedded; this command made them (some minutes on one CPU core), training on the
 pictures that the generative models train on and testing on the ones they hold out:
 
-    python -m jaxunlearn.evals.classifiers --set=emoji  # or digits, fashion
+    python -m jaxunlearn.evals.classifiers --set=emoji  # or another of RECIPES
 
 Right on held-out pictures: digits 98.7% of 1,500; fashion 88.4% of 1,000; emoji, whose groups go by
 meaning more than by looks, 72.6% of 380, or 65.8% in the mean over classes (people 97%, activities
-only 11%).
+only 11%). Of both digits and clothes 92.7% of 2,000; of emoji at 16 px, five groups 85.4% and the
+two styles, which small pictures hardly show, 84.2% of 240.
 """
 
 import argparse
