@@ -4,7 +4,7 @@ import pathlib
 import re
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = ("audit", "celeba")
+PAGES = ("audit", "cdm", "celeba")
 README = (ROOT / "README.md").read_text()
 
 
@@ -27,6 +27,9 @@ def test_the_tables_are_the_committed_results():
     "results/siss_mnist.md",
     "results/siss_emoji.md",
     "results/audit_fashion.md",
+    "results/cdm_uniform.md",
+    "results/cdm_forget_source.md",
+    "results/cdm_forget_record.md",
     "results/celeba_cpu.md",
     "results/benchmark_siss_step.md",
   }
