@@ -2,7 +2,7 @@
 
     python -m jaxunlearn.main --config=configs/audit_emoji.py --workdir=runs/audit_emoji
 
-The style twemoji and the group Flags; writes results/audit_emoji.{md,json} and report.html in the
+The style twemoji and the group Flags, three seeds; writes results/audit_emoji.{md,json} and report.html in the
 working directory. Finished runs are skipped; launched twice at once it uses two cores.
 """
 
@@ -26,4 +26,4 @@ COLUMNS = (
 
 def get_config():
   base = pretrain_styles.get_config()
-  return audits.audit("emoji", base, TARGETS, ATTACKS, COLUMNS, seeds=(0,), models="styles")
+  return audits.audit("emoji", base, TARGETS, ATTACKS, COLUMNS, seeds=(0, 1, 2), models="styles")
