@@ -44,6 +44,7 @@ def get_config() -> ConfigDict:
       "keep": 2,
     }
   )
+  config.profile = ""  # FIRST:LAST: a trace of those steps, in profile/
   config.mesh = ConfigDict({"data": -1, "fsdp": 1})  # -1: the rest of the devices
   config.eval = ConfigDict(
     {

@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from jaxunlearn import sharding
+from jaxunlearn import processes, sharding
 
 Tree = Any
 ITEMS = ("params", "ema", "opt", "extras")
@@ -94,6 +94,8 @@ class Checkpoints:
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step in steps:
       try:
+        if jax.process_count() > 1:
+          self._check_alone(step, target)
         items = _read(self._manager, step, _items(target))
         count = sharding.put(np.int32(step), target.step.sharding)
         return target._replace(step=count, **items)
@@ -107,6 +109,26 @@ class Checkpoints:
       )
     return None
 
+  def _check_alone(self, step: int, target: State) -> None:
+    """Lets process 0 read it all: what failed in one of them would leave the others waiting.
+
+    Raises:
+      WrongShape, Damaged: in every process.
+    """
+
+    def damage() -> str:
+      here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+      put = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here)
+      try:
+        with _open(self.directory, alone=True) as manager:
+          _read(manager, step, jax.tree.map(put, _items(target)))
+      except Damaged as error:
+        return str(error)
+      return ""
+
+    if found := processes.from_first(damage):
+      raise Damaged(found)
+
   def wait(self) -> None:
     """Returns once every started save is on disk."""
     self._manager.wait_until_finished()
@@ -116,10 +138,13 @@ class Checkpoints:
 
   def _set_aside(self, step: int) -> None:
     aside = self.directory.parent / "damaged" / str(step)
-    if jax.process_index() == 0:
+
+    def move() -> None:
       aside.parent.mkdir(exist_ok=True)
       shutil.rmtree(aside, ignore_errors=True)
       (self.directory / str(step)).rename(aside)
+
+    processes.from_first(move)
     self._manager.reload()
 
 
@@ -154,8 +179,14 @@ def read_params(
     return _read(manager, step, {item: target})[item]
 
 
-def _open(directory: pathlib.Path) -> ocp.CheckpointManager:
+def _open(directory: pathlib.Path, alone: bool = False) -> ocp.CheckpointManager:
+  """To read from; `alone`: in this process, which waits for no other."""
   options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
+  if alone:
+    me = jax.process_index()
+    options.multiprocessing_options = ocp.options.MultiprocessingOptions(
+      primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"alone{me}"
+    )
   return ocp.CheckpointManager(directory, options=options)
 
 

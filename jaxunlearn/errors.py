@@ -5,7 +5,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-BAD_INPUT, DIVERGED = 2, 3  # exit codes
+BAD_INPUT, DIVERGED, PROCESS_LOST = 2, 3, 5  # exit codes; 4 is cdm.verify's
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

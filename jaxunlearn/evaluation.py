@@ -21,6 +21,7 @@ from jaxunlearn import (
   errors,
   evals,
   pictures,
+  processes,
   sampling,
   sharding,
   streams,
@@ -76,7 +77,7 @@ def generate(setup: Any, eps_fn: EpsFn, i: int, c: np.ndarray | None = None) -> 
     sampler=options.sampler,
     steps=options.steps,
   )
-  return np.asarray(batch)
+  return np.asarray(processes.local(batch))
 
 
 class Evaluation:
@@ -98,23 +99,26 @@ class Evaluation:
   def measure(self, phase: str, make: Callable[[], EpsFn]) -> None:
     """Evaluates what `make` gives under `phase`, or does nothing where that is already done."""
     path = self._workdir / "evals" / f"{phase}.json"
-    if path.exists():
+    if processes.from_first(path.exists):
       return
     eps_fn = make()
     stored = self._workdir / "samples" / f"{phase}.f32"
     c = plan(self._setup, self._setup.config.eval.asked, self._setup.config.eval.samples)
     task = self._task(self._samples(eps_fn, stored, c), c)
     partial = path.with_suffix(".partial.json")
-    done = json.loads(partial.read_text()) if partial.exists() else {}
-    for name in tqdm(self._setup.config.eval.metrics, desc=f"evaluate {phase}"):
+    done = processes.from_first(lambda: json.loads(partial.read_text()) if partial.exists() else {})
+    eps_fn = processes.local(eps_fn)
+    names = self._setup.config.eval.metrics
+    for name in tqdm(names, desc=f"evaluate {phase}", disable=not processes.first()):
       self._stop_here()
       if name not in done:
         done[name] = {k: v._asdict() for k, v in evals.metric(name)(eps_fn, task).items()}
         _write_json(partial, done)
     self._write_pictures(phase, task)
     _write_json(path, {k: v for values in done.values() for k, v in values.items()})
-    partial.unlink(missing_ok=True)
-    stored.unlink()
+    if processes.first():
+      partial.unlink(missing_ok=True)
+      stored.unlink()
 
   def probe(self, step: int, params: Any) -> dict[str, float]:
     """A small evaluation for the curves over steps; of an attack its newest samples are shown."""
@@ -124,7 +128,8 @@ class Evaluation:
     count = -(-n // batch_size(self._setup))
     samples = np.concatenate([generate(self._setup, eps_fn, i, c) for i in range(count)])
     task = self._task(samples[:n], c)
-    if self._setup.config.attack and c is not None:
+    eps_fn = processes.local(eps_fn)
+    if self._setup.config.attack and c is not None and processes.first():
       folder = self._workdir / "samples"
       pictures.write_conditions(folder, "probe", task.samples, c, task.of_concept)
     out: dict[str, float] = {}
@@ -133,6 +138,8 @@ class Evaluation:
     return out
 
   def _write_pictures(self, phase: str, task: evals.Task) -> None:
+    if not processes.first():
+      return
     folder = self._workdir / "samples"
     if task.c is None:
       pictures.write_phase(folder, phase, task.samples, task.target)
@@ -149,13 +156,16 @@ class Evaluation:
     n = self._setup.config.eval.samples if c is None else len(c)
     shape = (size, *self._setup.net.image_shape)
     path.parent.mkdir(parents=True, exist_ok=True)
+    made = processes.from_first(lambda: _whole_parts(path, 4 * math.prod(shape)))
+    quiet = n <= size or not processes.first()
     with path.open("ab") as file:
-      made = file.tell() // (4 * math.prod(shape))
-      file.truncate(made * 4 * math.prod(shape))
-      for i in tqdm(range(made, -(-n // size)), desc="sample", disable=n <= size):
+      for i in tqdm(range(made, -(-n // size)), desc="sample", disable=quiet):
         self._stop_here()
-        file.write(generate(self._setup, eps_fn, i, c).tobytes())
-        file.flush()
+        batch = generate(self._setup, eps_fn, i, c)
+        if processes.first():
+          file.write(batch.tobytes())
+          file.flush()
+    processes.wait("samples")
     return np.memmap(path, np.float32, "r").reshape(-1, *shape[1:])[:n]
 
   def _stop_here(self) -> None:
@@ -200,6 +210,16 @@ class Evaluation:
     )
 
 
+def _whole_parts(path: pathlib.Path, size: int) -> int:
+  """How many parts of so many bytes a file has; what follows the last whole one is cut off."""
+  with path.open("ab") as file:
+    count = file.tell() // size
+    file.truncate(count * size)
+  return count
+
+
 def _write_json(path: pathlib.Path, content: Any) -> None:
+  if not processes.first():
+    return
   path.parent.mkdir(parents=True, exist_ok=True)
   writer.replace(path, json.dumps(content, indent=2) + "\n")

@@ -4,7 +4,8 @@ Any field of the config can be set: `--config.train.steps=40`. `--dry_run` print
 would be and what one step costs, and stops. The fields stand in configs/common.py, a run's own
 choices in its file. A run that was killed goes on from its newest checkpoint when launched again.
 
-Exit codes: 0 finished, 2 bad input, 3 diverged (NaN or inf), 143 stopped by a signal.
+Exit codes: 0 finished, 2 bad input, 3 diverged (NaN or inf), 5 another process of the run was lost,
+143 stopped by a signal.
 """
 
 import pathlib
@@ -23,25 +24,38 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run writes, and resum
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Print the resolved config and the cost of one step, then stop."
 )
+_DISTRIBUTED = flags.DEFINE_enum(
+  "distributed",
+  "auto",
+  ("auto", "on", "off"),
+  "Several processes as one run: auto, where the environment has a launcher's variables.",
+)
 
 
 def main(_: list[str]) -> None:
   # Other libraries' infos would break up the progress bar.
   logging.get_absl_handler().addFilter(lambda r: r.levelno > 20 or "jaxunlearn" in r.pathname)
-  from jaxunlearn import checkpoint, pipeline, train  # importing JAX is slow; --help is not
+  # Importing JAX is slow; --help is not.
+  from jaxunlearn import checkpoint, pipeline, processes, train
 
   try:
+    processes.join(_DISTRIBUTED.value)
     if _DRY_RUN.value:
       from jaxunlearn import dry_run
 
       print(dry_run.describe(_CONFIG.value))
     else:
-      launch = pipeline.run if "runs" in _CONFIG.value else pipeline.run_single
-      launch(_CONFIG.value, pathlib.Path(_WORKDIR.value or ""))
+      launch, workdir = pipeline.run_single, pathlib.Path(_WORKDIR.value or "")
+      if "runs" in _CONFIG.value:
+        launch = pipeline.run
+      processes.keep_programs(workdir.parent / "xla_cache")
+      launch(_CONFIG.value, workdir)
   except (ValueError, checkpoint.Damaged, train.Diverged) as error:
     print(f"error: {error}", file=sys.stderr)
     logging.debug("raised here:", exc_info=True)  # --verbosity=1 shows it
-    sys.exit(DIVERGED if isinstance(error, train.Diverged) else BAD_INPUT)
+    processes.leave(DIVERGED if isinstance(error, train.Diverged) else BAD_INPUT)
+  except Exception as error:
+    processes.fail(error)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

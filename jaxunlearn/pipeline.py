@@ -12,16 +12,18 @@ import json
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from jaxunlearn import audit, train
+from jaxunlearn import audit, errors, processes, train
 from jaxunlearn.cdm import run as compartments
 from jaxunlearn.evals import statistics
+
+_ANOTHER = re.compile(r"run:([^\"]+)")
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
@@ -30,15 +32,25 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   A run that diverges is recorded as such, and the next one starts. The same command may be
   launched several times at once, to use more cores: each run is taken by one of them, and the
   one that ends last writes the table.
+
+  Raises:
+    ValueError: run:NAME is none of the runs; besides, what those raise.
   """
+  for name in _ANOTHER.findall(config.runs.to_json()):
+    errors.check_choice("run", name, config.runs)
   workdir = pathlib.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   jax.config.update("jax_compilation_cache_dir", str((workdir / "xla_cache").absolute()))
   while [name for name, sub in config.runs.items() if _run_one(name, sub, workdir)]:
     pass  # what waited for another run may have its turn now
+  return processes.from_first(lambda: _finish(config, workdir))
+
+
+def _finish(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+  """The table, where no other launch is still at work on a run of it."""
   left = [name for name in config.runs if outcome_of(workdir / name) is None]
   if left:
-    print(f"{len(left)} runs go on in another process, the first is {left[0]}; it writes the table")
+    print(f"{len(left)} runs go on in another launch, the first is {left[0]}; it writes the table")
     return {}
   results = summarise(config, workdir)
   out = pathlib.Path(config.out)
@@ -52,14 +64,25 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def run_single(config: ConfigDict, workdir: pathlib.Path) -> Any:
-  """A run that is no pipeline: of sources, where the config has them, or of one model."""
-  return (compartments.run if "sources" in config else train.run)(config, workdir)
+  """A run that is no pipeline: of sources, where the config has them, or of one model.
+
+  Raises:
+    ValueError: one of sources in several processes; besides, what those runs raise.
+  """
+  if "sources" not in config:
+    return train.run(config, workdir)
+  if jax.process_count() > 1:
+    raise ValueError(
+      f"{jax.process_count()} processes for a run of compartments, which takes one; launch it on "
+      "one host, with all of its devices"
+    )
+  return compartments.run(config, workdir)
 
 
 def _run_one(name: str, config: ConfigDict, workdir: pathlib.Path) -> bool:
   """Whether the run was made here and now: unfinished, nobody else's, waiting for no other."""
   with _only_here(workdir / f"{name}.lock") as mine:
-    if not mine or outcome_of(workdir / name) is not None:
+    if not mine or processes.from_first(lambda: outcome_of(workdir / name)) is not None:
       return False
     try:
       if (placed := _placed(config, workdir)) is None:
@@ -68,8 +91,10 @@ def _run_one(name: str, config: ConfigDict, workdir: pathlib.Path) -> bool:
       run_single(placed, workdir / name)
     except train.Diverged as error:
       logging.error("%s: %s", name, error)
+      text = json.dumps({"diverged": str(error)}) + "\n"
       (workdir / name).mkdir(exist_ok=True)
-      (workdir / name / "diverged.json").write_text(json.dumps({"diverged": str(error)}) + "\n")
+      if processes.first():
+        (workdir / name / "diverged.json").write_text(text)
   return True
 
 
@@ -80,8 +105,9 @@ def _placed(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict | None:
     Diverged: such a run diverged.
   """
   text = config.to_json()
-  for name in set(re.findall(r"run:([^\"]+)", text)):
-    outcome = outcome_of(workdir / name)
+  names = set(_ANOTHER.findall(text))
+  outcomes = processes.from_first(lambda: {name: outcome_of(workdir / name) for name in names})
+  for name, outcome in outcomes.items():
     if outcome is None:
       return None
     if "diverged" in outcome:
@@ -95,14 +121,17 @@ def _placed(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict | None:
 
 @contextlib.contextmanager
 def _only_here(path: pathlib.Path) -> Iterator[bool]:
-  """Whether this process got the lock; it goes with the process, however that ends."""
+  """Whether this launch got the lock; it goes with the process, however that ends."""
   with path.open("w") as file:
-    mine = True
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      mine = False
-    yield mine
+    yield processes.from_first(lambda: _locked(file))
+
+
+def _locked(file: IO[str]) -> bool:
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  return True
 
 
 def summarise(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:

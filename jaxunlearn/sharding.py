@@ -5,6 +5,7 @@ been seen to return wrong gradients for. Parameters and optimiser state are spli
 their largest dimension that divides; models know nothing of it.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -66,10 +67,11 @@ def state_sharding(mesh: Mesh, tree: Any) -> Any:
   return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(leaf, mesh.shape["fsdp"])), tree)
 
 
-def shaped(mesh: Mesh, tree: Any) -> Any:
-  """The shapes of `tree` with the layout of `state_sharding`: what a checkpoint is restored to."""
+def shaped(mesh: Mesh, tree: Any, where: NamedSharding | None = None) -> Any:
+  """The shapes of `tree` laid out as `where`, or as `state_sharding`: what a restore fills."""
   struct = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-  return jax.tree.map(struct, tree, state_sharding(mesh, tree))
+  layout = jax.tree.map(lambda _: where, tree) if where else state_sharding(mesh, tree)
+  return jax.tree.map(struct, tree, layout)
 
 
 def put(tree: Any, sharding: Any) -> Any:
@@ -85,6 +87,24 @@ def put(tree: Any, sharding: Any) -> Any:
     return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
   return jax.tree.map(put_leaf, tree, sharding)
+
+
+@functools.lru_cache
+def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
+  """[n] which rows of a batch the devices of this process hold, in order."""
+  places = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
+  return np.unique(np.concatenate([np.arange(batch)[place] for place in places]))
+
+
+def put_rows(mesh: Mesh, tree: Any, batch: int) -> Any:
+  """A global batch of which every process gives its `local_rows`: the leaves of `tree`."""
+  rows, where = local_rows(mesh, batch), batch_sharding(mesh)
+
+  def put_leaf(leaf: np.ndarray) -> jax.Array:
+    mine = lambda index: leaf[np.searchsorted(rows, np.arange(batch)[index[0]])]
+    return jax.make_array_from_callback((batch, *leaf.shape[1:]), where, mine)
+
+  return jax.tree.map(put_leaf, tree)
 
 
 def put_sources(mesh: Mesh, tree: Any, source: int) -> Any:

@@ -141,8 +141,8 @@ def _split(program: Program, draws: Any) -> tuple[list[Any], jax.Array]:
     for i in range(program.micro_batches)
   ]
   needed = lambda part: program.method.needed(program.process, part)
-  flags = [jnp.stack([*map(jnp.asarray, needed(part))]) for part in parts]
-  return parts, jnp.stack(flags)
+  flags = jnp.stack([jnp.stack([*map(jnp.asarray, needed(part))]) for part in parts])
+  return parts, jax.lax.with_sharding_constraint(flags, sharding.replicated(program.mesh))
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="needed", donate_argnums=1)

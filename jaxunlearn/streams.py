@@ -66,12 +66,15 @@ class Stream:
   concept: data.Concept | None = None
   counts: tuple[int, ...] = ()  # the values of each of the model's conditions
 
-  def at(self, step: int) -> Rows:
-    """The batch of a step: float32 images in [-1, 1], conditions if any, record numbers."""
+  def at(self, step: int, rows: np.ndarray | slice = slice(None)) -> Rows:
+    """The batch of a step: float32 images in [-1, 1], conditions if any, record numbers.
+
+    `rows` are the ones wanted of it; the images of others are not read.
+    """
     epoch, place = np.divmod(step * self.batch + np.arange(self.batch), len(self.index))
     order = {e: self._permutation(e) for e in np.unique(epoch).tolist()}
     picks = zip(epoch.tolist(), place.tolist(), strict=True)
-    return self._rows(self.index[[order[e][p] for e, p in picks]], step)
+    return self._rows(self.index[[order[e][p] for e, p in picks]], step, rows)
 
   def __len__(self) -> int:
     return len(self.index)
@@ -89,13 +92,15 @@ class Stream:
   def _permutation(self, epoch: int) -> np.ndarray:
     return np.random.default_rng((*self.seed, epoch)).permutation(len(self.index))
 
-  def _rows(self, index: np.ndarray, step: int) -> Rows:
-    image, number = data.to_model(self.records.image[index]), index.astype(np.int32)
+  def _rows(self, index: np.ndarray, step: int, rows: np.ndarray | slice = slice(None)) -> Rows:
+    image = data.to_model(self.records.image[index[rows]])
+    number = index[rows].astype(np.int32)
     if not self.conditional:
       return Rows(image, None, number)
     rng = np.random.default_rng((*self.seed, step, len(index), 1))
-    c = self._conditions(index, rng)
-    return Rows(image, c, number, self._targets(c, rng))
+    c = self._conditions(index, rng)  # of the whole batch: the draws are the same in any process
+    to = self._targets(c, rng)
+    return Rows(image, c[rows], number, to if to is None else to[rows])
 
   def _conditions(self, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if self.take.c == "own":

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,6 +28,8 @@ from jaxunlearn import (
   methods,
   models,
   pretrained,
+  processes,
+  profiling,
   report,
   sharding,
   streams,
@@ -66,13 +67,15 @@ class Setup:
   streams: dict[str, streams.Stream]
 
   def host_batch(self, step: int) -> dict[str, methods.Rows]:
-    return {name: stream.at(step) for name, stream in self.streams.items()}
+    """The rows of a batch that this process' devices hold: all of them with one process."""
+    rows = sharding.local_rows(self.mesh, self.config.train.batch)
+    return {name: stream.at(step, rows) for name, stream in self.streams.items()}
 
   def batch(self, step: int) -> dict[str, methods.Rows]:
     return self.on_mesh(self.host_batch(step))
 
   def on_mesh(self, batch: dict[str, methods.Rows]) -> dict[str, methods.Rows]:
-    return sharding.put(batch, sharding.batch_sharding(self.mesh))
+    return sharding.put_rows(self.mesh, batch, self.config.train.batch)
 
   def batches(self, first: int, last: int) -> Iterator[dict[str, methods.Rows]]:
     """The batches of the steps first .. last - 1, read ahead in threads, in order."""
@@ -90,6 +93,7 @@ def build(config: ConfigDict) -> Setup:
   for field in ("batch", "micro_batches", "log_every", "checkpoint_every", "keep"):
     if config.train[field] < 1:
       raise ValueError(f"config.train.{field} is {config.train[field]}; use at least 1")
+  profiling.window(config.profile)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
   sharding.check_batch(config.train.batch, config.train.micro_batches, mesh)
   method = methods.make(**config.method)
@@ -172,7 +176,8 @@ def start_params(setup: Setup) -> Tree:
   folder = pretrained.locate(setup.config.init_from)
   if not (folder / "checkpoints").is_dir():
     return pretrained.load(folder, shapes)
-  return checkpoint.read_params(folder, sharding.shaped(setup.mesh, shapes))
+  whole = sharding.shaped(setup.mesh, shapes, sharding.replicated(setup.mesh))
+  return checkpoint.read_params(folder, whole)
 
 
 def make_state(setup: Setup, params: Tree) -> State:
@@ -202,10 +207,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   """
   setup = build(config)
   workdir = pathlib.Path(workdir)
-  with stop_signal() as stopped, contextlib.ExitStack() as stack:
+  with processes.stop_signal() as stopped, contextlib.ExitStack() as stack:
     params = start_params(setup)
     evaluation = Evaluation(setup, workdir, stopped)
-    claim(workdir, config)
+    processes.from_first(lambda: claim(workdir, config))
     if config.eval.before:
       evaluation.once("before", params)
     saves = checkpoint.Checkpoints(workdir / "checkpoints", config.train.keep)
@@ -219,7 +224,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     saves.wait()
     if config.eval.after:
       evaluation.once("after", state.ema or state.params)
-  return report.write(workdir)
+  return processes.from_first(lambda: report.write(workdir))
 
 
 def train(
@@ -232,11 +237,14 @@ def train(
 ) -> State:
   """The loop from the state's step to config.train.steps."""
   config = setup.config.train
-  update = make_update(setup, state)
   pending: list[tuple[int, Tree]] = []  # metrics still on the device
   first = int(state.step)
+  folder = saves.directory.parent / "profile"
+  update = profiling.traced(make_update(setup, state), first, setup.config.profile, folder)
   batches = setup.batches(first, config.steps)
-  bar = tqdm(batches, initial=first, total=config.steps, desc="train")
+  bar = tqdm(
+    batches, initial=first, total=config.steps, desc="train", disable=not processes.first()
+  )
   origin = jax.tree.map(jnp.copy, state.params) if setup.config.attack and not first else None
   for step, batch in enumerate(bar, start=first + 1):
     state, metrics = update(state, batch)
@@ -302,7 +310,7 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
     if path.exists() and path.read_text() != text:
       old, new = json.loads(path.read_text()), json.loads(text)
       differ = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-      if set(differ) - {"mesh"}:
+      if set(differ) - {"mesh", "profile"}:
         raise ValueError(
           f"{workdir} holds a run of another config (differs in: {', '.join(differ)}); "
           "use another --workdir, or delete this one"
@@ -310,18 +318,3 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
     replace(path, text)
   except OSError as error:
     raise ValueError(f"cannot write to {workdir} ({error}); use another --workdir") from error
-
-
-@contextlib.contextmanager
-def stop_signal() -> Iterator[Callable[[], bool]]:
-  """Within it SIGTERM and SIGINT only raise a flag, which the loop reads between steps."""
-  seen: list[int] = []
-  previous = {
-    name: signal.signal(name, lambda number, _: seen.append(number))
-    for name in (signal.SIGTERM, signal.SIGINT)
-  }
-  try:
-    yield lambda: bool(seen)
-  finally:
-    for name, handler in previous.items():
-      signal.signal(name, handler)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import checkpoint, train, writer
+from jaxunlearn import checkpoint, processes, train, writer
 from tests import nets, tiny_config
 
 STEPS = 6
@@ -229,7 +229,7 @@ def _overflowing(tx):
 
 
 def test_a_signal_only_raises_a_flag():
-  with train.stop_signal() as stopped:
+  with processes.stop_signal() as stopped:
     assert not stopped()
     signal.raise_signal(signal.SIGTERM)
     assert stopped()

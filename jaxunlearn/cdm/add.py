@@ -12,7 +12,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from jaxunlearn import errors, train
+from jaxunlearn import errors, processes
 from jaxunlearn.cdm import cli, delete, sources
 from jaxunlearn.cdm import run as cdm_run
 from jaxunlearn.cdm.model import Cdm
@@ -36,7 +36,7 @@ def add(cdm: Cdm, source: str) -> int:
 
 
 def command(args: argparse.Namespace) -> None:
-  with train.stop_signal() as stopped:
+  with processes.stop_signal() as stopped:
     cdm = delete.open_run(args.run, stopped)
     count = add(cdm, args.source)
   print(f"{args.source}: {count} records")

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxunlearn import report, train
+from jaxunlearn import processes, report
 from jaxunlearn.cdm import explain
 from jaxunlearn.cdm.model import Cdm
 from jaxunlearn.evaluation import Evaluation
@@ -17,7 +17,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
 
   Launched again it goes on where it was. Raises as train.run.
   """
-  with train.stop_signal() as stopped:
+  with processes.stop_signal() as stopped:
     cdm = Cdm(config, workdir, stopped)
     cdm.open()
     model = cdm.model(cdm.train())
