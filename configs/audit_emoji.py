@@ -2,8 +2,9 @@
 
     python -m jaxunlearn.main --config=configs/audit_emoji.py --workdir=runs/audit_emoji
 
-The style twemoji and the group Flags, three seeds; writes results/audit_emoji.{md,json} and report.html in the
-working directory. Finished runs are skipped; launched twice at once it uses two cores.
+The style twemoji and the group Flags, three seeds; writes results/audit_emoji.{md,json} and
+report.html in the working directory. Finished runs are skipped; launched twice at once it uses two
+cores.
 """
 
 from configs import audits, pretrain_styles
@@ -26,4 +27,5 @@ COLUMNS = (
 
 def get_config():
   base = pretrain_styles.get_config()
-  return audits.audit("emoji", base, TARGETS, ATTACKS, COLUMNS, seeds=(0, 1, 2), models="styles")
+  seeds, models = (0, 1, 2), "styles"
+  return audits.audit("emoji", base, TARGETS, ATTACKS, COLUMNS, seeds, models, apart=True)

@@ -33,6 +33,7 @@ def audit(
   columns: Sequence[tuple[str, str]],
   seeds: Sequence[int],
   models: str = "",
+  apart: bool = False,
 ) -> ConfigDict:
   """The pipeline results/audit_NAME, of the base model assets:pretrain_MODELS (or NAME).
 
@@ -42,6 +43,7 @@ def audit(
     attacks: of each the metric, the title, and variants of attack_fashion with learning rates.
     columns: the metrics before the attacks' and their titles.
     seeds: a run each, of every method on every target.
+    apart: a row for each target, not one for all: a style is not forgotten as a class is.
   """
   config = ConfigDict({"runs": {}, "rows": (), "out": f"results/audit_{name}", "published": ()})
   config.attacks = tuple(
@@ -55,17 +57,19 @@ def audit(
   config.runs.replay.eval.update(metrics=(), samples=1000, keep=True)
 
   def add(row: str, variant: str, make: Callable[[str], ConfigDict], attacked: bool = True) -> None:
-    names = []
+    names: dict[str, list[str]] = {}
     for target, field in targets.items():
+      label = f"{row}: {target}" if apart else row
       for seed in seeds:
-        names.append(f"{variant}_{slug(target)}_{seed}")
+        name = f"{variant}_{slug(target)}_{seed}"
+        names.setdefault(label, []).append(name)
         run = make(target)
         run.forget[field] = target
         run.seed = run.eval.seed = seed
-        config.runs[names[-1]] = run
+        config.runs[name] = run
         for attack in [one for *_, runs in attacks for one in runs] if attacked else ():
-          config.runs[f"{names[-1]}@{suffix(attack)}"] = attack_on(run, names[-1], *attack)
-    config.rows += ((row, tuple(names), ()),)
+          config.runs[f"{name}@{suffix(attack)}"] = attack_on(run, name, *attack)
+    config.rows += tuple((label, tuple(group), ()) for label, group in names.items())
 
   add("pretrained", "pretrained", lambda _: as_it_is(base, origin), attacked=False)
   retrained = lambda target: as_it_is(base, f"assets:retrain_{models}_{slug(target)}")

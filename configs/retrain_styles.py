@@ -2,7 +2,7 @@
 
     python -m jaxunlearn.main --config=configs/retrain_styles.py:twemoji --workdir=runs/twemoji
 
-and the same with Flags.
+and the same with Flags. As long as `pretrain_styles`.
 """
 
 from configs import pretrain_styles

@@ -86,7 +86,7 @@ def write(config: ConfigDict, results: Mapping[str, Any], workdir: pathlib.Path)
   html = report.render(
     "audit.html.j2",
     concepts=list(_firsts(config, names)),
-    base=config.rows[0][0],
+    base=_base(config),
     titles=[title for _, title in config.columns],
     rows=[(label, row, _cells(config, row)) for label, row in results.items()],
     threshold=RECOVERED,
@@ -100,6 +100,11 @@ def write(config: ConfigDict, results: Mapping[str, Any], workdir: pathlib.Path)
     controls=_controls(config),
   )
   writer.replace(pathlib.Path(workdir) / "report.html", html)
+
+
+def _base(config: ConfigDict) -> str:
+  """How the labels of the base model's rows begin: `pretrained`, or `pretrained: TARGET`."""
+  return config.rows[0][0].partition(":")[0]
 
 
 def _firsts(config: ConfigDict, names: Iterable[str]) -> dict[str, str]:
@@ -186,15 +191,20 @@ class Grids(NamedTuple):
 
 
 def grids(config: ConfigDict, workdir: pathlib.Path) -> list[Grids]:
-  """Before, unlearned and attacked; of each row but the first, the first run on each concept."""
+  """Before, unlearned and attacked; of each row but the base's, the first run on each concept."""
   noise = lambda name: (_concept(config, name), config.runs[name].eval.seed)
-  bases = {noise(name): name for name in config.rows[0][1]}
+  base = _base(config)
+  bases = {
+    noise(name): name for label, names, _ in config.rows if label.startswith(base) for name in names
+  }
   out = []
-  for label, names, _ in config.rows[1:]:
+  for label, names, _ in config.rows:
+    if label.startswith(base):
+      continue
     for concept, name in _firsts(config, names).items():
       attack, caption = _strongest(workdir, name, config.attacks)
       pictures = (
-        (config.rows[0][0], _picture(workdir, bases.get(noise(name), ""), "after")),
+        (base, _picture(workdir, bases.get(noise(name), ""), "after")),
         (label, _picture(workdir, name, "after")),
         (caption, _picture(workdir, f"{name}@{attack}", "probe")),
       )

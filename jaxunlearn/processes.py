@@ -12,6 +12,7 @@ import os
 import pathlib
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
@@ -174,5 +175,6 @@ def leave(code: int) -> NoReturn:
   if jax.process_count() > 1 and code:
     sys.stdout.flush()
     sys.stderr.flush()
+    time.sleep(2)  # what it last said to the others may be on its way
     os._exit(code)
   sys.exit(code)

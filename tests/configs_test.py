@@ -10,6 +10,7 @@ import pytest
 
 from configs import (
   attack_fashion,
+  audit_emoji,
   audit_fashion,
   siss_celeba,
   siss_celeba_sequence,
@@ -110,9 +111,13 @@ def test_the_sequence_takes_its_faces_from_a_file(tmp_path):
   assert [run.forget.ids for run in runs.values()] == [("9999.jpg",), ("10007.jpg",)]
 
 
-@pytest.mark.parametrize("name", ["pretrain_mnist", "retrain_mnist"])
+EMBEDDED = sorted(path.parent.name for path in data.ASSETS.glob("*/config.json"))
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_the_embedded_weights_are_of_their_config(name):
-  net = train.build(importlib.import_module(f"configs.{name}").get_config()).net
+  made_by = max((n for n in NAMES if name.startswith(n)), key=len)  # retrain_styles of ..._flags
+  net = train.build(importlib.import_module(f"configs.{made_by}").get_config()).net
   shapes = jax.eval_shape(net.init, jax.random.key(0))
   params = pretrained.load(data.ASSETS / name, shapes)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
@@ -139,10 +144,12 @@ def test_every_attack_builds(variant, tmp_path, monkeypatch):
   assert config.attack == "dimra" or seen == {True}
 
 
-def test_the_audit_attacks_every_run_that_is_not_the_base_model():
-  config = audit_fashion.get_config()
+@pytest.mark.parametrize("audit", [audit_fashion, audit_emoji])
+def test_an_audit_attacks_every_run_that_is_not_the_base_model(audit):
+  config = audit.get_config()
   attacked = {name.partition("@")[0] for name in config.runs if "@" in name}
-  rows = {name for label, names, _ in config.rows if label != "pretrained" for name in names}
+  methods = [names for label, names, _ in config.rows if not label.startswith("pretrained")]
+  rows = {name for names in methods for name in names}
   assert attacked == rows
   suffixes = {s for _, _, suffixes in config.attacks for s in suffixes}
   assert {name.partition("@")[2] for name in config.runs if "@" in name} == suffixes
