@@ -26,6 +26,7 @@ def test_the_tables_are_the_committed_results():
   assert {name for name, _ in shown} == {
     "results/siss_mnist.md",
     "results/siss_emoji.md",
+    "results/audit_emoji.md",
     "results/audit_fashion.md",
     "results/cdm_uniform.md",
     "results/cdm_class.md",
