@@ -62,7 +62,8 @@ def render(run: pathlib.Path, config: Mapping[str, Any], item: str, step: int, o
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  env.filters |= {"yaml": json.dumps, "code": code, "cell": lambda s: code(s).replace("|", "\\|")}
+  cell = lambda text: code(text).replace("|", "\\|")
+  env.filters |= {"yaml": json.dumps, "code": code, "cell": cell, "plain": plain}
   results = _results(run, hide_target=o.deleted == "count")
   rows = [report.row(name, results) for name in report.metric_names(results)]
   now, earlier = deleted(config, o.deleted) if deletes(config) else (Deleted(0, ()),) * 2
@@ -136,7 +137,12 @@ def limits(
     out.append("A rate of 0 is no proof of forgetting: it is 0 among the samples that were drawn.")
   if results and config["ema"] and item != "ema":
     out.append("The evaluations are of the averaged parameters; these are the raw ones.")
-  return [" ".join(line.split()).replace("<", "&lt;") for line in out]
+  return list(map(plain, out))
+
+
+def plain(text: str) -> str:
+  """Text of one line without HTML, code, links and pictures, whatever it holds."""
+  return re.sub(r"[\\`\[]", r"\\\g<0>", " ".join(text.split())).replace("<", "&lt;")
 
 
 def code(text: Any) -> str:

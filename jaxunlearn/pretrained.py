@@ -127,7 +127,8 @@ def load(folder: pathlib.Path, target: Any) -> Any:
       "save_pretrained(FOLDER, max_shard_size='100GB')"
     )
   raise ValueError(
-    f"{folder / WEIGHTS} does not exist; give a folder that holds {WEIGHTS} or {PICKLED}"
+    f"{folder / WEIGHTS} does not exist; give a folder that holds {WEIGHTS}, or set "
+    f"{weights.ALLOW}=1 for {PICKLED}, a pickle, where you trust its origin"
   )
 
 
@@ -150,7 +151,10 @@ def locate(origin: str) -> pathlib.Path:
 
 
 def _fetch(origin: str) -> pathlib.Path:
-  """The repository in the Hub's cache: its configs and one weights file, no more."""
+  """The repository in the Hub's cache: its configs and one weights file, no more.
+
+  A pickled one is fetched only where it may be read.
+  """
   name, _, revision = origin.removeprefix("hub:").partition("@")
   try:
     from huggingface_hub import snapshot_download
@@ -166,7 +170,7 @@ def _fetch(origin: str) -> pathlib.Path:
   try:
     folder = get(CONFIG, SCHEDULER, WEIGHTS, SHARDED)
     found = any((_part(folder, "unet") / file).is_file() for file in (WEIGHTS, SHARDED))
-    return folder if found else get(PICKLED)
+    return folder if found or not weights.pickle_allowed() else get(PICKLED)
   except Exception as error:  # the errors of the Hub's client and of its transport share no base
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     raise ValueError(

@@ -1,8 +1,8 @@
 """Weight files of other projects: where they lie, which file it must be, and how they are read.
 
 safetensors are read as they are. Pickled files (.bin, .pt, .pth) can run code when they are
-loaded; they are read only by torch's weights-only loader, which refuses that, where torch is
-installed.
+loaded; they are refused unless JAXUNLEARN_PICKLE=1 is set, and then read by torch's weights-only
+loader alone, which is to refuse that.
 
     python -m jaxunlearn.weights            # fetches every published file that the metrics use
 """
@@ -21,6 +21,8 @@ import safetensors.numpy
 from tqdm import tqdm
 
 PICKLED = (".bin", ".pt", ".pth")
+ALLOW = "JAXUNLEARN_PICKLE"
+TORCH = (2, 10)  # the weights-only loaders before it can be made to run code (CVE-2026-24747)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +101,8 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
   """A flat state dict, name -> array.
 
   Raises:
-    ValueError: a damaged file, a pickled one without torch, or one that holds more than arrays.
+    ValueError: a damaged file, one that holds more than arrays, or a pickled one, unless that is
+      allowed and a torch for it installed.
   """
   path = pathlib.Path(path)
   if path.suffix == ".safetensors":
@@ -109,6 +112,11 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
       raise ValueError(f"{path} is damaged ({error}); fetch or make it again") from error
   if path.suffix not in PICKLED:
     raise ValueError(f"{path} is no weights file; give .safetensors, {', '.join(PICKLED)}")
+  if not pickle_allowed():
+    raise ValueError(
+      f"{path} is pickled, and a pickle can run code when it is read; convert it to .safetensors, "
+      f"or set {ALLOW}=1 where you trust its origin, for torch's weights-only loader to read it"
+    )
   try:
     import torch
   except ImportError as error:
@@ -116,6 +124,11 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
       f"{path} is pickled, which only torch's weights-only loader may read, and torch is not "
       "installed: install torch, or convert the file to .safetensors where it is"
     ) from error
+  if tuple(map(int, torch.__version__.split(".")[:2])) < TORCH:
+    raise ValueError(
+      f"{path} is pickled and torch is {torch.__version__}, whose weights-only loader can be made "
+      f"to run code; install torch {'.'.join(map(str, TORCH))} or newer"
+    )
   try:
     state = torch.load(path, map_location="cpu", weights_only=True)
   except Exception as error:  # torch documents no list of what a bad file raises
@@ -129,6 +142,10 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     name: value.float().numpy() if value.is_floating_point() else value.numpy()
     for name, value in state.items()
   }
+
+
+def pickle_allowed() -> bool:
+  return os.environ.get(ALLOW) == "1"
 
 
 def main() -> None:

@@ -40,6 +40,11 @@ CELEBA_LIKE = models.make(
 BETAS = {"num_train_timesteps": 900, "beta_start": 0.00085, "beta_end": 0.012}
 
 
+@pytest.fixture(autouse=True)
+def pickles_are_allowed(monkeypatch):
+  monkeypatch.setenv("JAXUNLEARN_PICKLE", "1")  # security_test.py has what is without it
+
+
 def assert_same(got, want):
   assert jax.tree.structure(got) == jax.tree.structure(want)
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):

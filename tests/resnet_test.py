@@ -70,8 +70,9 @@ def test_gem_of_a_constant_is_the_constant_and_of_p_1_the_mean():
   np.testing.assert_allclose(resnet.gem(-x), 1e-6, rtol=1e-4)
 
 
-def test_a_file_as_published_is_read_whole(tmp_path):
+def test_a_file_as_published_is_read_whole(tmp_path, monkeypatch):
   """53 convolutions, 53 norms of four arrays each, the head's two; counters of training are not."""
+  monkeypatch.setenv("JAXUNLEARN_PICKLE", "1")
   torch.save(reference().state_dict(), tmp_path / "sscd.torchvision.pt")
   got = resnet.from_state_dict(weights.read(tmp_path / "sscd.torchvision.pt"))
   assert len(jax.tree.leaves(got)) == 53 + 53 * 4 + 2

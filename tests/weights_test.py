@@ -18,6 +18,7 @@ STATE = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "a.count": np
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
   monkeypatch.setenv("JAXUNLEARN_CACHE", str(tmp_path / "cache"))
+  monkeypatch.setenv("JAXUNLEARN_PICKLE", "1")  # security_test.py has what is without it
   return tmp_path / "cache"
 
 

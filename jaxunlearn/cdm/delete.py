@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxunlearn import checkpoint, data, errors, train, writer
+from jaxunlearn import checkpoint, data, errors, processes, writer
 from jaxunlearn.cdm import cli, sources
 from jaxunlearn.cdm import run as cdm_run
 from jaxunlearn.cdm.model import Cdm
@@ -215,7 +215,7 @@ def _tuples(tree: Any) -> Any:
 
 
 def command(args: argparse.Namespace) -> None:
-  with train.stop_signal() as stopped:
+  with processes.stop_signal() as stopped:
     cdm = open_run(args.run, stopped)
     if args.source:
       if not args.plan:

@@ -178,6 +178,9 @@ class _Held(NamedTuple):
 
   def problems(self, run: pathlib.Path) -> Iterator[str]:
     """What does not fit: first files as the lines name them, then what should not be there."""
+    for name in (*self.files, *self.folders, *self.gone):
+      if name.startswith("/") or os.pardir in name.split("/"):
+        yield f"{name!r} is not under {run}; a ledger is of the files of its run"
     for name, (number, digest) in self.files.items():
       if not (run / name).is_file():
         yield f"{name} is missing; line {number} recorded it. Put its copy back"

@@ -102,7 +102,7 @@ class Cdm:
   @property
   def sources(self) -> dict[str, str]:
     """id -> source, as it stands now."""
-    return sources.parse((self.workdir / sources.FILE).read_text())
+    return sources.read(self.workdir / sources.FILE)
 
   def shards(self) -> dict[str, Shard]:
     """Every source's shard, by name."""

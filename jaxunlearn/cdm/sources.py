@@ -114,6 +114,14 @@ def parse(text: str) -> dict[str, str]:
   return dict(listed)
 
 
+def read(path: pathlib.Path) -> dict[str, str]:
+  """id -> source of RUN/sources.csv; raises ValueError for a source that is no folder's name."""
+  found = parse(path.read_text())
+  if wrong := [name for name in dict.fromkeys(found.values()) if name != slug(name)]:
+    raise ValueError(f"{path} names source {wrong[0]!r}, which no run does; put its copy back")
+  return found
+
+
 def write(path: pathlib.Path, sources: Mapping[str, str]) -> None:
   out = io.StringIO()
   rows = csv.writer(out, lineterminator="\n")
@@ -143,5 +151,5 @@ def uniform(seed: int, what: str, name: str) -> float:
 
 
 def slug(name: str) -> str:
-  """A name as that of a folder."""
-  return "-".join(re.findall(r"[\w.]+", name)).lower() or "all"
+  """A name as that of a folder, within its parent: none begins with a dot."""
+  return "-".join(re.findall(r"\w[\w.]*", name.lower())) or "all"

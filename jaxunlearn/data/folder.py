@@ -15,6 +15,7 @@ import concurrent.futures
 import dataclasses
 import os
 import pathlib
+import stat
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -120,6 +121,8 @@ class Source:
     """Why a file cannot be used ("" where it can), and whether it is smaller than `size`."""
     try:
       name.encode()  # ids are hashed and written as UTF-8
+      if not stat.S_ISREG((root / name).stat().st_mode):  # opening a pipe would wait for ever
+        raise ValueError("not a regular file")
       with Image.open(root / name, formats=FORMATS) as image:
         self._check_mode(image)
         if self.verify:

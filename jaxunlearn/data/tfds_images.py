@@ -5,7 +5,9 @@ They must be in array_record format, which is read without TensorFlow: prepare o
 """
 
 import dataclasses
+import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -49,7 +51,8 @@ def prepared(data_dir: str, name: str) -> Any:
   """The tfds builder of a data set on disk, of its newest version there.
 
   Raises:
-    ValueError: tensorflow-datasets is not installed, or no such data set is prepared.
+    ValueError: tensorflow-datasets is not installed, or no such data set is prepared, or it
+      names Python classes of other packages, which tfds would import.
   """
   try:
     import tensorflow_datasets as tfds
@@ -64,7 +67,24 @@ def prepared(data_dir: str, name: str) -> Any:
       f"no prepared data set under {root}; run: "
       f"tfds build {name} --file_format=array_record --data_dir={data_dir}"
     )
-  return tfds.builder_from_directory(str(versions[-1].parent))
+  folder = versions[-1].parent
+  for kind in _classes(json.loads((folder / "features.json").read_text())):
+    if not kind.startswith("tensorflow_datasets."):
+      raise ValueError(f"{folder} has features of {kind!r}; take a set of tfds' own features")
+  return tfds.builder_from_directory(str(folder))
+
+
+def _classes(features: Any) -> Iterator[str]:
+  """The names of Python classes in a features.json, also in the JSON that its strings hold."""
+  if isinstance(features, list):
+    for part in features:
+      yield from _classes(part)
+  for key, value in features.items() if isinstance(features, dict) else ():
+    legacy = key == "type" and "content" in features
+    if isinstance(value, str) and (legacy or key in ("pythonClassName", "python_class_name")):
+      yield value
+    holds = isinstance(value, str) and key in ("json", "content")
+    yield from _classes(json.loads(value) if holds else value)
 
 
 def read(builder: Any, split: str, limit: int | None = None) -> list[Any]:
