@@ -3,7 +3,6 @@
 import gc
 import os
 import pathlib
-import tempfile
 
 import jaxtyping
 import pytest
@@ -11,7 +10,7 @@ import pytest
 # Read by JAX when it is imported; the runs that tests launch inherit them, compiled code included.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-CACHE = pathlib.Path(tempfile.gettempdir()) / f"jaxunlearn-xla-cache-{os.getuid()}"
+CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
