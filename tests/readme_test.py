@@ -34,6 +34,7 @@ def test_the_tables_are_the_committed_results():
     "results/cdm_forget_source.md",
     "results/cdm_forget_record.md",
     "results/celeba_cpu.md",
+    "results/benchmark_cdm_sampling.md",
     "results/benchmark_class_methods.md",
     "results/benchmark_siss_step.md",
   }
