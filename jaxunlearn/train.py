@@ -68,14 +68,15 @@ class Setup:
 
   def host_batch(self, step: int) -> dict[str, methods.Rows]:
     """The rows of a batch that this process' devices hold: all of them with one process."""
-    rows = sharding.local_rows(self.mesh, self.config.train.batch)
-    return {name: stream.at(step, rows) for name, stream in self.streams.items()}
+    mine = lambda stream: sharding.local_rows(self.mesh, stream.batch)
+    return {name: stream.at(step, mine(stream)) for name, stream in self.streams.items()}
 
   def batch(self, step: int) -> dict[str, methods.Rows]:
     return self.on_mesh(self.host_batch(step))
 
   def on_mesh(self, batch: dict[str, methods.Rows]) -> dict[str, methods.Rows]:
-    return sharding.put_rows(self.mesh, batch, self.config.train.batch)
+    size = lambda name: self.streams[name].batch
+    return {name: sharding.put_rows(self.mesh, rows, size(name)) for name, rows in batch.items()}
 
   def batches(self, first: int, last: int) -> Iterator[dict[str, methods.Rows]]:
     """The batches of the steps first .. last - 1, read ahead in threads, in order."""

@@ -1,5 +1,6 @@
 """Tests run on 8 virtual CPU devices, with types and shapes of signatures enforced."""
 
+import ctypes
 import gc
 import os
 import pathlib
@@ -21,7 +22,8 @@ import jax  # noqa: E402
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_more_programs_than_a_module_needs():
-  """Thousands of compiled programs in one process would use up its memory maps."""
+  """Thousands of compiled programs in one process would use up its memory, and its memory maps."""
   yield
   jax.clear_caches()
   gc.collect()
+  ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed
