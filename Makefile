@@ -1,9 +1,9 @@
-# make demo: install and delete the T-shirt; make test: everything.
+# make demo: install and delete the T-shirt; make test: everything; make check-tpu: docs/scaling.md.
 PYTHON ?= python3
 BIN := .venv/bin
 WORKDIR ?= runs/siss_mnist
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint check-tpu clean
 
 demo: .venv/core
 	$(BIN)/python -m jaxunlearn.main --config=configs/siss_mnist.py --workdir=$(WORKDIR)
@@ -25,6 +25,10 @@ lint: .venv/test
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable .
 	$(BIN)/python -m pip install --quiet --no-deps --target .venv/parity --requirement requirements-parity.txt
 	touch $@
+
+check-tpu: .venv/core
+	$(BIN)/python -m pip install --quiet --constraint requirements.txt --editable .[tpu]
+	$(BIN)/python -m benchmarks.check_tpu --out=results
 
 clean:
 	rm -rf .venv runs

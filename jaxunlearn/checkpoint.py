@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from jaxunlearn import processes, sharding
+from jaxunlearn import errors, processes, sharding
 
 Tree = Any
 ITEMS = ("params", "ema", "opt", "extras")
@@ -71,7 +71,7 @@ class Checkpoints:
     )
 
   def save(self, state: State) -> None:
-    """Starts writing the state; returns once the arrays are copied."""
+    """Starts writing the state, once the one before is written (or OSError says that it is not)."""
     step = int(state.step)
     if step in self._manager.all_steps():
       return
@@ -82,7 +82,8 @@ class Checkpoints:
     }
     meta = {"step": step, "items": described, "digest": _digest(described)}
     saves = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
-    self._manager.save(step, args=ocp.args.Composite(**saves, meta=ocp.args.JsonSave(meta)))
+    with errors.of_system(self.directory):
+      self._manager.save(step, args=ocp.args.Composite(**saves, meta=ocp.args.JsonSave(meta)))
 
   def restore(self, target: State) -> State | None:
     """The newest good checkpoint, shaped and sharded as `target`; None where there is none.
@@ -131,10 +132,12 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Returns once every started save is on disk."""
-    self._manager.wait_until_finished()
+    with errors.of_system(self.directory):
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    self._manager.close()
+    with errors.of_system(self.directory):
+      self._manager.close()
 
   def _set_aside(self, step: int) -> None:
     aside = self.directory.parent / "damaged" / str(step)

@@ -1,11 +1,34 @@
 """Clear words for bad input: the value, the rule and the nearest choice."""
 
+import contextlib
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 BAD_INPUT, DIVERGED, PROCESS_LOST = 2, 3, 5  # exit codes; 4 is cdm.verify's
+
+
+def advised(error: Exception) -> str:
+  """What the user reads of an error: what the system refused has no next step of its own."""
+  if not isinstance(error, OSError):
+    return str(error)
+  full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+  return f"{error}; {'free space' if full else 'put that right'} and launch again"
+
+
+@contextlib.contextmanager
+def of_system(path: os.PathLike[str]) -> Iterator[None]:
+  """Raises tensorstore's ValueErrors of a disk as the OSErrors that they are."""
+  try:
+    yield
+  except ValueError as error:
+    if not (found := re.search(r"os_error_code='(\d+)'", str(error))):
+      raise
+    raise OSError(int(found[1]), os.strerror(int(found[1])), os.fspath(path)) from error
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -11,10 +11,13 @@ Exit codes: 0 finished, 2 bad input, 3 diverged (NaN or inf), 5 another process 
 import pathlib
 import re
 import sys
+import threading
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from jaxunlearn import errors
 from jaxunlearn.errors import BAD_INPUT, DIVERGED
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -23,6 +26,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run writes, and resumes from.")
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Print the resolved config and the cost of one step, then stop."
+)
+_TOPOLOGY = flags.DEFINE_string(
+  "topology", "", "With --dry_run: the TPUs to compile for, like v5e:2x4 or v4:2x2x2."
 )
 _DISTRIBUTED = flags.DEFINE_enum(
   "distributed",
@@ -33,8 +39,9 @@ _DISTRIBUTED = flags.DEFINE_enum(
 
 
 def main(_: list[str]) -> None:
-  # Other libraries' infos would break up the progress bar.
-  logging.get_absl_handler().addFilter(lambda r: r.levelno > 20 or "jaxunlearn" in r.pathname)
+  logging.get_absl_handler().addFilter(_shown)
+  sys.excepthook = _uncaught
+  threading.excepthook = lambda args: _in_a_thread(args.exc_value)
   # Importing JAX is slow; --help is not.
   from jaxunlearn import checkpoint, pipeline, processes, train
 
@@ -43,15 +50,15 @@ def main(_: list[str]) -> None:
     if _DRY_RUN.value:
       from jaxunlearn import dry_run
 
-      print(dry_run.describe(_CONFIG.value))
+      print(dry_run.describe(_CONFIG.value, _TOPOLOGY.value))
     else:
       launch, workdir = pipeline.run_single, pathlib.Path(_WORKDIR.value or "")
       if "runs" in _CONFIG.value:
         launch = pipeline.run
       processes.keep_programs(workdir.parent / "xla_cache")
       launch(_CONFIG.value, workdir)
-  except (ValueError, checkpoint.Damaged, train.Diverged) as error:
-    print(f"error: {error}", file=sys.stderr)
+  except (ValueError, OSError, checkpoint.Damaged, train.Diverged) as error:
+    print(f"error: {errors.advised(error)}", file=sys.stderr)
     logging.debug("raised here:", exc_info=True)  # --verbosity=1 shows it
     processes.leave(DIVERGED if isinstance(error, train.Diverged) else BAD_INPUT)
   except Exception as error:
@@ -67,6 +74,8 @@ def parse_flags(argv: list[str]) -> list[str]:
       raise flags.Error(f"{args[1]!r} is not a flag; write --config.FIELD=VALUE")
     if _CONFIG.value is None:
       raise flags.Error("--config is missing; try --config=configs/siss_mnist.py")
+    if _TOPOLOGY.value and not _DRY_RUN.value:
+      raise flags.Error("--topology is of --dry_run; add it, or leave --topology out")
     if _WORKDIR.value is None and not _DRY_RUN.value:
       raise flags.Error("--workdir is missing; try --workdir=runs/NAME")
     return args
@@ -76,6 +85,28 @@ def parse_flags(argv: list[str]) -> list[str]:
     message = str(error).splitlines()[-1].strip() + "; see --help"
   print(f"error: {message}", file=sys.stderr)
   sys.exit(BAD_INPUT)
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+  """Tracebacks are of the run itself: what the threads of a save say comes after its one cause."""
+  if threading.current_thread() is threading.main_thread():
+    sys.__excepthook__(kind, error, trace)
+  else:
+    _in_a_thread(error)
+
+
+def _in_a_thread(error: BaseException | None) -> None:
+  logging.log_first_n(logging.WARNING, "in a thread: %.200s", 1, error)
+
+
+def _shown(record: Any) -> bool:
+  """Whether a line of the log is for the user, below --verbosity=1.
+
+  Other libraries' infos would break up the progress bar. Exceptions that they log reach the run
+  as well, which says in one line what to do.
+  """
+  warns = record.levelno > 20 and not record.exc_info
+  return warns or "jaxunlearn" in record.pathname or logging.level_debug()
 
 
 def _no_field(message: str) -> str:

@@ -7,6 +7,7 @@ their largest dimension that divides; models know nothing of it.
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,13 +18,13 @@ BATCH_AXES = ("fsdp", "data")
 MIN_SIZE = 2**10  # smaller leaves are cheaper to repeat than to gather
 
 
-def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-  """A mesh of every device, or of the first data x fsdp; -1 stands for the rest.
+def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+  """A mesh of every device (of `devices`), or of the first data x fsdp; -1 stands for the rest.
 
   Raises:
     ValueError: the shape needs more devices than there are, or does not divide them.
   """
-  devices = jax.devices()
+  devices = jax.devices() if devices is None else list(devices)
   shape = {"data": data, "fsdp": fsdp}
   if list(shape.values()).count(-1) > 1 or any(v < 1 and v != -1 for v in shape.values()):
     raise ValueError(f"mesh {shape}: each axis is at least 1, and one of them may be -1, the rest")
@@ -108,22 +109,26 @@ def put_rows(mesh: Mesh, tree: Any, batch: int) -> Any:
 
 
 def put_sources(mesh: Mesh, tree: Any, source: int) -> Any:
-  """Stacked sources over an axis of their own: every leaf of `tree` leads with n of them.
+  """Stacked sources over an axis of their own: every leaf of `tree` leads with n of them."""
+  return put(tree, source_sharding(mesh, len(jax.tree.leaves(tree)[0]), source))
 
-  The devices are those of the mesh, `source` groups of them; what sums over sources is then summed
-  once over the groups.
+
+def source_sharding(mesh: Mesh, n: int, source: int) -> NamedSharding:
+  """n stacked sources over the devices of the mesh in `source` groups, -1 for a group each.
+
+  What sums over sources is then summed once over the groups.
 
   Raises:
     ValueError: `source` does not divide the devices, or the sources.
   """
-  n = len(jax.tree.leaves(tree)[0])
+  source = mesh.size if source == -1 else source
   if source < 1 or mesh.size % source or n % source:
     raise ValueError(
-      f"mesh.source {source} does not divide {mesh.size} devices and {n} sources; use a divisor of "
-      "both"
+      f"sources.mesh {source} does not divide {mesh.size} devices and {n} sources; use a divisor "
+      "of both"
     )
   groups = Mesh(mesh.devices.reshape(source, -1), ("source", "rest"))
-  return put(tree, NamedSharding(groups, PartitionSpec("source")))
+  return NamedSharding(groups, PartitionSpec("source"))
 
 
 def _spec(leaf: Any, fsdp: int) -> PartitionSpec:

@@ -11,7 +11,7 @@ short runs, like a grid of attacks, compiles little.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -78,10 +78,10 @@ class Gradients:
       total = _add(self._program, total, params, rows, extras, needed=needed)
     return total
 
-  def lower(self, params: Tree, draws: Any, extras: Tree) -> Any:
-    """The program of one micro-batch with every term, lowered, for its cost."""
-    rows = jax.eval_shape(functools.partial(_split, self._program), draws)[0][0]
-    return _add.lower(self._program, None, params, rows, extras, needed=self._all)
+  def lower(self, params: Tree, rows: Any, extras: Tree) -> jax.stages.Lowered:
+    """The program of one micro-batch's rows with every term, lowered; arrays or their shapes."""
+    total = self._sums(params, rows, extras) if self._program.micro_batches > 1 else None
+    return _add.lower(self._program, total, params, rows, extras, needed=self._all)
 
   @property
   def _all(self) -> tuple[bool, ...]:
@@ -94,21 +94,23 @@ class Gradients:
     return [tuple(row) for row in np.asarray(flags, bool).tolist()]
 
   def _zeros(self, params: Tree, rows: Any, extras: Tree) -> Tree:
+    sums = self._sums(params, rows, extras)
+    where = jax.tree.map(lambda s: s.sharding, sums)
+    zeros = lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums)
+    return jax.tree.map(jax.device_put, jax.jit(zeros)(), where)
+
+  def _sums(self, params: Tree, rows: Any, extras: Tree) -> Tree:
+    """The shapes and layouts of what micro-batches are added to."""
     add = functools.partial(_add, self._program, needed=self._all)
-    shapes = jax.eval_shape(add, None, params, rows, extras)
-    make = jax.jit(lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
-    grads, metrics = make()
+    grads, metrics = jax.eval_shape(add, None, params, rows, extras)
     mesh = self._program.mesh
-    where = sharding.state_sharding(mesh, params)
-    grads = tuple(jax.tree.map(jax.device_put, g, where) for g in grads)
-    return grads, jax.device_put(metrics, sharding.replicated(mesh))
+    return sharding.shaped(mesh, grads), sharding.shaped(mesh, metrics, sharding.replicated(mesh))
 
 
 def make_update(setup: "Setup", state: State) -> Callable[..., tuple[State, Tree]]:
   """The step (state, batch) -> (state, metrics); the state is donated, its layout kept."""
   program_, gradients, seed = program(setup), Gradients(setup), setup.config.seed
-  leaves, structure = jax.tree.flatten(jax.tree.map(lambda a: a.sharding, state))
-  apply = _applier(program_, structure, tuple(leaves))
+  apply = _applier_of(program_, state)
 
   def update(state: State, batch: methods.Batch) -> tuple[State, Tree]:
     draws = draw(program_, seed, state.step, batch, state.extras)
@@ -117,17 +119,40 @@ def make_update(setup: "Setup", state: State) -> Callable[..., tuple[State, Tree
   return update
 
 
+def compile_programs(
+  setup: "Setup", state: State, batch: methods.Batch
+) -> Iterator[tuple[str, jax.stages.Compiled]]:
+  """A step's programs in order, each compiled for what the last one gives; `gradients` runs once a
+  micro-batch, with every term. The arguments are arrays or their shapes and layouts.
+  """
+  program_ = program(setup)
+  drawn = draw.lower(program_, setup.config.seed, state.step, batch, state.extras).compile()
+  yield "draw", drawn
+  split = _split.lower(program_, _given(drawn)).compile()
+  yield "split", split
+  rows = _given(split)[0][0]
+  gradients = Gradients(setup).lower(state.params, rows, state.extras).compile()
+  yield "gradients", gradients
+  yield "update", _applier_of(program_, state).lower(state, *_given(gradients)).compile()
+
+
+def _given(compiled: jax.stages.Compiled) -> Tree:
+  """The shapes and layouts of a program's results."""
+  struct = lambda info, where: jax.ShapeDtypeStruct(info.shape, info.dtype, sharding=where)
+  return jax.tree.map(struct, compiled.out_info, compiled.output_shardings)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def draw(
   program: Program, seed: int | jax.Array, step: jax.Array, batch: methods.Batch, extras: Tree
 ) -> Any:
   rng = jax.random.fold_in(jax.random.key(seed), step)
   draws = program.method.draw(program.process, batch, rng, extras, step)
-  if not getattr(program.net, "dropout", 0):
-    return draws
-  k_dropout = jax.random.fold_in(rng, 2**32 - 1)  # methods fold in small numbers
-  count = len(jax.tree.leaves(draws)[0])
-  return draws | {DROPOUT: jax.random.bits(k_dropout, (count,), jnp.uint32)}
+  if getattr(program.net, "dropout", 0):
+    k_dropout = jax.random.fold_in(rng, 2**32 - 1)  # methods fold in small numbers
+    count = len(jax.tree.leaves(draws)[0])
+    draws |= {DROPOUT: jax.random.bits(k_dropout, (count,), jnp.uint32)}
+  return jax.lax.with_sharding_constraint(draws, sharding.batch_sharding(program.mesh))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -175,8 +200,13 @@ def _with_dropout(apply: Callable[..., Any], rows: Any) -> tuple[Callable[..., A
   return functools.partial(apply, rows=rows[DROPOUT]), draws
 
 
+def _applier_of(program: Program, state: State) -> jax.stages.Wrapped:
+  leaves, structure = jax.tree.flatten(jax.tree.map(lambda a: a.sharding, state))
+  return _applier(program, structure, tuple(leaves))
+
+
 @functools.cache
-def _applier(program: Program, structure: Any, leaves: tuple[Any, ...]) -> Callable[..., Any]:
+def _applier(program: Program, structure: Any, leaves: tuple[Any, ...]) -> jax.stages.Wrapped:
   """`apply_update`, compiled for a state of that layout."""
   where = (structure.unflatten(leaves), sharding.replicated(program.mesh))
   apply = functools.partial(apply_update, program)

@@ -1,0 +1,220 @@
+"""Memory, FLOPs and collectives of real steps on TPUs, by compiling ahead of time on a CPU.
+
+  python -m benchmarks.check_tpu --out=results     (needs libtpu: make check-tpu; 1 to 3 hours)
+  python -m benchmarks.check_tpu --row=NAME        (one row, as JSON)
+
+Rows: a SISS step of configs/siss_celeba.py (CelebA-HQ 256 px, batch 64) under several settings, a
+step of configs/pretrain_uvit_64.py, and one solver step of eight composed U-ViT-M/4, a source a
+device. Each is compiled in a process of its own. Finished rows are kept in check_tpu.json, and a
+relaunch takes only those that are missing. No TPU runs anything: times are not in it.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import pathlib
+import subprocess
+import sys
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from configs import pretrain_uvit_64, siss_celeba
+from jaxunlearn import (
+  collectives,
+  methods,
+  models,
+  sampling,
+  sharding,
+  topology,
+  train,
+  writer,
+)
+from jaxunlearn.cdm import compose
+from jaxunlearn.cdm.compose import Compartments, Mode
+from jaxunlearn.cdm.routers import kmeans
+from jaxunlearn.diffusion import Diffusion
+
+GIB = 2**30
+SOURCES, PICTURES = 8, 64  # of the composition: networks, and the rows of a batch
+BF16 = {"model.dtype": "bfloat16"}
+F32 = {"model.dtype": "float32"}
+CDM = {"sources": SOURCES, "batch": PICTURES}
+V5E, V4 = "v5e:2x4", "v4:2x2x2"
+
+
+class Row(NamedTuple):
+  """What is compiled, for what."""
+
+  what: str  # siss_celeba, pretrain_uvit_64 or cdm
+  topology: str
+  settings: dict[str, Any]  # config fields; of the composition, what it says
+
+  @property
+  def name(self) -> str:
+    return " ".join([self.what, self.topology, *(f"{k}={v}" for k, v in self.settings.items())])
+
+
+MICRO = "train.micro_batches"
+ROWS = [
+  Row("siss_celeba", V5E, BF16 | {MICRO: 1}),
+  Row("cdm", V5E, CDM),
+  Row("pretrain_uvit_64", V5E, BF16 | {MICRO: 4}),
+  Row("siss_celeba", V4, BF16 | {MICRO: 1}),
+  Row("pretrain_uvit_64", V4, BF16 | {MICRO: 4}),
+  Row("cdm", V4, CDM),
+  Row("siss_celeba", V5E, F32 | {MICRO: 8}),
+]
+
+
+def setup_of(row: Row) -> train.Setup:
+  """The run of a config without its data; ZeRO-3 over every device."""
+  module = {"siss_celeba": siss_celeba, "pretrain_uvit_64": pretrain_uvit_64}[row.what]
+  config = module.get_config()
+  config.model.dtype = "float32"  # where a config leaves it to the network
+  config.update_from_flattened_dict(row.settings)
+  return train.Setup(
+    config=config,
+    mesh=sharding.make_mesh(1, -1, topology.devices(row.topology)),
+    process=Diffusion(**config.process),
+    net=models.make(**config.model),
+    method=methods.make(**config.method),
+    tx=train.make_optimizer(config),
+    train=None,
+    heldout=None,
+    forget=None,
+    concept=None,
+    streams={},
+  )
+
+
+def batch_of(setup: train.Setup) -> methods.Batch:
+  size = setup.config.train.batch
+  image = jax.ShapeDtypeStruct((size, *setup.net.image_shape), jnp.float32)
+  rows = methods.Rows(image, None, jax.ShapeDtypeStruct((size,), jnp.int32))
+  batch = dict.fromkeys(setup.method.streams, rows)
+  return sharding.shaped(setup.mesh, batch, sharding.batch_sharding(setup.mesh))
+
+
+def sampling_step(name: str) -> tuple[jax.stages.Compiled, float]:
+  """One DDIM step of softly composed sources, one a device; and the bytes it has to send.
+
+  Pictures are split, as evaluation.py lays them. They are gathered, as every source needs all, and
+  their sums over sources scattered.
+  """
+  mesh = sharding.make_mesh(devices=topology.devices(name))
+  net = models.make("uvit", **pretrain_uvit_64.model())
+  shapes = jax.eval_shape(net.init, jax.random.key(0))
+  stacked = lambda where, shape: jax.ShapeDtypeStruct(
+    (SOURCES, *shape), jnp.float32, sharding=where
+  )
+  split, whole = sharding.source_sharding(mesh, SOURCES, -1), sharding.replicated(mesh)
+  router = kmeans.Router()
+  width = math.prod(net.image_shape) // router.pool**2
+  part = {"center": (router.k, width), "variance": (router.k,), "log_share": (router.k,)}
+  compartments = Compartments(
+    names=tuple(map(str, range(SOURCES))),
+    counts=(1,) * SOURCES,
+    params=jax.tree.map(lambda s: stacked(split, s.shape), shapes),
+    parts={key: stacked(whole, shape) for key, shape in part.items()},
+  )
+  process = Diffusion()
+  eps_fn = compose.compose(net.apply, compartments, router, process, Mode("soft"))
+  solve = lambda f, x: sampling.ddim(f, process, jax.random.key(0), x, steps=1)
+  rows = sharding.batch_sharding(mesh)
+  x = jax.ShapeDtypeStruct((PICTURES, *net.image_shape), jnp.float32, sharding=rows)
+  lowered = jax.jit(solve, out_shardings=rows).lower(eps_fn, x)
+  with topology.fitting():
+    return lowered.compile(), 2 * 4 * x.size * (mesh.size - 1) / mesh.size
+
+
+def measure(row: Row) -> dict[str, Any]:
+  """A row's costs, in JSON's types; of a program that does not fit, what the compiler says."""
+  start = time.perf_counter()
+  out = {**row._asdict(), "hbm": topology.chip(row.topology).hbm, "error": "", "programs": {}}
+  try:
+    if row.what == "cdm":
+      program, out["least"] = sampling_step(row.topology)
+      steps = [("solver step", topology.cost(program))]
+    else:
+      setup = setup_of(row)
+      out["least"] = topology.least(setup)
+      steps = topology.step_costs(setup, batch_of(setup))
+    for name, one in steps:
+      kinds = {kind: dataclasses.asdict(total) for kind, total in one.collectives.items()}
+      out["programs"][name] = {**one._asdict(), "collectives": kinds}
+      print(f"  {name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+  except topology.OutOfMemory as error:
+    out["error"] = str(error)
+  return {**out, "seconds": time.perf_counter() - start}
+
+
+def markdown(done: dict[str, Any]) -> str:
+  """A line a finished row: its program that needs most memory, and the sums over a step."""
+  rows = [done[row.name] for row in ROWS if row.name in done]
+  lines = [
+    "| step | TPU | settings | fits | memory | arguments | outputs | temporaries | resident "
+    "| TFLOP | sent | ZeRO-3 | collectives of a step, and GiB of their results |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+  ]
+  return "\n".join(lines + [f"| {' | '.join(cells(row))} |" for row in rows]) + "\n"
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+  head = [row["what"], row["topology"], settings(row)]
+  if row["error"]:
+    return [*head, "no", row["error"].split(";")[0].removeprefix("a program needs "), *["-"] * 8]
+  costs = list(map(read, row["programs"].values()))
+  most = max(costs, key=lambda one: one.memory)
+  gib = lambda size: f"{size / GIB:.2f}"
+  sent, least = sum(one.moved for one in costs), row["least"]
+  bound = lambda field: "≥ " if any(getattr(one, field) for one in costs) else ""
+  return [
+    *head,
+    "yes" if topology.fits(most.memory, row["hbm"]) else "no",
+    f"{gib(most.memory)} of {row['hbm']:g}",
+    *map(gib, (most.arguments, most.outputs, most.temporaries, most.resident)),
+    f"{bound('uncounted')}{sum(one.flops * one.runs for one in costs) / 1e12:.2f}",
+    bound("loops") + gib(sent),
+    f"{gib(least)} ({bound('loops')}{sent / least:.1f}x)",
+    ", ".join(f"{t.count} {kind} {gib(t.size)}" for kind, t in topology.together(costs).items()),
+  ]
+
+
+def settings(row: dict[str, Any]) -> str:
+  return ", ".join(f"{key.split('.')[-1]} {value}" for key, value in row["settings"].items())
+
+
+def read(program: dict[str, Any]) -> topology.Cost:
+  """A cost from JSON."""
+  kinds = {kind: collectives.Total(**total) for kind, total in program["collectives"].items()}
+  return topology.Cost(**program | {"collectives": kinds})
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results"))
+  parser.add_argument("--row", choices=[row.name for row in ROWS])
+  args = parser.parse_args()
+  if args.row:
+    print(json.dumps(measure(next(row for row in ROWS if row.name == args.row))))
+    return
+  args.out.mkdir(parents=True, exist_ok=True)
+  path = args.out / "check_tpu.json"
+  done = json.loads(path.read_text()) if path.exists() else {}
+  for i, row in enumerate(ROWS, 1):
+    print(f"{i} of {len(ROWS)}: {row.name}{' is there' * (row.name in done)}", flush=True)
+    if row.name not in done:
+      command = [sys.executable, "-m", "benchmarks.check_tpu", f"--row={row.name}"]
+      found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+      done[row.name] = json.loads(found.splitlines()[-1])
+      writer.replace(path, json.dumps(done, indent=1) + "\n")
+    writer.replace(path.with_suffix(".md"), markdown(done))
+  print(markdown(done))
+
+
+if __name__ == "__main__":
+  main()
