@@ -199,22 +199,25 @@ def test_samples_of_the_composition_are_those_of_the_mixture():
 
 
 @pytest.mark.parametrize("groups", [2, 4])
-def test_on_a_mesh_the_sources_are_combined_by_one_sum(groups):
+@pytest.mark.parametrize("over", ["vmap", "scan"])
+def test_on_a_mesh_the_sources_are_combined_by_one_sum(groups, over):
   mesh, parts = sharding.make_mesh(data=8), compartments()
   spread = parts._replace(params=sharding.put_sources(mesh, parts.params, groups))
   x_t, t = (sharding.put(np.asarray(a), sharding.replicated(mesh)) for a in points())
-  program = jax.jit(lambda f, x, t: f(x, t)).lower(composed(spread), x_t, t).compile()
+  mixed = composed(spread, over=over)
+  program = jax.jit(lambda f, x, t: f(x, t)).lower(mixed, x_t, t).compile()
   text = program.as_text()
   # Of pictures; the weights' own sums are of a number for each row.
   sums = re.findall(r"= f32\[([\d,]+)\]\S* all-reduce(?:-start)?\(", text)
-  assert [shape for shape in sums if "," in shape] == ["24,2,2,1"], sums
-  assert not re.findall(r" (?:all-gather|all-to-all|collective-permute)\(", text)
+  rows = len(x_t) // (8 // groups)  # the devices of a group have as many rows each
+  assert [shape for shape in sums if "," in shape] == [f"{rows},2,2,1"], sums
+  assert not re.findall(r" (?:all-gather|all-to-all|collective-permute)(?:-start)?\(", text)
   alone = jax.jit(lambda f, x, t: f(x, t))(composed(parts), *points())
-  np.testing.assert_allclose(program(composed(spread), x_t, t), alone, atol=1e-6)
+  np.testing.assert_allclose(program(mixed, x_t, t), alone, atol=1e-6)
 
 
 def test_sources_that_do_not_divide_over_the_mesh():
-  with pytest.raises(ValueError, match=r"mesh\.source 3 does not divide 8 devices and 4 sources"):
+  with pytest.raises(ValueError, match=r"sources\.mesh 3 does not divide 8 devices and 4 sources"):
     sharding.put_sources(sharding.make_mesh(data=8), compartments().params, 3)
 
 

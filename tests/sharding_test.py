@@ -1,6 +1,5 @@
 """Every mesh gives the gradients of one device, leaf by leaf; and what the rules split."""
 
-import dataclasses
 import functools
 
 import jax
@@ -9,45 +8,20 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxunlearn import methods, sharding, step, train
-from tests import nets, tiny_config
-
-MESHES = [(8, 1), (4, 2), (2, 4), (1, 8)]
-TOLERANCE = 1e-5
-NET = nets.Attentive(classes=(11,))  # ten digits and the T-shirt
-
-every_method = pytest.mark.parametrize("method", methods.names())
-every_mesh = pytest.mark.parametrize(("data", "fsdp"), MESHES)
-
-
-@functools.cache
-def setup_of(method, data=1, fsdp=1, micro_batches=1, net=None):
-  config = tiny_config.get_config(method)
-  config.mesh.update(data=data, fsdp=fsdp)
-  config.train.micro_batches = micro_batches
-  if net is not None:
-    config.model.classes = net.classes
-    config.streams = {
-      "x": "retain",
-      "a": {"take": "forget", "to": "next"},
-      "alt": {"take": "retain", "c": "forget"},
-    }
-  setup = train.build(config)
-  return setup if net is None else dataclasses.replace(setup, net=net)
+from jaxunlearn import methods, sharding, step
+from tests import meshes
+from tests.meshes import NET, setup_of
 
 
 def gradients(setup):
-  """The K gradients of the first batch as the update takes them, from parameters on the mesh."""
-  lay = lambda tree: sharding.put(tree, sharding.state_sharding(setup.mesh, tree))
-  params = nets.random_params(setup.net)
-  key = jax.random.key(3)
-  extras = lay(setup.method.prepare(setup.net.apply, params, setup.process, setup.streams, key))
-  params = lay(params)
-  split = [leaf for leaf in jax.tree.leaves(params) if not leaf.is_fully_replicated]
+  """The K gradients of the first batch as the update takes them, from a state on the mesh."""
+  state = meshes.start(setup)
+  split = [leaf for leaf in jax.tree.leaves(state.params) if not leaf.is_fully_replicated]
   assert bool(split) == (setup.mesh.shape["fsdp"] > 1)
 
-  draw = jax.jit(lambda b: setup.method.draw(setup.process, b, jax.random.key(7), extras, 0))
-  return jax.device_get(step.Gradients(setup)(params, draw(setup.batch(0)), extras))
+  seed, batch = setup.config.seed, setup.batch(0)
+  draws = step.draw(step.program(setup), seed, state.step, batch, state.extras)
+  return jax.device_get(step.Gradients(setup)(state.params, draws, state.extras))
 
 
 @functools.cache
@@ -56,19 +30,14 @@ def reference(method, net=None):
 
 
 def assert_same(got, want):
-  """Each leaf within TOLERANCE of its norm. A key bias is left out: its true gradient is 0."""
-  (got, got_metrics), (want, want_metrics) = got, want
-  assert jax.tree.structure(got) == jax.tree.structure(want)
-  for (path, g), w in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    if not name.endswith("to_k/bias"):
-      assert np.linalg.norm(g - w) <= TOLERANCE * np.linalg.norm(w), name
-  for name in (name for name in want_metrics if name.startswith("loss")):
-    np.testing.assert_allclose(got_metrics[name], want_metrics[name], rtol=TOLERANCE)
+  """The gradients leaf by leaf, and the losses."""
+  meshes.assert_close(got[0], want[0])
+  losses = lambda metrics: {k: v for k, v in metrics.items() if k.startswith("loss")}
+  meshes.assert_close(losses(got[1]), losses(want[1]))
 
 
-@every_method
-@every_mesh
+@meshes.every_method
+@meshes.every_shape
 def test_every_mesh_gives_the_gradients_of_one_device(method, data, fsdp):
   assert_same(gradients(setup_of(method, data, fsdp, net=NET)), reference(method, NET))
 
@@ -103,15 +72,14 @@ def test_the_layout_that_xla_gets_wrong_is_seen():
     return jnp.sum(jnp.einsum("bij,bjc->bic", weights, q) ** 2) / len(x)
 
   def grads(rows):
-    put = lambda a, spec: jax.device_put(a, NamedSharding(mesh, spec))
-    kernel = PartitionSpec("fsdp", "tensor")
-    laid = [put(k, kernel) for k in kernels], put(x, PartitionSpec(rows))
+    where = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+    laid = [jax.device_put(k, where) for k in kernels], jax.device_put(x, rows)
     return jax.device_get(jax.jit(jax.grad(loss))(*laid)), {}
 
   want = jax.device_get(jax.grad(loss)(kernels, x)), {}
-  assert_same(grads(sharding.BATCH_AXES), want)
+  assert_same(grads(sharding.batch_sharding(mesh)), want)
   with pytest.raises(AssertionError):
-    assert_same(grads(("data", "fsdp")), want)
+    assert_same(grads(NamedSharding(mesh, PartitionSpec(("data", "fsdp")))), want)
 
 
 def test_rules_split_the_largest_dimension_that_divides():

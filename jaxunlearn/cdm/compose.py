@@ -14,6 +14,9 @@ computed anew at every evaluation of a sampler. The modes, and how many networks
 
 Modes that need not all networks send each row only to those it needs: rows are sorted by source
 and taken in blocks of one source, so that the cost grows with k and not with n.
+
+On a mesh each group of devices evaluates the sources that lie on it (sharding.source_sharding),
+and the groups add up what they have: one sum of pictures, and no parameter moves.
 """
 
 import dataclasses
@@ -24,6 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxunlearn import conditions, errors
@@ -114,7 +118,7 @@ def compose(
   if mode.name == "naive":
     weigh = jax.tree_util.Partial(_even, jnp.zeros(len(compartments.names)))
   if mode.name in DENSE:
-    return jax.tree_util.Partial(_SUMS[mode.over], apply, params, weigh)
+    return jax.tree_util.Partial(_dense(mode.over, _groups(params)), apply, params, weigh)
   log_prior = jnp.log(compartments.prior)
   return jax.tree_util.Partial(_sparse(mode), apply, params, weigh, log_prior)
 
@@ -167,25 +171,55 @@ def _even(zeros: Array, x_t: Array, t: Array) -> Array:
   return jnp.broadcast_to(jax.nn.log_softmax(zeros), (len(x_t), len(zeros)))
 
 
-def _at_once(
-  apply: Callable[..., Array], params: Tree, weigh: Callable[..., Array], x_t, t, c=None
-) -> Array:
-  w = jnp.exp(weigh(x_t, t)).T[..., None, None, None]
-  return jnp.sum(w * _every(apply, params, x_t, t, c), axis=0)
+def _at_once(apply: Callable[..., Array], params: Tree, w: Float[Array, "B n"], x_t, t, c) -> Array:
+  return jnp.sum(w.T[..., None, None, None] * _every(apply, params, x_t, t, c), axis=0)
 
 
 def _one_by_one(
-  apply: Callable[..., Array], params: Tree, weigh: Callable[..., Array], x_t, t, c=None
+  apply: Callable[..., Array], params: Tree, w: Float[Array, "B n"], x_t, t, c
 ) -> Array:
   def add(total: Array, source: tuple[Tree, Array]) -> tuple[Array, None]:
-    p, w = source
-    return total + w[:, None, None, None] * apply(p, x_t, t, c), None
+    p, share = source
+    return total + share[:, None, None, None] * apply(p, x_t, t, c), None
 
-  weights = jnp.exp(weigh(x_t, t)).T
-  return jax.lax.scan(add, jnp.zeros_like(x_t), (params, weights))[0]
+  return jax.lax.scan(add, jnp.zeros_like(x_t), (params, w.T))[0]
 
 
 _SUMS = {"vmap": _at_once, "scan": _one_by_one}
+
+
+def _groups(params: Tree) -> Mesh | AbstractMesh | None:
+  """The mesh whose `source` axis those stacked sources lie over; None where they lie otherwise."""
+  where = jax.tree.leaves(params)[0].sharding
+  if isinstance(where, NamedSharding) and tuple(where.spec)[:1] == ("source",):
+    return where.mesh
+  return None
+
+
+@functools.cache
+def _dense(over: str, groups: Mesh | AbstractMesh | None) -> Callable[..., Array]:
+  """The predictor of a mode that takes every network.
+
+  On a mesh each group of devices runs its own sources by `shard_map`: left to itself, XLA splits
+  rows over the groups and sends the weights of every layer round.
+  """
+  add_up = _SUMS[over]
+
+  def predict(apply, params, weigh, x_t, t, c=None):
+    w = jnp.exp(weigh(x_t, t))
+    if groups is None:
+      return add_up(apply, params, w, x_t, t, c)
+    rows = "rest" if len(x_t) % groups.shape["rest"] == 0 else None
+    row, source = PartitionSpec(rows), PartitionSpec("source")
+
+    def of_a_group(*arguments: Any) -> Array:
+      return jax.lax.psum(add_up(*arguments), "source")
+
+    specs = (PartitionSpec(), source, PartitionSpec(rows, "source"), row, row, row)
+    summed = jax.shard_map(of_a_group, mesh=groups, in_specs=specs, out_specs=row, check_vma=False)
+    return summed(apply, params, w, x_t, t, c)
+
+  return predict
 
 
 @functools.cache
