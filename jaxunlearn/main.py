@@ -40,8 +40,7 @@ _DISTRIBUTED = flags.DEFINE_enum(
 
 def main(_: list[str]) -> None:
   logging.get_absl_handler().addFilter(_shown)
-  sys.excepthook = _uncaught
-  threading.excepthook = lambda args: _in_a_thread(args.exc_value)
+  sys.unraisablehook = threading.excepthook = _in_a_thread
   # Importing JAX is slow; --help is not.
   from jaxunlearn import checkpoint, pipeline, processes, train
 
@@ -87,16 +86,9 @@ def parse_flags(argv: list[str]) -> list[str]:
   sys.exit(BAD_INPUT)
 
 
-def _uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-  """Tracebacks are of the run itself: what the threads of a save say comes after its one cause."""
-  if threading.current_thread() is threading.main_thread():
-    sys.__excepthook__(kind, error, trace)
-  else:
-    _in_a_thread(error)
-
-
-def _in_a_thread(error: BaseException | None) -> None:
-  logging.log_first_n(logging.WARNING, "in a thread: %.200s", 1, error)
+def _in_a_thread(args: Any) -> None:
+  """Tracebacks are of the run itself: what the threads of a failed save say follows from it."""
+  logging.log_first_n(logging.WARNING, "in a thread: %.200s", 1, args.exc_value)
 
 
 def _shown(record: Any) -> bool:

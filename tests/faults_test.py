@@ -71,7 +71,7 @@ def test_what_main_says(tmp_path, monkeypatch, capsys, error, says):
 
   monkeypatch.setattr(pipeline, "run_single", refuse)
   monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-  monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+  monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
   main.parse_flags(["main", "--config=tests/tiny_config.py", f"--workdir={tmp_path}"])
   with pytest.raises(SystemExit) as stopped:
     main.main([])
@@ -89,15 +89,16 @@ def test_tracebacks_of_other_libraries_do_not_bury_the_line():
   assert main._shown(record(levelno=40, exc_info=raised, pathname="jaxunlearn/main.py"))
 
 
-def test_what_a_thread_fails_with_is_one_line(capsys, monkeypatch):
+def test_what_threads_fail_with_is_one_line(monkeypatch):
   said = []
-  log = lambda level, text, n, *args: said.append(text % args)
+  log = lambda level, text, n, *args: said.append((n, text % args))
   monkeypatch.setattr(logging, "log_first_n", log)
-  error = RuntimeError("Event loop is closed")
-  hook = lambda: main._uncaught(RuntimeError, error, None)
-  thread = threading.Thread(target=hook)
+  monkeypatch.setattr(threading, "excepthook", main._in_a_thread)
+
+  def close():
+    raise RuntimeError("Event loop is closed")
+
+  thread = threading.Thread(target=close)
   thread.start()
   thread.join()
-  assert said == ["in a thread: Event loop is closed"]
-  hook()
-  assert capsys.readouterr().err == "RuntimeError: Event loop is closed\n"
+  assert said == [(1, "in a thread: Event loop is closed")]

@@ -143,6 +143,8 @@ def strike(
     where.append("" if ended else run.phase(STEPS))
 
   code = run.end_at(moment, act)
+  if code == 0 and 0 not in codes:
+    where[0] = ""  # it ended while it was struck
   return outcome(run, where[0], code, codes)
 
 

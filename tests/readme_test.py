@@ -4,7 +4,7 @@ import pathlib
 import re
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = ("audit", "cdm", "celeba")
+PAGES = ("audit", "cdm", "celeba", "reliability", "scaling")
 README = (ROOT / "README.md").read_text()
 
 
@@ -37,6 +37,8 @@ def test_the_tables_are_the_committed_results():
     "results/benchmark_cdm_sampling.md",
     "results/benchmark_class_methods.md",
     "results/benchmark_siss_step.md",
+    "results/check_tpu.md",
+    "results/reliability.md",
   }
   for name, table in shown:
     rows = [line for line in (ROOT / name).read_text().splitlines() if line.startswith("|")]
