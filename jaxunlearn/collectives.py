@@ -173,7 +173,8 @@ def _trips(loop: Instruction, around: Block, blocks: dict[str, Block]) -> int | 
   index = re.search(r"index=(\d+)", counter.rest)
   if not index:
     return None
-  entry = lambda block, state: block.get(_operands(state)[int(index[1])])
+  at = int(index[1])
+  entry = lambda block, state: block.get("".join(_operands(state)[at : at + 1]))
   start = _constant(entry(around, around[_operands(loop)[0]]), around)
   add, limit = entry(body, turn), _constant(last, condition)
   if start is None or limit is None or add is None or add.opcode != "add":

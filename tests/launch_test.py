@@ -125,6 +125,8 @@ def test_local_forwards_signals_as_sigterm(sent, to):
     stdout=subprocess.PIPE,
     text=True,
     start_new_session=True,
+    # As in a terminal: what runs in the background inherits that SIGINT is ignored.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
   )
   up = [launcher.stdout.readline() for _ in range(3)]
   assert sorted(up) == ["[0] up\n", "[1] up\n", "[2] up\n"]
