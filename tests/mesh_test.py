@@ -26,8 +26,6 @@ ATTACKS = ("dimra_retain", "few_10", "inversion")
 PREPARED = ("salun", "sfron", "selective_amnesia")
 SOURCES = 8
 
-every_shape = pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4), (1, 8)])
-
 
 @pytest.fixture(scope="module", autouse=True)
 def _runs_of_the_small_network():
@@ -68,7 +66,7 @@ def course(method, data=1, fsdp=1):
 
 
 @meshes.every_method
-@every_shape
+@meshes.every_shape
 def test_every_mesh_trains_as_one_device(method, data, fsdp):
   assert_same(course(method, data, fsdp), course(method))
 
@@ -115,7 +113,7 @@ def attack(base, tmp_path_factory):
 
 
 @pytest.mark.parametrize("variant", ATTACKS)
-@every_shape
+@meshes.every_shape
 def test_every_mesh_attacks_as_one_device(variant, data, fsdp, base, attack):
   curve, first, last = attack(variant, data, fsdp)
   assert curve[-1]["distance"] > 0
