@@ -74,7 +74,6 @@ def setup_of(row: Row) -> train.Setup:
   """The run of a config without its data; ZeRO-3 over every device."""
   module = {"siss_celeba": siss_celeba, "pretrain_uvit_64": pretrain_uvit_64}[row.what]
   config = module.get_config()
-  config.model.dtype = "float32"  # where a config leaves it to the network
   config.update_from_flattened_dict(row.settings)
   return train.Setup(
     config=config,

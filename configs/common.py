@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
   config = ConfigDict()
   config.seed = 0
   config.init_from = ""  # "": random; assets:NAME, a run's directory or a diffusers folder
-  config.model = ConfigDict({"name": "unet"})
+  config.model = ConfigDict({"name": "unet", "dtype": "float32"})
   config.process = ConfigDict({"schedule": "linear", "T": 1000, "beta_1": 1e-4, "beta_T": 0.02})
   config.data = source("mnist_tshirt")
   # What to delete: one of ids, file, label, style; and what earlier runs deleted.

@@ -16,7 +16,7 @@ from configs import common
 
 def get_config():
   config = common.get_config()
-  config.model = {"name": "unet", **model()}
+  config.model.update(model())
   config.data = common.source("tfds_images", dataset="cifar10")
   config.optimizer.update(learning_rate=2e-4, weight_decay=0.0, clip=1.0)
   config.ema = 0.9999  # of the evaluation; unlearning starts from the raw weights

@@ -19,7 +19,7 @@ FORGET_NORM = 500.0  # scaling_norm, of pixel-sum losses at 256 px
 def get_config(variant: str = "siss"):
   config = common.get_config()
   config.init_from = "hub:google/ddpm-celebahq-256"
-  config.model = {"name": "unet", **model()}
+  config.model.update(model())
   config.data = common.source("folder", path="celeba_hq_256", size=256)
   config.forget.ids = ("10000.jpg",)
   config.streams = {"x": "retain", "a": "forget"}

@@ -57,6 +57,12 @@ def test_the_docstring_has_the_command(name):
   assert f"--config=configs/{name}.py" in module.__doc__
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in PIPELINES])
+def test_the_precision_of_a_network_is_a_flag(name):
+  config = importlib.import_module(f"configs.{name}").get_config()
+  assert config.model.dtype in ("float32", "bfloat16")
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_it_builds(name):
   config = importlib.import_module(f"configs.{name}").get_config()
