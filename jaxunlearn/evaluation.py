@@ -29,6 +29,7 @@ from jaxunlearn import (
 )
 from jaxunlearn.diffusion import EpsFn
 
+Place = Callable[[Any], Any]  # parameters to where they are used
 STOPPED = 143  # the exit code after SIGTERM: nothing saved is lost, launch again to go on
 REFERENCES = ("heldout", "retain", "train")
 
@@ -94,20 +95,24 @@ class Evaluation:
 
   def once(self, phase: str, params: Any) -> None:
     """Evaluates the network under `phase` (before, after), unless that is already done."""
-    self.measure(phase, lambda: self._bind(params))
+    self.measure(phase, lambda place: self._bind(place(params)))
 
-  def measure(self, phase: str, make: Callable[[], EpsFn]) -> None:
-    """Evaluates what `make` gives under `phase`, or does nothing where that is already done."""
+  def measure(self, phase: str, make: Callable[[Place], EpsFn]) -> None:
+    """Evaluates what `make` gives under `phase`, or does nothing where that is already done.
+
+    make(place) is the predictor of the parameters `place(params)`: first of those on the mesh, for
+    the samples, then of whole ones, for the metrics, which every process computes for itself.
+    """
     path = self._workdir / "evals" / f"{phase}.json"
     if processes.from_first(path.exists):
       return
-    eps_fn = make()
+    eps_fn = make(lambda params: params)
     stored = self._workdir / "samples" / f"{phase}.f32"
     c = plan(self._setup, self._setup.config.eval.asked, self._setup.config.eval.samples)
     task = self._task(self._samples(eps_fn, stored, c), c)
     partial = path.with_suffix(".partial.json")
     done = processes.from_first(lambda: json.loads(partial.read_text()) if partial.exists() else {})
-    eps_fn = processes.local(eps_fn)
+    eps_fn = processes.local(make(processes.local))
     names = self._setup.config.eval.metrics
     for name in tqdm(names, desc=f"evaluate {phase}", disable=not processes.first()):
       self._stop_here()

@@ -64,19 +64,8 @@ def _finish(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def run_single(config: ConfigDict, workdir: pathlib.Path) -> Any:
-  """A run that is no pipeline: of sources, where the config has them, or of one model.
-
-  Raises:
-    ValueError: one of sources in several processes; besides, what those runs raise.
-  """
-  if "sources" not in config:
-    return train.run(config, workdir)
-  if jax.process_count() > 1:
-    raise ValueError(
-      f"{jax.process_count()} processes for a run of compartments, which takes one; launch it on "
-      "one host, with all of its devices"
-    )
-  return compartments.run(config, workdir)
+  """A run that is no pipeline: of sources, where the config has them, or of one model."""
+  return (compartments if "sources" in config else train).run(config, workdir)
 
 
 def _run_one(name: str, config: ConfigDict, workdir: pathlib.Path) -> bool:

@@ -119,10 +119,14 @@ def wait(name: str) -> None:
 
 
 def local(tree: Any) -> Any:
-  """Global arrays as whole host arrays, in every process; with one process, the tree as it is."""
-  if jax.process_count() == 1:
-    return tree
-  return multihost_utils.process_allgather(tree, tiled=True)
+  """Global arrays as whole host arrays, in every process; all that each has already, as it is."""
+
+  def whole(leaf: Any) -> Any:
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+      return leaf
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+  return jax.tree.map(whole, tree)
 
 
 @contextlib.contextmanager

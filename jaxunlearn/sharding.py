@@ -91,19 +91,19 @@ def put(tree: Any, sharding: Any) -> Any:
 
 
 @functools.lru_cache
-def local_rows(mesh: Mesh, batch: int) -> np.ndarray:
-  """[n] which rows of a batch the devices of this process hold, in order."""
-  places = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
-  return np.unique(np.concatenate([np.arange(batch)[place] for place in places]))
+def local_rows(where: NamedSharding, n: int) -> np.ndarray:
+  """Which of n rows the devices of this process hold under `where`, in order."""
+  places = where.addressable_devices_indices_map((n,)).values()
+  return np.unique(np.concatenate([np.arange(n)[place] for place in places]))
 
 
-def put_rows(mesh: Mesh, tree: Any, batch: int) -> Any:
-  """A global batch of which every process gives its `local_rows`: the leaves of `tree`."""
-  rows, where = local_rows(mesh, batch), batch_sharding(mesh)
+def put_rows(where: NamedSharding, tree: Any, n: int) -> Any:
+  """n global rows of which every process gives its `local_rows`: the leaves of `tree`."""
+  rows = local_rows(where, n)
 
   def put_leaf(leaf: np.ndarray) -> jax.Array:
-    mine = lambda index: leaf[np.searchsorted(rows, np.arange(batch)[index[0]])]
-    return jax.make_array_from_callback((batch, *leaf.shape[1:]), where, mine)
+    mine = lambda index: leaf[np.searchsorted(rows, np.arange(n)[index[0]])]
+    return jax.make_array_from_callback((n, *leaf.shape[1:]), where, mine)
 
   return jax.tree.map(put_leaf, tree)
 
@@ -129,6 +129,11 @@ def source_sharding(mesh: Mesh, n: int, source: int) -> NamedSharding:
     )
   groups = Mesh(mesh.devices.reshape(source, -1), ("source", "rest"))
   return NamedSharding(groups, PartitionSpec("source"))
+
+
+def lane_sharding(mesh: Mesh, lanes: int) -> NamedSharding:
+  """Stacked lanes over the devices, in as many groups as divide both."""
+  return source_sharding(mesh, lanes, math.gcd(lanes, mesh.size))
 
 
 def _spec(leaf: Any, fsdp: int) -> PartitionSpec:

@@ -146,13 +146,21 @@ def _given(compiled: jax.stages.Compiled) -> Tree:
 def draw(
   program: Program, seed: int | jax.Array, step: jax.Array, batch: methods.Batch, extras: Tree
 ) -> Any:
+  draws = draw_rows(program, seed, step, batch, extras)
+  return jax.lax.with_sharding_constraint(draws, sharding.batch_sharding(program.mesh))
+
+
+def draw_rows(
+  program: Program, seed: int | jax.Array, step: jax.Array, batch: methods.Batch, extras: Tree
+) -> Any:
+  """All that a step draws at random for the rows of a batch."""
   rng = jax.random.fold_in(jax.random.key(seed), step)
   draws = program.method.draw(program.process, batch, rng, extras, step)
   if getattr(program.net, "dropout", 0):
     k_dropout = jax.random.fold_in(rng, 2**32 - 1)  # methods fold in small numbers
     count = len(jax.tree.leaves(draws)[0])
     draws |= {DROPOUT: jax.random.bits(k_dropout, (count,), jnp.uint32)}
-  return jax.lax.with_sharding_constraint(draws, sharding.batch_sharding(program.mesh))
+  return draws
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -181,7 +189,7 @@ def _add(
   needed: tuple[bool, ...],
 ) -> Tree:
   """The gradients of one micro-batch, added to those so far."""
-  apply, draws = _with_dropout(program.net.apply, rows)
+  apply, draws = with_dropout(program.net.apply, rows)
   grads, metrics = program.method.gradients(apply, params, program.process, draws, extras, needed)
   where = sharding.state_sharding(program.mesh, params)
   grads = tuple(jax.lax.with_sharding_constraint(g, where) for g in grads)
@@ -189,7 +197,7 @@ def _add(
   return mean if total is None else jax.tree.map(jnp.add, total, mean)
 
 
-def _with_dropout(apply: Callable[..., Any], rows: Any) -> tuple[Callable[..., Any], Any]:
+def with_dropout(apply: Callable[..., Any], rows: Any) -> tuple[Callable[..., Any], Any]:
   """The network under the masks of those draws, and the draws as the method made them.
 
   Every pass of a step over a row, a target's too, has the same masks.

@@ -88,7 +88,8 @@ def devices(name: str) -> Sequence[Any]:
 def build(config: ConfigDict, name: str) -> train.Setup:
   """The run of a config on that topology; raises ValueError as `train.build` does."""
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices(name))
-  sharding.check_batch(config.train.batch, config.train.micro_batches, mesh)
+  if "sources" not in config:
+    sharding.check_batch(config.train.batch, config.train.micro_batches, mesh)
   here = config.copy_and_resolve_references()
   here.mesh.update(data=1, fsdp=1)
   setup = train.build(here)

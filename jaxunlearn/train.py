@@ -68,15 +68,17 @@ class Setup:
 
   def host_batch(self, step: int) -> dict[str, methods.Rows]:
     """The rows of a batch that this process' devices hold: all of them with one process."""
-    mine = lambda stream: sharding.local_rows(self.mesh, stream.batch)
+    where = sharding.batch_sharding(self.mesh)
+    mine = lambda stream: sharding.local_rows(where, stream.batch)
     return {name: stream.at(step, mine(stream)) for name, stream in self.streams.items()}
 
   def batch(self, step: int) -> dict[str, methods.Rows]:
     return self.on_mesh(self.host_batch(step))
 
   def on_mesh(self, batch: dict[str, methods.Rows]) -> dict[str, methods.Rows]:
+    where = sharding.batch_sharding(self.mesh)
     size = lambda name: self.streams[name].batch
-    return {name: sharding.put_rows(self.mesh, rows, size(name)) for name, rows in batch.items()}
+    return {name: sharding.put_rows(where, rows, size(name)) for name, rows in batch.items()}
 
   def batches(self, first: int, last: int) -> Iterator[dict[str, methods.Rows]]:
     """The batches of the steps first .. last - 1, read ahead in threads, in order."""
@@ -96,7 +98,8 @@ def build(config: ConfigDict) -> Setup:
       raise ValueError(f"config.train.{field} is {config.train[field]}; use at least 1")
   profiling.window(config.profile)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-  sharding.check_batch(config.train.batch, config.train.micro_batches, mesh)
+  if "sources" not in config:  # the rows of a source need not divide
+    sharding.check_batch(config.train.batch, config.train.micro_batches, mesh)
   method = methods.make(**config.method)
   if method.whole_batch and config.train.micro_batches > 1:
     raise ValueError(

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from configs import cdm_digits_clothes, common
-from jaxunlearn import evaluation, step
+from jaxunlearn import evaluation, sharding, step
 from jaxunlearn.cdm import add, compartment, delete, ledger, sources, training
 from jaxunlearn.cdm import run as cdm_run
 from jaxunlearn.cdm.adapters import Full, Lora, Prompts
@@ -122,13 +122,13 @@ def test_another_source_changes_no_bit_of_an_adapter(kind, pictures, tmp_path):
 
 def cdm_update(cdm, shards, steps=6):
   """The parameters of each lane after some steps."""
-  states = [cdm.training().start(shard) for shard in shards]
-  stacked = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *states)
+  where = sharding.lane_sharding(cdm.setup.mesh, len(shards))
+  stacked = training.stack(where, *(cdm.training().start(shard) for shard in shards))
   seeds = jax.numpy.array([shard.seed for shard in shards], jax.numpy.uint32)
-  program = step.program(cdm.setup)
-  for batch in training.batches(shards, 0, steps):
-    stacked, _ = training.update(program, cdm.compartment, cdm.backbone, stacked, seeds, batch)
-  return [jax.tree.map(lambda leaf, i=i: leaf[i], stacked.params) for i in range(len(shards))]
+  fixed = step.program(cdm.setup), cdm.compartment, where, cdm.backbone
+  for batch in training.batches(shards, where, 0, steps):
+    stacked, _ = training.update(*fixed, stacked, seeds, batch)
+  return [state.params for state in training.unstack(sharding.replicated(cdm.setup.mesh), stacked)]
 
 
 def late(cdm, name):

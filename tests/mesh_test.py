@@ -12,11 +12,12 @@ import jax
 import numpy as np
 import pytest
 
-from configs import attack_fashion, cdm_digits_clothes
-from jaxunlearn import checkpoint, evaluation, models, sharding, step, streams, train
+from configs import attack_fashion
+from jaxunlearn import checkpoint, collectives, evaluation, models, sharding, step, streams, train
+from jaxunlearn.cdm import training
 from jaxunlearn.cdm.model import Cdm, mode_of
 from jaxunlearn.checkpoint import State
-from tests import meshes
+from tests import meshes, tiny_cdm
 from tests.meshes import NET, assert_close, config_of, setup_of
 
 STEPS = 4
@@ -145,14 +146,55 @@ def test_what_is_prepared_from_a_checkpoint_is_the_same_on_every_mesh(method, ba
   assert_close(part(laid, False), part(alone, False))
 
 
-def cdm_of(workdir, data=1, source=1):
+def cdm_of(workdir, data=1, source=1, lanes=1):
   """Eight sources of the small network, in a directory that was opened or is not yet there."""
-  config, whole = config_of("denoising", data, 1, NET), cdm_digits_clothes.compartments
-  config.update({k: whole("uniform", SOURCES)[k] for k in ("sources", "compartment", "compose")})
-  config.router = {"name": "kmeans", "k": 2}
-  config.sources.mesh = source
-  config.eval.update(batch=16, steps=2)
+  config = tiny_cdm.split(config_of("denoising", data, 1, NET), SOURCES)
+  config.sources.update(mesh=source, lanes=lanes)
+  config.train.update(steps=STEPS, batch=8, checkpoint_every=STEPS, log_every=1)
+  config.eval.batch = 16
   return Cdm(config, workdir)
+
+
+@pytest.fixture(scope="module")
+def sources_trained(tmp_path_factory):
+  """sources_trained(data, lanes) -> (curves, first states, last states) of every source."""
+
+  @functools.cache
+  def train_sources(data=1, lanes=1):
+    cdm = cdm_of(tmp_path_factory.mktemp("sources") / "run", data, lanes=lanes)
+    cdm.open()
+    first = {name: cdm.training().start(shard) for name, shard in cdm.shards().items()}
+    last = cdm.train()
+    logs = {name: cdm.workdir / "shards" / name / "metrics.jsonl" for name in last}
+    curves = {n: [json.loads(x) for x in log.read_text().splitlines()] for n, log in logs.items()}
+    return jax.device_get((curves, first, last))
+
+  return train_sources
+
+
+@pytest.mark.parametrize(("data", "lanes"), [(1, 8), (8, 8), (8, 2), (8, 3), (4, 8), (2, 1)])
+def test_every_mesh_trains_sources_as_one_device(data, lanes, sources_trained):
+  got, want = sources_trained(data, lanes), sources_trained()
+  assert len(want[0]) == SOURCES and all(len(curve) == STEPS for curve in want[0].values())
+  for name in want[0]:
+    assert_same([part[name] for part in got], [part[name] for part in want])
+
+
+@pytest.mark.parametrize(("lanes", "sends"), [(8, False), (4, True)])
+def test_sources_send_each_other_nothing(lanes, sends, tmp_path):
+  """Alone on its device one sends nothing; of a source on two devices these average gradients."""
+  cdm = cdm_of(tmp_path / "run", 8, lanes=lanes)
+  cdm.open()
+  shards = list(cdm.shards().values())[:lanes]
+  where = sharding.lane_sharding(cdm.setup.mesh, lanes)
+  states = training.stack(where, *(cdm.training().start(shard) for shard in shards))
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(states.params)) / lanes
+  (batch,) = training.batches(shards, where, 0, 1)
+  seeds = sharding.put(np.zeros(lanes, np.uint32), where)
+  fixed = step.program(cdm.setup), cdm.compartment, where, cdm.backbone
+  text = training.update.lower(*fixed, states, seeds, batch).compile().as_text()
+  sent = sum(total.moved for total in collectives.totals(text).values())
+  assert sent == 0 if not sends else size <= sent < 1.1 * size
 
 
 @pytest.fixture(scope="module")

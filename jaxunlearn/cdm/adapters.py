@@ -39,9 +39,10 @@ class Full:
     x: Float[Array, "B H W C"],
     t: Real[Array, " B"],
     c: Array | None = None,
+    **masks: Array,  # a training step's, of a network with dropout
   ) -> Float[Array, "B H W C"]:
     del backbone
-    return net.apply(params, x, t, c)
+    return net.apply(params, x, t, c, **masks)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,9 +20,9 @@ class Compartment:
     return self.kind.init(key, self.net, backbone)
 
   def apply(
-    self, backbone: Tree, params: Tree, x: jax.Array, t: jax.Array, c: Any = None
+    self, backbone: Tree, params: Tree, x: jax.Array, t: jax.Array, c: Any = None, **masks: Any
   ) -> jax.Array:
-    return self.kind.apply(self.net, backbone, params, x, t, c)
+    return self.kind.apply(self.net, backbone, params, x, t, c, **masks)
 
 
 make = functools.cache(Compartment)

@@ -6,12 +6,13 @@ RUN/compartments.json   all of it, for the report
 """
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxunlearn import data, evaluation, pictures, report, writer
+from jaxunlearn import data, evaluation, pictures, processes, report, writer
 from jaxunlearn.cdm import attribution, calibration, compose, sources
 from jaxunlearn.cdm.compose import Compartments, Mode
 from jaxunlearn.cdm.model import FILES, Cdm
@@ -21,21 +22,30 @@ EVERYTHING, CALIBRATION, ATTRIBUTION = FILES
 
 def write(cdm: Cdm, model: Compartments) -> None:
   """Writes the three files, unless they are there."""
-  path = cdm.workdir / EVERYTHING
-  if path.exists() or len(model.names) < 2:
+  if len(model.names) < 2 or processes.from_first((cdm.workdir / EVERYTHING).exists):
     return
-  counts = {name: {"records": n} for name, n in zip(model.names, model.counts, strict=True)}
-  table = calibrate(cdm, model)
+  table, samples = calibrate(cdm, model), attributed(cdm, model)
+  found = attribute(cdm, model, samples) if len(samples) else None
+  processes.from_first(lambda: _write(cdm, model, table, samples, found))
+
+
+def _write(
+  cdm: Cdm,
+  model: Compartments,
+  table: list[dict[str, Any]],
+  samples: np.ndarray,
+  found: attribution.Attribution | None,
+) -> None:
   if table:
     writer.replace(cdm.workdir / CALIBRATION, calibration.markdown(table))
-  found = {
-    "sources": counts,
+  said = {
+    "sources": {name: {"records": n} for name, n in zip(model.names, model.counts, strict=True)},
     "deleted": deleted(cdm),
     "seen": cdm.router.seen(model.names),
     "calibration": table,
-    "attribution": attribute(cdm, model),
+    "attribution": draw(cdm, model, samples, found) if found else [],
   }
-  writer.replace(path, json.dumps(found, indent=2) + "\n")
+  writer.replace(cdm.workdir / EVERYTHING, json.dumps(said, indent=2) + "\n")
 
 
 def deleted(cdm: Cdm) -> list[str]:
@@ -54,31 +64,45 @@ def calibrate(cdm: Cdm, model: Compartments) -> list[dict[str, Any]]:
   mine = np.array([named[name] in model.names for name in heldout.ids.tolist()])
   kept = heldout.take(np.flatnonzero(mine))
   source = np.array([model.names.index(named[name]) for name in kept.ids.tolist()], int)
-  router = cdm.router.on(cdm.setup.net, cdm.backbone)
-  weigh = compose.log_weights(router, cdm.setup.process, model)
+  weigh = processes.local(weights_of(cdm, model))
   rng = jax.random.key(cdm.config.eval.seed)
   images = data.to_model(np.asarray(kept.image[np.arange(len(kept))]))
   levels = cdm.config.compose.calibration_levels
   return calibration.calibrate(weigh, cdm.setup.process, images, source, rng, levels)
 
 
-def attribute(cdm: Cdm, model: Compartments) -> list[dict[str, str]]:
-  """A picture and a chart of each of some samples; their numbers go to attribution.csv."""
+def weights_of(cdm: Cdm, model: Compartments) -> Callable[..., jax.Array]:
+  """(x_t, t) -> log w_i of the run's router, a pytree."""
+  router = cdm.router.on(cdm.setup.net, cdm.backbone)
+  return compose.log_weights(router, cdm.setup.process, model)
+
+
+def attributed(cdm: Cdm, model: Compartments) -> np.ndarray:
+  """The samples of the soft composition that are told apart by source; maybe none."""
   count = cdm.config.compose.attributed
   if not count or cdm.setup.net.classes:
-    return []
-  samples = evaluation.generate(cdm.setup, cdm.eps_fn(model, Mode("soft")), 0)[:count]
-  apply = jax.tree_util.Partial(cdm.compartment.apply, cdm.backbone)
-  router = cdm.router.on(cdm.setup.net, cdm.backbone)
-  found = attribution.attribute(
+    return np.empty(0)
+  return evaluation.generate(cdm.setup, cdm.eps_fn(model, Mode("soft")), 0)[:count]
+
+
+def attribute(cdm: Cdm, model: Compartments, samples: np.ndarray) -> attribution.Attribution:
+  """Their attribution, which every process computes for itself."""
+  apply, model = processes.local((cdm.applied(), model))
+  return attribution.attribute(
     compose.eps_all(apply, model),
-    compose.log_weights(router, cdm.setup.process, model),
+    processes.local(weights_of(cdm, model)),
     cdm.setup.process,
     samples,
     jax.random.key(cdm.config.eval.seed),
     probes=cdm.config.compose.attribution_probes,
     tolerance=1e-3,
   )
+
+
+def draw(
+  cdm: Cdm, model: Compartments, samples: np.ndarray, found: attribution.Attribution
+) -> list[dict[str, str]]:
+  """A picture and a chart of each; their numbers go to attribution.csv."""
   ids = [f"sample {i}" for i in range(len(samples))]
   attribution.write_csv(cdm.workdir / ATTRIBUTION, model.names, ids, found)
   folder = cdm.workdir / "samples"

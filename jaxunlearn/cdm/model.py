@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxunlearn import data, errors, sharding, train, writer
+from jaxunlearn import data, errors, processes, sharding, train, writer
 from jaxunlearn.cdm import adapters, compartment, compose, routers, sources
 from jaxunlearn.cdm.compose import Compartments, Mode
 from jaxunlearn.cdm.ledger import Ledger
@@ -30,6 +30,7 @@ from jaxunlearn.cdm.shards import Shard
 from jaxunlearn.cdm.training import Training
 from jaxunlearn.checkpoint import State
 from jaxunlearn.diffusion import EpsFn
+from jaxunlearn.evaluation import Place
 
 Tree = Any
 FILES = ("compartments.json", "calibration.md", "attribution.csv")  # of explain.py
@@ -55,6 +56,7 @@ class Cdm:
       raise ValueError(
         f"sources.lanes {self.lanes} and slices {self.slices}; use at least 1 of each"
       )
+    _check_step(self.setup)
     self.compartment = compartment.make(adapters.make(**config.compartment), self.setup.net)
     self.router = routers.make(**config.router)
     self.modes = {name: mode_of(name, config.compose) for name in config.compose.modes}
@@ -63,6 +65,9 @@ class Cdm:
 
   def open(self) -> None:
     """Claims the directory; of a new one writes who has which records."""
+    processes.from_first(self._open)
+
+  def _open(self) -> None:
     train.claim(self.workdir, self.config)
     if (self.workdir / sources.FILE).exists():
       return
@@ -155,33 +160,42 @@ class Cdm:
 
   def route(self, records: dict[str, data.Records]) -> Tree:
     """The router's stacked parts; those that are not kept under RUN/router are fitted and kept."""
-    folder = self.workdir / "router"
-    path = lambda name: folder / f"{name}.npz"
-    missing = [name for name in records if not path(name).exists()]
+    path = lambda name: self.workdir / "router" / f"{name}.npz"
+    lost = lambda: [name for name in records if not path(name).exists()]
+    missing = processes.from_first(lost)
     if missing and not self.router.independent:
       missing = list(records)
     if missing:
-      folder.mkdir(exist_ok=True)
       mine = {name: records[name] for name in missing}
-      fitted = self.router.fit(mine, self.setup.net, self.backbone, self.setup.process)
-      for name, part in fitted.items():
-        buffer = io.BytesIO()
-        np.savez(buffer, **part)
-        writer.replace(path(name), buffer.getvalue())
-      seen = self.router.seen(missing)
-      self.ledger.append("router", files=[path(name) for name in missing], seen=seen)
+      backbone = processes.local(self.backbone)
+      fitted = self.router.fit(mine, self.setup.net, backbone, self.setup.process)
+      processes.from_first(lambda: self._keep({path(name): part for name, part in fitted.items()}))
     parts = []
     for name in sorted(records):
       with np.load(path(name)) as npz:
         parts.append({key: npz[key] for key in npz.files})
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
 
-  def eps_fn(self, model: Compartments, mode: Mode) -> EpsFn:
-    """The composition of those sources, guided as config.eval says."""
-    apply = jax.tree_util.Partial(self.compartment.apply, self.backbone)
-    router = self.router.on(self.setup.net, self.backbone)
+  def _keep(self, fitted: dict[pathlib.Path, dict[str, Any]]) -> None:
+    """Writes parts of the router, and their line."""
+    for path, part in fitted.items():
+      path.parent.mkdir(exist_ok=True)
+      buffer = io.BytesIO()
+      np.savez(buffer, **part)
+      writer.replace(path, buffer.getvalue())
+    seen = self.router.seen([path.stem for path in fitted])
+    self.ledger.append("router", files=fitted, seen=seen)
+
+  def eps_fn(self, model: Compartments, mode: Mode, place: Place = lambda tree: tree) -> EpsFn:
+    """The composition of those sources, `place`d first, guided as config.eval says."""
+    model = place(model)
+    apply, router = self.applied(), self.router.on(self.setup.net, self.backbone)
     guidance = self.config.eval.guidance
     return compose.compose(apply, model, router, self.setup.process, mode, guidance)
+
+  def applied(self) -> Callable[..., jax.Array]:
+    """(params, x, t, c) -> eps of a source on the backbone, a pytree."""
+    return jax.tree_util.Partial(self.compartment.apply, self.backbone)
 
   def note_cost(self, phase: str, model: Compartments, mode: Mode) -> None:
     """Adds to a phase's values the evaluations of a network a sample took, and all parameters."""
@@ -205,6 +219,21 @@ class Cdm:
     if self.config.compose.alone:
       out += [(f"alone_{name}", Mode("naive"), (name,)) for name in allowed]
     return out
+
+
+def _check_step(setup: train.Setup) -> None:
+  """Raises ValueError where the config asks for another step than the one that sources take."""
+  config = setup.config
+  if setup.method.streams != ("x",):
+    raise ValueError(
+      f"method {config.method.name} reads streams {', '.join(setup.method.streams)}, and a source "
+      "has its own records alone; use denoising"
+    )
+  if config.train.micro_batches > 1:
+    raise ValueError(
+      f"config.train.micro_batches is {config.train.micro_batches} and a source takes its batch "
+      "at once; use 1, and a smaller config.train.batch or fewer config.sources.lanes"
+    )
 
 
 def mode_of(name: str, options: ConfigDict) -> Mode:

@@ -23,7 +23,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     model = cdm.model(cdm.train())
     evaluation = Evaluation(cdm.setup, cdm.workdir, stopped)
     for phase, mode, names in cdm.phases(model.names):
-      evaluation.measure(phase, functools.partial(cdm.eps_fn, model.only(names), mode))
-      cdm.note_cost(phase, model.only(names), mode)
+      chosen = model.only(names)
+      evaluation.measure(phase, functools.partial(cdm.eps_fn, chosen, mode))
+      processes.from_first(functools.partial(cdm.note_cost, phase, chosen, mode))
     explain.write(cdm, model)
-  return report.write(workdir)
+  return processes.from_first(lambda: report.write(workdir))

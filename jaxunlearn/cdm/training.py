@@ -3,7 +3,10 @@
 A step is `vmap` over the stacked parameters and optimiser states of `lanes` shards; each has its
 own stream, clip, schedule, random keys and checkpoints. Nothing is shared but the frozen backbone,
 so that the parameters of a shard are a function of its own records alone, bit by bit. Of other bits
-is only what another number of lanes makes: XLA adds up in another order then.
+is only what another number of lanes or of devices makes: XLA adds up in another order then.
+
+On a mesh the lanes lie over the devices (sharding.lane_sharding). Where a lane has several, each
+takes a part of its rows and they average the gradients; lanes send each other nothing.
 
     RUN/shards/NAME/  records.txt, metrics.jsonl, checkpoints/
 """
@@ -20,9 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from jaxunlearn import checkpoint, sharding, step, train, writer
+from jaxunlearn import checkpoint, processes, sharding, step, train, writer
 from jaxunlearn.cdm.compartment import Compartment
 from jaxunlearn.cdm.ledger import Ledger, files_of
 from jaxunlearn.cdm.shards import Shard
@@ -55,7 +59,12 @@ class Training:
     states = {name: self.restore(shard) for name, shard in all_.items()}
     steps = self.setup.config.train.steps
     done = {name: int(state.step) for name, state in states.items()}
-    bar = tqdm(total=steps * len(all_), initial=sum(done.values()), desc="train sources")
+    bar = tqdm(
+      total=steps * len(all_),
+      initial=sum(done.values()),
+      desc="train sources",
+      disable=not processes.first(),
+    )
     while min(done.values()) < steps:
       first = min(done.values())
       until = min([at for at in done.values() if at > first], default=steps)
@@ -75,15 +84,19 @@ class Training:
 
   def restore(self, shard: Shard) -> State:
     """The newest checkpoint that the ledger knows, or step 0."""
-    directory, known = self.folder / shard.name / "checkpoints", self.recorded(shard.name)
-    for path in directory.glob("*") if directory.is_dir() else ():
-      if path.name.isdigit() and int(path.name) not in known:
-        shutil.rmtree(path)  # the run was killed before it was recorded; it is made again
+    processes.from_first(lambda: self._remove_unrecorded(shard.name))
     fresh, saves = self.start(shard), self._saves(shard.name)
     try:
       return saves.restore(fresh) or fresh
     finally:
       saves.close()
+
+  def _remove_unrecorded(self, name: str) -> None:
+    """Of a run that was killed before it wrote the line of a checkpoint; that is made again."""
+    directory, known = self.folder / name / "checkpoints", self.recorded(name)
+    for path in directory.glob("*") if directory.is_dir() else ():
+      if path.name.isdigit() and int(path.name) not in known:
+        shutil.rmtree(path)
 
   def recorded(self, name: str) -> set[int]:
     """The steps of a shard's checkpoints that the ledger has, without those removed since."""
@@ -106,15 +119,17 @@ class Training:
     self, shards: Sequence[Shard], states: Sequence[State], last: int, bar: tqdm
   ) -> dict[str, State]:
     """Trains the shards, all at one step, up to `last`; an idle lane repeats the first shard."""
-    options = self.setup.config.train
+    options, where = self.setup.config.train, sharding.lane_sharding(self.setup.mesh, self.lanes)
     first, names = int(states[0].step), [shard.name for shard in shards]
     idle = [0] * (self.lanes - len(shards))
-    lanes = [*range(len(shards)), *idle]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[states[i] for i in lanes])
-    seeds = jnp.array([shards[i].seed for i in lanes], jnp.uint32)
+    lanes = [shards[i] for i in (*range(len(shards)), *idle)]
+    stacked = stack(where, *(states[names.index(lane.name)] for lane in lanes))
+    seeds = sharding.put(np.array([lane.seed for lane in lanes], np.uint32), where)
     program, saved, pending = step.program(self.setup), first, []
-    for at, batch in enumerate(batches([shards[i] for i in lanes], first, last), first + 1):
-      stacked, metrics = update(program, self.compartment, self.backbone, stacked, seeds, batch)
+    for at, batch in enumerate(batches(lanes, where, first, last), first + 1):
+      stacked, metrics = update(
+        program, self.compartment, where, self.backbone, stacked, seeds, batch
+      )
       pending.append((at, metrics))
       bar.update(len(shards))
       stop = self.stopped()
@@ -125,17 +140,22 @@ class Training:
       if stop:
         logging.warning("stopped by a signal after step %d; launch again to go on", at)
         raise Stopped(STOPPED)
-    return {name: jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i, name in enumerate(names)}
+    return dict(zip(names, self._apart(stacked), strict=False))
+
+  def _apart(self, stacked: State) -> list[State]:
+    """The state of each lane, on every device."""
+    return unstack(sharding.replicated(self.setup.mesh), stacked)
 
   def _flush(self, names: Sequence[str], pending: list[tuple[int, Tree]]) -> None:
     """Writes the metrics since the last checkpoint; raises Diverged at one that is not finite."""
     every = self.setup.config.train.log_every
+    logged = [(at, jax.device_get(processes.local(metrics))) for at, metrics in pending]
     for i, name in enumerate(names):
       path = self.folder / name / "metrics.jsonl"
       path.parent.mkdir(parents=True, exist_ok=True)
-      with writer.Writer(path, pending[0][0] - 1) as out:
-        for at, metrics in pending:
-          scalars = {key: float(value[i]) for key, value in jax.device_get(metrics).items()}
+      with writer.Writer(path, logged[0][0] - 1) as out:
+        for at, metrics in logged:
+          scalars = {key: float(value[i]) for key, value in metrics.items()}
           if at % every == 0:
             out.write_scalars(at, scalars)
           bad = sorted(key for key, value in scalars.items() if not np.isfinite(value))
@@ -148,54 +168,96 @@ class Training:
 
   def _save(self, shards: Sequence[Shard], stacked: State, first: int) -> None:
     """A checkpoint of each shard, and what it has seen since the one before, in the ledger."""
-    for i, shard in enumerate(shards):
-      state = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
-      state = sharding.put(jax.device_get(state), sharding.replicated(self.setup.mesh))
+    for shard, state in zip(shards, self._apart(stacked), strict=False):
       saves, last = self._saves(shard.name), int(state.step)
       saves.save(state)
       saves.wait()
       saves.close()
-      self.ledger.append(
-        "trained",
-        files=files_of(self.folder / shard.name / "checkpoints" / str(last)),
-        source=shard.name,
-        first_step=first,
-        last_step=last,
-        records=len(shard.records),
-        fingerprint=shard.records.fingerprint(),
-        seed=shard.seed,
-        batch=shard.batch,
-        slices=shard.slices,
-      )
+      processes.from_first(functools.partial(self._record, shard, first, last))
+
+  def _record(self, shard: Shard, first: int, last: int) -> None:
+    """The line of a checkpoint: what was seen since the one before."""
+    self.ledger.append(
+      "trained",
+      files=files_of(self.folder / shard.name / "checkpoints" / str(last)),
+      source=shard.name,
+      first_step=first,
+      last_step=last,
+      records=len(shard.records),
+      fingerprint=shard.records.fingerprint(),
+      seed=shard.seed,
+      batch=shard.batch,
+      slices=shard.slices,
+    )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+@functools.partial(jax.jit, static_argnums=0)
+def stack(where: NamedSharding, *states: State) -> State:
+  """The states of all lanes, laid over the devices."""
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+  return jax.lax.with_sharding_constraint(stacked, where)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def unstack(where: NamedSharding, stacked: State) -> list[State]:
+  """The state of each lane, laid out as `where`."""
+  lane = lambda i: jax.tree.map(lambda leaf: leaf[i], stacked)
+  return [jax.lax.with_sharding_constraint(lane(i), where) for i in range(len(stacked.step))]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
 def update(
   program: step.Program,
   compartment: Compartment,
+  where: NamedSharding,
   backbone: Tree,
   states: State,
   seeds: jax.Array,
   batches: Mapping[str, Any],
 ) -> tuple[State, Tree]:
-  """One step of every lane: all leaves of states, seeds and batches lead with that axis."""
+  """One step of every lane: all leaves of states, seeds and batches lead with that axis.
 
-  def one(state: State, seed: jax.Array, batch: Mapping[str, Any]) -> tuple[State, Tree]:
-    draws = step.draw(program, seed, state.step, batch, state.extras)
-    apply = functools.partial(compartment.apply, backbone)
-    grads, metrics = program.method.gradients(
+  `where` is their layout. A lane's rows are drawn as a whole; each of its devices takes a part of
+  them, where they divide, and all of them otherwise.
+  """
+  parts = where.mesh.shape["rest"]
+
+  def one(backbone: Tree, state: State, seed: jax.Array, batch: Mapping[str, Any]) -> Any:
+    draws = step.draw_rows(program, seed, state.step, batch, state.extras)
+    rows = len(jax.tree.leaves(draws)[0])
+    if rows % parts == 0:
+      first, size = jax.lax.axis_index("rest") * (rows // parts), rows // parts
+      draws = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, size), draws)
+    apply, draws = step.with_dropout(functools.partial(compartment.apply, backbone), draws)
+    found = program.method.gradients(
       apply, state.params, program.process, draws, state.extras, None
     )
-    return step.apply_update(program, state, grads, metrics)
+    return step.apply_update(program, state, *jax.lax.pmean(found, "rest"))
 
-  return jax.vmap(one)(states, seeds, batches)
+  lane, same = PartitionSpec("source"), PartitionSpec()
+  lanes = jax.vmap(one, in_axes=(None, 0, 0, 0))
+  over = jax.shard_map(
+    lanes,
+    mesh=where.mesh,
+    in_specs=(same, lane, lane, lane),
+    out_specs=(lane, lane),
+    check_vma=False,
+  )
+  return over(backbone, states, seeds, batches)
 
 
-def batches(shards: Sequence[Shard], first: int, last: int) -> Iterator[dict[str, Any]]:
-  """The stacked batches of the steps first .. last - 1, read ahead in threads, in order."""
+def batches(
+  lanes: Sequence[Shard], where: NamedSharding, first: int, last: int
+) -> Iterator[dict[str, Any]]:
+  """The stacked batches of the steps first .. last - 1, read ahead in threads, in order.
 
-  def stack(at: int) -> dict[str, Any]:
-    return {"x": jax.tree.map(lambda *rows: np.stack(rows), *[s.at(at) for s in shards])}
+  Of several processes each reads those of the lanes that lie on its devices.
+  """
+  mine = [lanes[i] for i in sharding.local_rows(where, len(lanes))]
+
+  def read(at: int) -> Any:
+    return jax.tree.map(lambda *rows: np.stack(rows), *[shard.at(at) for shard in mine])
 
   ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=train.READ_AHEAD)
-  return iter(grain.MapDataset.range(first, last).map(stack).to_iter_dataset(ahead))
+  found = grain.MapDataset.range(first, last).map(read).to_iter_dataset(ahead)
+  return ({"x": sharding.put_rows(where, rows, len(lanes))} for rows in found)
