@@ -36,8 +36,8 @@ def compartments(by: str, n: int) -> ConfigDict:
       "by": by,  # folder, class, style, uniform, or file:PATH of a CSV with id,source
       "n": n,  # 0: one for each value
       "slices": 4,  # parts of the training at which records come in
-      "lanes": 1,  # sources trained at once by vmap; kept for exact deletion
-      "mesh": 1,  # groups of devices that the sources lie over while sampling
+      "lanes": 1,  # sources trained at once, over the devices; kept for exact deletion
+      "mesh": 1,  # groups of devices that the sources lie over while sampling; -1: all that divide
       "absent": (),  # sources that are yet to come: cdm/add.py
     }
   )

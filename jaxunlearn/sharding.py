@@ -108,32 +108,27 @@ def put_rows(where: NamedSharding, tree: Any, n: int) -> Any:
   return jax.tree.map(put_leaf, tree)
 
 
-def put_sources(mesh: Mesh, tree: Any, source: int) -> Any:
+def put_sources(mesh: Mesh, tree: Any, source: int = -1) -> Any:
   """Stacked sources over an axis of their own: every leaf of `tree` leads with n of them."""
   return put(tree, source_sharding(mesh, len(jax.tree.leaves(tree)[0]), source))
 
 
-def source_sharding(mesh: Mesh, n: int, source: int) -> NamedSharding:
-  """n stacked sources over the devices of the mesh in `source` groups, -1 for a group each.
+def source_sharding(mesh: Mesh, n: int, source: int = -1) -> NamedSharding:
+  """n stacked sources over the devices of the mesh, in as many groups as divide both.
 
   What sums over sources is then summed once over the groups.
 
+  Args:
+    source: a number that the groups have to divide as well; -1 for none.
+
   Raises:
-    ValueError: `source` does not divide the devices, or the sources.
+    ValueError: `source` is 0, or less than -1.
   """
-  source = mesh.size if source == -1 else source
-  if source < 1 or mesh.size % source or n % source:
-    raise ValueError(
-      f"sources.mesh {source} does not divide {mesh.size} devices and {n} sources; use a divisor "
-      "of both"
-    )
-  groups = Mesh(mesh.devices.reshape(source, -1), ("source", "rest"))
+  if source < 1 and source != -1:
+    raise ValueError(f"sources.mesh {source}; use at least 1, or -1 for as many groups as can be")
+  count = math.gcd(n, mesh.size, 0 if source == -1 else source)
+  groups = Mesh(mesh.devices.reshape(count, -1), ("source", "rest"))
   return NamedSharding(groups, PartitionSpec("source"))
-
-
-def lane_sharding(mesh: Mesh, lanes: int) -> NamedSharding:
-  """Stacked lanes over the devices, in as many groups as divide both."""
-  return source_sharding(mesh, lanes, math.gcd(lanes, mesh.size))
 
 
 def _spec(leaf: Any, fsdp: int) -> PartitionSpec:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from configs import cdm_digits_clothes, common
 from jaxunlearn import evaluation, sharding, step
-from jaxunlearn.cdm import add, compartment, delete, ledger, sources, training
+from jaxunlearn.cdm import add, cli, compartment, delete, ledger, sources, training
 from jaxunlearn.cdm import run as cdm_run
 from jaxunlearn.cdm.adapters import Full, Lora, Prompts
 from jaxunlearn.cdm.model import Cdm
@@ -122,7 +122,7 @@ def test_another_source_changes_no_bit_of_an_adapter(kind, pictures, tmp_path):
 
 def cdm_update(cdm, shards, steps=6):
   """The parameters of each lane after some steps."""
-  where = sharding.lane_sharding(cdm.setup.mesh, len(shards))
+  where = sharding.source_sharding(cdm.setup.mesh, len(shards))
   stacked = training.stack(where, *(cdm.training().start(shard) for shard in shards))
   seeds = jax.numpy.array([shard.seed for shard in shards], jax.numpy.uint32)
   fixed = step.program(cdm.setup), cdm.compartment, where, cdm.backbone
@@ -229,6 +229,8 @@ def test_stopped_anywhere_it_goes_on_bit_by_bit(run, pictures, tmp_path):
 
 def test_a_checkpoint_the_ledger_does_not_know_is_made_again(run, pictures):
   shutil.copytree(run / "shards/a/checkpoints/4", run / "shards/a/checkpoints/5")
+  with pytest.raises(ledger.Broken, match="shards/a/checkpoints/5 is of no line, as the folders"):
+    ledger.verify(run)
   before = states(delete.open_run(run))
   assert not (run / "shards/a/checkpoints/5").exists()
   assert int(before["a"].step) == STEPS
@@ -281,6 +283,26 @@ def test_bad_sources(run, pictures, tmp_path):
     Cdm(config_of(pictures, lanes=0), tmp_path)
   with pytest.raises(ValueError, match="no source 'z'"):
     Cdm(config_of(pictures, absent=("z",)), tmp_path / "new").open()
+
+
+def test_a_command_of_one_process_is_not_run_by_several(run, monkeypatch, capsys):
+  monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+  parse = lambda: delete.command(delete.parse([f"--run={run}", "--source=a"]))
+  assert cli.guarded(parse) == 2
+  assert "this command is of one process" in capsys.readouterr().err
+  assert "a" in set(delete.open_run(run).sources.values())
+
+
+def test_bad_steps(pictures, tmp_path):
+  config = config_of(pictures)
+  config.train.micro_batches = 2
+  with pytest.raises(ValueError, match=r"config\.train\.micro_batches is 2 and a source takes its"):
+    Cdm(config, tmp_path)
+  config = config_of(pictures)
+  config.method, config.streams.a = {"name": "neggrad"}, "forget"
+  config.forget.ids = ("a/00.png",)
+  with pytest.raises(ValueError, match=r"method neggrad reads streams .*; use denoising"):
+    Cdm(config, tmp_path)
 
 
 def test_sources_are_written_as_data(run):

@@ -199,26 +199,38 @@ def test_samples_of_the_composition_are_those_of_the_mixture():
 
 
 @pytest.mark.parametrize("groups", [2, 4])
-@pytest.mark.parametrize("over", ["vmap", "scan"])
-def test_on_a_mesh_the_sources_are_combined_by_one_sum(groups, over):
+@pytest.mark.parametrize(
+  "mode",
+  [{"over": "vmap"}, {"over": "scan"}, {"name": "topk", "k": 2}, {"name": "step"}],
+  ids=lambda mode: "-".join(map(str, mode.values())),
+)
+def test_on_a_mesh_the_sources_are_combined_by_one_sum(groups, mode):
   mesh, parts = sharding.make_mesh(data=8), compartments()
   spread = parts._replace(params=sharding.put_sources(mesh, parts.params, groups))
   x_t, t = (sharding.put(np.asarray(a), sharding.replicated(mesh)) for a in points())
-  mixed = composed(spread, over=over)
+  mixed = composed(spread, **mode)
   program = jax.jit(lambda f, x, t: f(x, t)).lower(mixed, x_t, t).compile()
   text = program.as_text()
-  # Of pictures; the weights' own sums are of a number for each row.
+  # Of pictures; what else is sent are numbers for each row, the weights' own sums and the like.
   sums = re.findall(r"= f32\[([\d,]+)\]\S* all-reduce(?:-start)?\(", text)
   rows = len(x_t) // (8 // groups)  # the devices of a group have as many rows each
   assert [shape for shape in sums if "," in shape] == [f"{rows},2,2,1"], sums
-  assert not re.findall(r" (?:all-gather|all-to-all|collective-permute)(?:-start)?\(", text)
-  alone = jax.jit(lambda f, x, t: f(x, t))(composed(parts), *points())
+  other = re.findall(r"= (.*) (?:all-gather|all-to-all|collective-permute)(?:-start)?\(", text)
+  assert not re.findall(r"\d,\d+,", " ".join(other)), other
+  alone = jax.jit(lambda f, x, t: f(x, t))(composed(parts, **mode), *points())
   np.testing.assert_allclose(program(mixed, x_t, t), alone, atol=1e-6)
 
 
-def test_sources_that_do_not_divide_over_the_mesh():
-  with pytest.raises(ValueError, match=r"sources\.mesh 3 does not divide 8 devices and 4 sources"):
-    sharding.put_sources(sharding.make_mesh(data=8), compartments().params, 3)
+@pytest.mark.parametrize(("names", "groups"), [("abcd", 4), ("abc", 1), ("bd", 2)])
+def test_some_of_the_sources_lie_over_the_mesh_as_well(names, groups):
+  whole = compartments()
+  spread = whole._replace(params=sharding.put_sources(sharding.make_mesh(), whole.params))
+  some = spread.only(names)
+  leaf = some.params["shift"]
+  assert tuple(leaf.sharding.spec) == ("source",) and leaf.sharding.mesh.shape["source"] == groups
+  assert {shard.data.shape[0] for shard in leaf.addressable_shards} == {len(names) // groups}
+  call = jax.jit(lambda f: f(*points()))
+  np.testing.assert_allclose(call(composed(some)), call(composed(whole.only(names))), atol=1e-6)
 
 
 def test_one_compilation_serves_every_set_of_parameters():

@@ -7,6 +7,7 @@ therefore compared by how far each leaf has moved, a smaller thing than the leaf
 
 import functools
 import json
+import math
 
 import jax
 import numpy as np
@@ -186,7 +187,7 @@ def test_sources_send_each_other_nothing(lanes, sends, tmp_path):
   cdm = cdm_of(tmp_path / "run", 8, lanes=lanes)
   cdm.open()
   shards = list(cdm.shards().values())[:lanes]
-  where = sharding.lane_sharding(cdm.setup.mesh, lanes)
+  where = sharding.source_sharding(cdm.setup.mesh, lanes)
   states = training.stack(where, *(cdm.training().start(shard) for shard in shards))
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(states.params)) / lanes
   (batch,) = training.batches(shards, where, 0, 1)
@@ -212,7 +213,10 @@ def sampled(tmp_path_factory):
     cdm.config.compose.over = over
     model = cdm.model(states)
     assert len(jax.tree.leaves(model.params)[0].addressable_shards) == data
-    mixed = cdm.eps_fn(model.only(model.names[:first]), mode_of(mode, cdm.config.compose))
+    chosen = model.only(model.names[:first])
+    groups = math.gcd(first, data, source if source > 0 else data)
+    assert jax.tree.leaves(chosen.params)[0].addressable_shards[0].data.shape[0] == first // groups
+    mixed = cdm.eps_fn(chosen, mode_of(mode, cdm.config.compose))
     return evaluation.generate(cdm.setup, mixed, 0, evaluation.plan(cdm.setup, 0, 16))
 
   return samples
@@ -229,15 +233,18 @@ def test_so_do_a_scan_and_some_of_the_sources(rest, sampled):
   assert_close(sampled("soft", 8, 8, **rest), sampled("soft", **rest), SAMPLED)
 
 
-@pytest.mark.parametrize(("source", "groups"), [(1, 1), (4, 4), (-1, 8)])
-def test_sources_lie_in_groups_of_devices(source, groups):
-  laid = sharding.put_sources(sharding.make_mesh(4, 2), np.arange(16.0), source)
-  assert {shard.data.shape for shard in laid.addressable_shards} == {(16 // groups,)}
-  np.testing.assert_array_equal(laid, np.arange(16))
+@pytest.mark.parametrize(
+  ("n", "source", "groups"),
+  [(16, 1, 1), (16, 4, 4), (16, -1, 8), (6, -1, 2), (6, 4, 2), (7, -1, 1)],
+)
+def test_sources_lie_in_groups_of_devices(n, source, groups):
+  laid = sharding.put_sources(sharding.make_mesh(4, 2), np.arange(float(n)), source)
+  assert {shard.data.shape for shard in laid.addressable_shards} == {(n // groups,)}
+  np.testing.assert_array_equal(laid, np.arange(n))
 
 
-@pytest.mark.parametrize(("source", "groups"), [(4, 4), (-1, 8), (3, 3), (0, 0)])
-def test_sources_that_do_not_divide(source, groups):
-  message = f"sources.mesh {groups} does not divide 8 devices and 6 sources; use a divisor of both"
+@pytest.mark.parametrize("source", [0, -2])
+def test_a_number_of_groups_that_is_none(source):
+  message = f"sources.mesh {source}; use at least 1, or -1 for as many groups as can be"
   with pytest.raises(ValueError, match=message):
     sharding.put_sources(sharding.make_mesh(), np.zeros(6), source)

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from jaxunlearn import checkpoint, processes, train
-from tests import tiny_config
+from jaxunlearn.cdm import delete, ledger
+from tests import meshes, tiny_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 DEVICES, STEPS = 4, 24
@@ -35,9 +36,11 @@ LOST = 60  # seconds within which the others end
 class Run:
   """A run of a few processes that share four devices, by launch/local.sh."""
 
-  def __init__(self, workdir):
-    self.workdir = workdir
+  def __init__(self, workdir, flags=FLAGS):
+    self.workdir, self.flags = workdir, flags
     self.log = workdir.with_suffix(".log")
+
+  logged = "metrics.jsonl"
 
   def launch(self, n, *flags):
     environment = os.environ | {
@@ -45,7 +48,8 @@ class Run:
       "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // n}",
       "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "jaxunlearn.main", *FLAGS, *flags, f"--workdir={self.workdir}"]
+    command = [sys.executable, "-m", "jaxunlearn.main", *self.flags, *flags]
+    command.append(f"--workdir={self.workdir}")
     with self.log.open("a") as log:
       return subprocess.Popen(
         ["bash", "launch/local.sh", str(n), *command],
@@ -62,13 +66,13 @@ class Run:
 
   def until(self, launched, step):
     """Returns once so many steps are logged, while all processes go on."""
-    path = self.workdir / "metrics.jsonl"
+    path = self.workdir / self.logged
     while not path.exists() or path.read_bytes().count(b"\n") < step:
       assert launched.poll() is None, self.log.read_text()
       time.sleep(0.01)
 
   def metrics(self):
-    lines = (self.workdir / "metrics.jsonl").read_text().splitlines()
+    lines = (self.workdir / self.logged).read_text().splitlines()
     return [json.loads(line) for line in lines]
 
   def state(self):
@@ -123,10 +127,17 @@ def assert_same(run, whole):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     if not name.endswith("to_k/bias"):
       np.testing.assert_allclose(got, leaf, rtol=1e-3, atol=1e-4 * np.abs(leaf).max(), err_msg=name)
-  results = [json.loads((r.workdir / "results.json").read_text())["after"] for r in (run, whole)]
-  for name, entry in results[1].items():
-    assert results[0][name]["value"] == pytest.approx(entry["value"], rel=1e-3)
-    assert results[0][name]["identity"] == entry["identity"]
+  assert_same_results(run, whole)
+
+
+def assert_same_results(run, whole):
+  """The same phases, values and files."""
+  got, want = (json.loads((r.workdir / "results.json").read_text()) for r in (run, whole))
+  assert got.keys() == want.keys()
+  for phase, values in want.items():
+    for name, entry in values.items():
+      assert got[phase][name]["value"] == pytest.approx(entry["value"], rel=1e-3)
+      assert got[phase][name]["identity"] == entry["identity"]
   files = lambda r: sorted(p.name for p in r.workdir.rglob("*") if "checkpoints" not in p.parts)
   assert files(run) == files(whole)
 
@@ -176,6 +187,34 @@ def test_a_damaged_checkpoint_is_passed_over_by_all(tmp_path, whole):
   for path in (tmp_path / "damaged").rglob("*"):
     assert "checkpoints" not in path.parts
   assert_same(run, whole)
+
+
+class Sources(Run):
+  """The same of a compartmentalised run: four sources, each on a device of its own."""
+
+  logged = "shards/uniform-0/metrics.jsonl"
+
+  def __init__(self, workdir):
+    super().__init__(workdir, ["--config=tests/tiny_cdm.py"])
+
+  def states(self):
+    """Each source's newest checkpoint."""
+    cdm = delete.open_run(self.workdir)
+    training = cdm.training()
+    return jax.device_get({name: training.restore(shard) for name, shard in cdm.shards().items()})
+
+
+def test_processes_that_are_stopped_and_go_on_train_the_sources_of_one(tmp_path):
+  whole, run = Sources(tmp_path / "whole").finish(1), Sources(tmp_path / "run")
+  launched = run.launch(2)
+  run.until(launched, 4)
+  os.kill(pids(run)[1], signal.SIGTERM)
+  assert wait(launched) == 143, run.log.read_text()
+  run.finish(2)
+  meshes.assert_close(run.states(), whole.states())
+  assert_same_results(run, whole)
+  for one in (run, whole):
+    ledger.verify(one.workdir)
 
 
 def test_bad_input_that_one_process_sees_ends_all(tmp_path):

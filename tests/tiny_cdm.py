@@ -10,9 +10,9 @@ from tests import tiny_config
 def get_config():
   config = split(tiny_config.get_config(), 4)
   config.sources.lanes, config.sources.mesh = 4, -1
-  config.train.update(steps=8, batch=8, checkpoint_every=4, log_every=1)
+  config.train.update(steps=16, batch=8, checkpoint_every=4, log_every=1)
   config.eval.update(metrics=("copy_score", "nll"), samples=8, batch=8)
-  config.compose.update(modes=("soft", "top2"), attributed=1, attribution_probes=2)
+  config.compose.update(modes=("soft",), alone=False, attributed=1, attribution_probes=2)
   return config
 
 

@@ -1,17 +1,23 @@
 """What the commands on a compartmentalised run share: exit codes, and errors in one line."""
 
+import os
 import sys
 from collections.abc import Callable
 
 from absl import logging
 
-from jaxunlearn import checkpoint, errors, train
+from jaxunlearn import checkpoint, errors, processes, train
 
 
 def guarded(command: Callable[[], None]) -> int:
   """The exit code of a command, as those of jaxunlearn.main; 1 where a proof fails."""
   logging.set_verbosity(logging.WARNING)
   try:
+    if processes.launched(os.environ):
+      raise ValueError(
+        "this command is of one process, and a launcher has started several; start it by itself, "
+        "on a machine with as many devices as the training had"
+      )
     command()
   except (ValueError, checkpoint.Damaged) as error:
     return _say(error, errors.BAD_INPUT)

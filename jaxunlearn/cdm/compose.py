@@ -15,8 +15,9 @@ computed anew at every evaluation of a sampler. The modes, and how many networks
 Modes that need not all networks send each row only to those it needs: rows are sorted by source
 and taken in blocks of one source, so that the cost grows with k and not with n.
 
-On a mesh each group of devices evaluates the sources that lie on it (sharding.source_sharding),
-and the groups add up what they have: one sum of pictures, and no parameter moves.
+On a mesh each group of devices evaluates the sources that lie on it (sharding.source_sharding), of
+a sparse mode on the rows that take them, and the groups add up what they have: one sum of pictures,
+and no parameter moves.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jaxunlearn import conditions, errors
+from jaxunlearn import conditions, errors, sharding
 from jaxunlearn.diffusion import Diffusion, EpsFn
 
 Tree = Any
@@ -63,11 +64,17 @@ class Compartments(NamedTuple):
     if not names:
       raise ValueError(f"a composition of no source; name one or more of {', '.join(self.names)}")
     index = np.array([i for i, name in enumerate(self.names) if name in names])
+    if len(index) == len(self.names):
+      return self
     pick = lambda tree: jax.tree.map(lambda leaf: leaf[index], tree)
+    params, groups = pick(self.params), _groups(self.params)
+    if isinstance(groups, Mesh):
+      where = sharding.source_sharding(groups, len(index), groups.shape["source"])
+      params = jax.jit(lambda tree: tree, out_shardings=where)(params)
     return Compartments(
       tuple(self.names[i] for i in index),
       tuple(self.counts[i] for i in index),
-      pick(self.params),
+      params,
       pick(self.parts),
     )
 
@@ -120,7 +127,7 @@ def compose(
   if mode.name in DENSE:
     return jax.tree_util.Partial(_dense(mode.over, _groups(params)), apply, params, weigh)
   log_prior = jnp.log(compartments.prior)
-  return jax.tree_util.Partial(_sparse(mode), apply, params, weigh, log_prior)
+  return jax.tree_util.Partial(_sparse(mode, _groups(params)), apply, params, weigh, log_prior)
 
 
 def guided(apply: Callable[..., Array], w: float) -> Callable[..., Array]:
@@ -190,7 +197,7 @@ _SUMS = {"vmap": _at_once, "scan": _one_by_one}
 
 def _groups(params: Tree) -> Mesh | AbstractMesh | None:
   """The mesh whose `source` axis those stacked sources lie over; None where they lie otherwise."""
-  where = jax.tree.leaves(params)[0].sharding
+  where = getattr(jax.tree.leaves(params)[0], "sharding", None)
   if isinstance(where, NamedSharding) and tuple(where.spec)[:1] == ("source",):
     return where.mesh
   return None
@@ -198,39 +205,56 @@ def _groups(params: Tree) -> Mesh | AbstractMesh | None:
 
 @functools.cache
 def _dense(over: str, groups: Mesh | AbstractMesh | None) -> Callable[..., Array]:
-  """The predictor of a mode that takes every network.
-
-  On a mesh each group of devices runs its own sources by `shard_map`: left to itself, XLA splits
-  rows over the groups and sends the weights of every layer round.
-  """
-  add_up = _SUMS[over]
+  """The predictor of a mode that takes every network."""
 
   def predict(apply, params, weigh, x_t, t, c=None):
     w = jnp.exp(weigh(x_t, t))
-    if groups is None:
-      return add_up(apply, params, w, x_t, t, c)
-    rows = "rest" if len(x_t) % groups.shape["rest"] == 0 else None
-    row, source = PartitionSpec(rows), PartitionSpec("source")
-
-    def of_a_group(*arguments: Any) -> Array:
-      return jax.lax.psum(add_up(*arguments), "source")
-
-    specs = (PartitionSpec(), source, PartitionSpec(rows, "source"), row, row, row)
-    summed = jax.shard_map(of_a_group, mesh=groups, in_specs=specs, out_specs=row, check_vma=False)
-    return summed(apply, params, w, x_t, t, c)
+    return _sum_of_groups(groups, _SUMS[over], "source")(apply, params, w, x_t, t, c)
 
   return predict
 
 
 @functools.cache
-def _sparse(mode: Mode) -> Callable[..., Array]:
+def _sparse(mode: Mode, groups: Mesh | AbstractMesh | None) -> Callable[..., Array]:
   """The predictor of a mode that takes few networks for a row: `choose` says which."""
 
-  def predict(apply, params, weigh, log_prior, x_t, t, c=None):
-    index, w = choose(mode, weigh, log_prior, x_t, t)
+  def run(apply, params, chosen, x_t, t, c):
+    index, w = chosen
+    if groups is not None:  # counted from the first source here: others are under 0, or too large
+      index -= jax.lax.axis_index("source") * len(jax.tree.leaves(params)[0])
     return dispatch(apply, params, x_t, t, c, index, w, mode.block)
 
+  def predict(apply, params, weigh, log_prior, x_t, t, c=None):
+    chosen = choose(mode, weigh, log_prior, x_t, t)
+    return _sum_of_groups(groups, run)(apply, params, chosen, x_t, t, c)
+
   return predict
+
+
+def _sum_of_groups(
+  groups: Mesh | AbstractMesh | None, run: Callable[..., Array], weights: str | None = None
+) -> Callable[..., Array]:
+  """run(apply, params, w, x_t, t, c) on the sources of each group of devices, added up.
+
+  By `shard_map`: left to itself, XLA splits rows over the groups and sends the weights of every
+  layer round. The second axis of w lies over the axis `weights` of the mesh, if any.
+  """
+  if groups is None:
+    return run
+
+  def summed(apply, params, w, x_t, t, c):
+    rows = "rest" if len(x_t) % groups.shape["rest"] == 0 else None
+    row, source = PartitionSpec(rows), PartitionSpec("source")
+    spread = jax.shard_map(
+      lambda *arguments: jax.lax.psum(run(*arguments), "source"),
+      mesh=groups,
+      in_specs=(PartitionSpec(), source, PartitionSpec(rows, weights), row, row, row),
+      out_specs=row,
+      check_vma=False,
+    )
+    return spread(apply, params, w, x_t, t, c)
+
+  return summed
 
 
 def choose(
@@ -262,11 +286,12 @@ def dispatch(
 ) -> Float[Array, "B H W C"]:
   """sum_j weights[b, j] eps_{index[b, j]}(x_t[b]), each network on the rows that need it alone.
 
-  A loop over blocks of `block` rows of one source; the last block of a source is filled up with
-  rows that do not count.
+  An index that is none of the n networks, below 0 too, adds nothing. A loop over blocks of `block`
+  rows of one source; the last block of a source is filled up with rows that do not count.
   """
   n, k = len(jax.tree.leaves(params)[0]), index.shape[1]
   flat = index.reshape(-1)
+  flat = jnp.where((flat >= 0) & (flat < n), flat, n)  # at the end of the order, and not counted
   order = jnp.argsort(flat, stable=True)
   counts = jnp.bincount(flat, length=n)
   blocks = -(-counts // block)

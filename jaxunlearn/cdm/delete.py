@@ -177,7 +177,7 @@ def prove(cdm: Cdm, names: Sequence[str]) -> None:
   if differ:
     raise RuntimeError(
       f"{', '.join(differ)} differ from shards trained without the deleted records; use the "
-      "machine, the versions and the sources.lanes of the first training"
+      "machine and its devices, the versions and the sources.lanes of the first training"
     )
 
 

@@ -6,7 +6,8 @@ RUN/ledger.jsonl has one JSON object a line:
     time      UTC, ISO 8601, seconds
     event     what was done; the facts of the event follow
     files     {path: SHA-256} of files that are there from now on; paths are relative to RUN
-    folders   those of which every file is named: nothing else may lie in them
+    folders   those of which every file is named: nothing else may lie in them, and no folder beside
+              them that was not recorded like them
     removed   files and folders that are not there from now on
     previous  SHA-256 of the bytes of the line before it; 64 zeros in the first
     sha256    SHA-256 of this line's bytes as they were before this last field was put in
@@ -195,6 +196,13 @@ class _Held(NamedTuple):
         name = path.relative_to(run).as_posix()
         if name not in self.files and name not in self.folders:
           yield f"{name} is of no line; line {number} recorded the whole of {folder}. Remove it"
+    for parent in {(run / folder).parent: None for folder in self.folders}:
+      for path in sorted(path for path in parent.glob("*") if path.is_dir()):
+        if (name := path.relative_to(run).as_posix()) not in self.folders:
+          yield (
+            f"{name} is of no line, as the folders beside it are. Launch the run again if it was "
+            "killed, which makes it anew, or remove it"
+          )
 
 
 def _line(chain: list[bytes], event: str, facts: dict[str, Any]) -> bytes:

@@ -5,7 +5,7 @@ own stream, clip, schedule, random keys and checkpoints. Nothing is shared but t
 so that the parameters of a shard are a function of its own records alone, bit by bit. Of other bits
 is only what another number of lanes or of devices makes: XLA adds up in another order then.
 
-On a mesh the lanes lie over the devices (sharding.lane_sharding). Where a lane has several, each
+On a mesh the lanes lie over the devices (sharding.source_sharding). Where a lane has several, each
 takes a part of its rows and they average the gradients; lanes send each other nothing.
 
     RUN/shards/NAME/  records.txt, metrics.jsonl, checkpoints/
@@ -77,7 +77,7 @@ class Training:
 
   def start(self, shard: Shard) -> State:
     """Step 0 of a shard, from its seed and the backbone."""
-    params = jax.jit(self.compartment.init)(jax.random.key(shard.seed), self.backbone)
+    params = initial(self.compartment, jax.random.key(shard.seed), self.backbone)
     ema = jax.tree.map(jnp.copy, params) if self.setup.config.ema else {}
     state = State(jnp.zeros((), jnp.int32), params, ema, self.setup.tx.init(params), {})
     return sharding.put(state, sharding.replicated(self.setup.mesh))
@@ -119,7 +119,7 @@ class Training:
     self, shards: Sequence[Shard], states: Sequence[State], last: int, bar: tqdm
   ) -> dict[str, State]:
     """Trains the shards, all at one step, up to `last`; an idle lane repeats the first shard."""
-    options, where = self.setup.config.train, sharding.lane_sharding(self.setup.mesh, self.lanes)
+    options, where = self.setup.config.train, sharding.source_sharding(self.setup.mesh, self.lanes)
     first, names = int(states[0].step), [shard.name for shard in shards]
     idle = [0] * (self.lanes - len(shards))
     lanes = [shards[i] for i in (*range(len(shards)), *idle)]
@@ -189,6 +189,12 @@ class Training:
       batch=shard.batch,
       slices=shard.slices,
     )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def initial(compartment: Compartment, key: jax.Array, backbone: Tree) -> Tree:
+  """The parameters that a source starts from; compiled once for all of them."""
+  return compartment.init(key, backbone)
 
 
 @functools.partial(jax.jit, static_argnums=0)
