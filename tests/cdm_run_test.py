@@ -15,7 +15,7 @@ from jaxunlearn.cdm import add, cli, compartment, delete, ledger, sources, train
 from jaxunlearn.cdm import run as cdm_run
 from jaxunlearn.cdm.adapters import Full, Lora, Prompts
 from jaxunlearn.cdm.model import Cdm
-from tests import nets
+from tests import nets, tiny_config
 
 STEPS, N = 8, 48
 
@@ -93,12 +93,14 @@ def test_launched_again_it_changes_nothing(run, pictures):
     assert path.read_bytes() == content, path
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_another_source_changes_no_bit(lanes, pictures, tmp_path):
-  cdm = Cdm(config_of(pictures, lanes=lanes), tmp_path / "one")
+@pytest.mark.parametrize(("lanes", "devices"), [(1, 1), (2, 4)])
+def test_another_source_changes_no_bit(lanes, devices, pictures, tmp_path):
+  config = config_of(pictures, lanes=lanes)
+  config.mesh.data = devices
+  cdm = Cdm(config, tmp_path / "one")
   cdm.open()
   whole = cdm.train()
-  other = Cdm(config_of(pictures, lanes=lanes), tmp_path / "other")
+  other = Cdm(config, tmp_path / "other")
   other.open()
   shards = other.shards()
   shards["b"] = shards["b"].without(shards["b"].records.ids[:5].tolist())
@@ -118,6 +120,18 @@ def test_another_source_changes_no_bit_of_an_adapter(kind, pictures, tmp_path):
   changed = [shards[0], shards[1].without(shards[1].records.ids[:5].tolist()), shards[2]]
   other = cdm_update(cdm, changed)
   assert [same(*pair) for pair in zip(one, other, strict=True)] == [True, False, True]
+
+
+def test_dropout_is_of_sources_as_well(pictures, tmp_path):
+  config = config_of(pictures)
+  config.model = {**tiny_config.get_config().model, "sample_size": 8}
+  trained = []
+  for i, dropout in enumerate((0.0, 0.5, 0.5)):
+    config.model.dropout = dropout
+    cdm = Cdm(config, tmp_path / str(i))
+    cdm.open()
+    trained.append(cdm_update(cdm, list(cdm.shards().values())[:1], steps=3))
+  assert not same(trained[0], trained[1]) and same(trained[1], trained[2])
 
 
 def cdm_update(cdm, shards, steps=6):
