@@ -117,12 +117,20 @@ def ticks(low: float, high: float, most: int = 5, whole: bool = False) -> list[f
   return [float(f"{k * step:.10g}") for k in range(first, last + 1)]
 
 
-def bars(title: str, names: Sequence[str], series: Mapping[str, np.ndarray]) -> str:
+def bars(
+  title: str,
+  names: Sequence[str],
+  series: Mapping[str, np.ndarray],
+  errors: Mapping[str, np.ndarray] | None = None,
+) -> str:
   """A whole SVG: below each name a bar of each series, from 0, and its value at the right.
 
-  The axis holds 0..1 and every value; one that is not finite has no bar. In a page that has
-  style.css its colours are the page's.
+  A line over a bar of a series in `errors` reaches from the value less its error to the value and
+  its error. The axis holds 0..1 and every value; one that is not finite has no bar. In a page that
+  has style.css its colours are the page's.
   """
+  none = np.full(len(names), np.nan)
+  spread = np.stack([(errors or {}).get(key, none) for key in series], axis=1).astype(float)
   values = np.stack(list(series.values()), axis=1).astype(float)  # [names, series]
   finite = values[np.isfinite(values)]
   x = scale(min([0.0, *finite]), max([1.0, *finite]), 0, Chart.width - 45)
@@ -133,9 +141,10 @@ def bars(title: str, names: Sequence[str], series: Mapping[str, np.ndarray]) -> 
   out += [_bar(i, column(i), 19, 9) for i in range(len(series))]
   out += [_text(column(i) + 14, 27, key) for i, key in enumerate(series)]
   said = []
-  for i, (name, row) in enumerate(zip(names, values.tolist(), strict=True)):
-    out.append(_group(name, row, x, top + i * height))
-    shown = (f"{key} {number(value)}" for key, value in zip(series, row, strict=True))
+  for i, (name, row, error) in enumerate(zip(names, values.tolist(), spread.tolist(), strict=True)):
+    out.append(_group(name, row, error, x, top + i * height))
+    within = [f" ± {number(e)}" if math.isfinite(e) else "" for e in error]
+    shown = (f"{key} {number(v)}{e}" for key, v, e in zip(series, row, within, strict=True))
     said.append(f"{name}: {', '.join(shown)}")
   label = f"{title}. {'; '.join(said)}"
   out.append(f'<path class="axis" stroke="#5c6068" d="M{x(0):.1f} {top} V{bottom}"/>')
@@ -146,12 +155,22 @@ def bars(title: str, names: Sequence[str], series: Mapping[str, np.ndarray]) -> 
   )
 
 
-def _group(name: str, values: Sequence[float], x: Callable[[Any], Any], top: float | int) -> str:
+def _group(
+  name: str,
+  values: Sequence[float],
+  errors: Sequence[float],
+  x: Callable[[Any], Any],
+  top: float | int,
+) -> str:
   out = [_text(0, top + 11, name)]
-  for i, value in enumerate(values):
+  for i, (value, error) in enumerate(zip(values, errors, strict=True)):
     y = top + 15 + 11 * i
     if math.isfinite(value):
       out.append(_bar(i, min(x(0), x(value)), y, abs(x(value) - x(0))))
+    if math.isfinite(error):
+      first, last = (min(max(x(value + side * error), 0), Chart.width) for side in (-1, 1))
+      line = f"M{first:.1f} {y + 4.5} H{last:.1f}"
+      out.append(f'<path class="axis" stroke="#5c6068" stroke-width="2" d="{line}"/>')
     out.append(_text(Chart.width, y + 8.5, number(value), "end"))
   return "".join(out)
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import xml.etree.ElementTree as ET
 
 import jax
@@ -177,6 +178,16 @@ def test_probes_are_unbiased():
   assert np.all(np.abs(parts.mean(axis=0) - attribute().parts) < 4 * error + 1e-3)
 
 
+def test_the_error_of_a_credit_is_its_spread_over_probes():
+  draw = lambda i: attribute(rng=jax.random.key(i), exact=False, probes=32)
+  found = [draw(i) for i in range(64)]
+  spread = np.stack([one.credit for one in found]).std(axis=0, ddof=1)
+  error = np.sqrt(np.mean([one.credit_error**2 for one in found], axis=0))
+  np.testing.assert_allclose(error, spread, rtol=0.4)  # four deviations of 64 draws' own spread
+  assert np.all(np.isnan(attribute(exact=False, probes=1).credit_error))
+  np.testing.assert_array_equal(attribute().credit_error, 0)
+
+
 def test_the_sources_share_their_probes():
   """So that the sum of their parts is the mixture's own estimate, whatever its error."""
   v = jax.random.rademacher(KEY, (D, *X.shape), jnp.float32)
@@ -225,10 +236,10 @@ def even(x_t, t):
 def test_a_flow_too_stiff_says_so(gain, solver):
   eps_all = jax.tree_util.Partial(wave, jnp.float32(gain))
   weigh = jax.tree_util.Partial(even)
-  found = attribution.attribute(eps_all, weigh, PROCESS, X, KEY, probes=1, tolerance=1e-3)
+  found = attribution.attribute(eps_all, weigh, PROCESS, X, KEY, probes=2, tolerance=1e-3)
   assert found.solver == solver
   finite = [np.isfinite(array).all() for array in found[:-1]]
-  assert finite == [solver != flow.OVERFLOW] * 5
+  assert finite == [solver != flow.OVERFLOW] * 6
 
 
 def test_no_probe():
@@ -240,12 +251,13 @@ IDS = ("a/1.png", 'say "x", y', "ü", "4")
 
 
 def test_csv_is_read_back_to_the_bit(tmp_path):
-  found = attribute()
+  found = attribute(exact=False)
   found = found._replace(credit=found.credit.at[1].set(jnp.nan))
   attribution.write_csv(tmp_path / "attribution.csv", NAMES, IDS, found)
   rows = list(csv.DictReader(io.StringIO((tmp_path / "attribution.csv").read_text("utf-8"))))
   assert [(row["id"], row["source"]) for row in rows] == [(i, name) for i in IDS for name in NAMES]
-  for column, want in (("L", found.parts), ("credit", found.credit), ("weight", found.weights)):
+  columns = found.parts, found.credit, found.credit_error, found.weights
+  for column, want in zip(attribution.COLUMNS[2:], columns, strict=True):
     got = np.array([row[column] for row in rows], np.float32).reshape(B, N)
     np.testing.assert_array_equal(got, want)
 
@@ -258,7 +270,8 @@ def test_csv_of_other_names_is_refused(tmp_path):
 def test_chart_of_an_image_shows_both_numbers_of_each_source():
   values = jnp.array([[-0.5, 1.25, 0.25], [np.nan, np.nan, np.nan]])
   weights = jnp.array([[0.25, 0.5, 0.25], [0.125, 0.5, 0.375]])
-  found = attribution.Attribution(values[:, 0], values[:, 0], values, values, weights, "")
+  error = jnp.array([[0.125, np.nan, 0.0], [np.nan, np.nan, np.nan]])
+  found = attribution.Attribution(values[:, 0], values[:, 0], values, values, error, weights, "")
   first, second = map(ET.fromstring, attribution.svgs(NAMES, ("a & <b>", "c"), found))
   texts = [text.text for text in first.findall(".//{*}text")]
   assert texts[:3] == ["a & <b>", "credit", "trajectory weight"]
@@ -268,5 +281,9 @@ def test_chart_of_an_image_shows_both_numbers_of_each_source():
   zero, one = 235 * 0.5 / 1.75, 235 / 1.75  # the axis is -0.5 .. 1.25
   sides = [(0, 0.5), (zero, 0.25), (zero, 1.25), (zero, 0.5), (zero, 0.25), (zero, 0.25)]
   np.testing.assert_allclose(bars, [(x, w * one) for x, w in sides], atol=0.06)
+  whiskers = [path.get("d") for path in first.findall(".//{*}path[@stroke-width]")]
+  ends = [float(number) for number in re.findall(r"M([\d.]+) .* H([\d.]+)", whiskers[0])[0]]
+  np.testing.assert_allclose(ends, [0, 0.125 * one], atol=0.06)  # it ends with the chart
+  assert len(whiskers) == 2 and "hats: credit -0.5 ± 0.125, trajectory" in first.get("aria-label")
   assert len(second.findall(".//{*}rect")) == 2 + N  # nan has no bar
   assert "hats: credit nan, trajectory weight 0.125" in second.get("aria-label")

@@ -15,9 +15,13 @@ mixture's. As in evals/nll.py the image stands at the first noise level and
 -(d/2) int beta dt = d log gamma_T: p_0 is the data's density blurred by that level.
 
 A share of a sum is no probability: C_i may be negative or above 1, where a source's likelihood
-falls along the flow. Where the L_i cancel it says nothing and is nan; that knows nothing of the
-probes' own error, which a second key shows. Beside it stands the mean of w_i = p(i | x_t) over the
-trajectory (over u), in 0..1 and of sum 1.
+falls along the flow. Where the L_i cancel it says nothing and is nan. Its standard error over the
+probes, each of which has an L_i of its own, is to first order
+
+    sqrt(sum_v (L_iv - C_i sum_j L_jv)^2 / (P (P - 1))) / |sum_j L_j|
+
+and knows of no other error, the networks' and the router's. Beside the credit stands the mean of
+w_i = p(i | x_t) over the trajectory (over u), in 0..1 and of sum 1.
 """
 
 import csv
@@ -36,7 +40,7 @@ from jaxunlearn import charts, flow, writer
 from jaxunlearn.diffusion import Diffusion
 
 CANCELLED = 1e-3  # no credit where |sum_i L_i| is under this share of sum_i |L_i|
-COLUMNS = ("id", "source", "L", "credit", "weight")
+COLUMNS = ("id", "source", "L", "credit", "credit_error", "weight")
 
 
 class Attribution(NamedTuple):
@@ -46,6 +50,7 @@ class Attribution(NamedTuple):
   log_p_end: Float[Array, " B"]  # log N(x_T; 0, I)
   parts: Float[Array, "B n"]  # L_i
   credit: Float[Array, "B n"]  # C_i, nan where the L_i cancel
+  credit_error: Float[Array, "B n"]  # of the probes: one standard error, nan of a single one
   weights: Float[Array, "B n"]  # mean of w_i over the trajectory
   solver: str  # dopri5:TOLERANCE, or heun200 where that fails, or overflow
 
@@ -67,7 +72,7 @@ def attribute(
     eps_all, log_weights: pytrees, as compose.py makes them; of times between two as well. A
       condition is bound to the first: `Partial(eps_all, c=c)`.
     probes: of the divergence.
-    exact: the whole trace instead, by d products: for small images.
+    exact: the whole trace instead, by d products, without an error: for small images.
     tolerance: of the solver's steps, relative and absolute.
 
   Raises:
@@ -78,6 +83,8 @@ def attribute(
   v = basis(x0.shape) if exact else jax.random.rademacher(rng, (probes, *x0.shape), jnp.float32)
   solve = functools.partial(_attribute, eps_all, log_weights, process, x0, v)
   found, solver = flow.attempt(solve, tolerance)
+  if exact:
+    found |= {"credit_error": 0 * found["credit"]}
   if solver == flow.OVERFLOW:
     found = {name: jnp.full_like(array, jnp.nan) for name, array in found.items()}
   return Attribution(**found, solver=solver)
@@ -108,11 +115,12 @@ def _attribute(
       return w.T[..., None, None, None] * eps_all(x_t, t), w
 
     each, tangent, w = jax.linearize(weighted, x_t, has_aux=True)
-    trace = jnp.mean(v[:, None] * jax.vmap(tangent)(v), axes).mean(0).T
-    return each.sum(0), (sigma * trace, w)  # per dimension: the solver's tolerance is of that
+    traces = jnp.mean(v[:, None] * jax.vmap(tangent)(v), axes).swapaxes(1, 2)
+    return each.sum(0), (sigma * traces, w)  # per dimension: the solver's tolerance is of that
 
   end = flow.follow(rates, process, x0, tolerance)
-  parts, weights = d * end.integrals[0], end.integrals[1]
+  of_probes, weights = d * end.integrals[0], end.integrals[1]
+  parts = of_probes.mean(0)
   log_p_end = jnp.sum(jax.scipy.stats.norm.logpdf(end.x_T), axes)
   log_p = log_p_end + d * end.log_gamma_T + parts.sum(1)
   first, last = process.log_noise_to_signal()[[0, -1]]
@@ -121,6 +129,7 @@ def _attribute(
     "log_p_end": log_p_end,
     "parts": parts,
     "credit": credits(parts),
+    "credit_error": credit_error(of_probes),
     "weights": weights / (last - first),
   }
   return found, end.ok & jnp.isfinite(log_p).all()
@@ -133,14 +142,23 @@ def credits(parts: Float[Array, "B n"]) -> Float[Array, "B n"]:
   return jnp.where(enough, parts / total, jnp.nan)
 
 
+def credit_error(of_probes: Float[Array, "P B n"]) -> Float[Array, "B n"]:
+  """The standard error of C_i over the probes' own L_i, to first order; nan of a single probe."""
+  parts = of_probes.mean(0)
+  off = of_probes - credits(parts) * of_probes.sum(2, keepdims=True)  # of mean 0
+  error = jnp.std(off, axis=0, ddof=1) / len(of_probes) ** 0.5
+  return error / jnp.abs(parts.sum(1, keepdims=True))
+
+
 def write_csv(
   path: pathlib.Path, names: Sequence[str], ids: Sequence[str], attribution: Attribution
 ) -> None:
-  """One line for each image and source: id, source, L_i, C_i, mean w_i; float32 to the bit."""
+  """One line for each image and source: id, source, L_i, C_i, its error, mean w_i; to the bit."""
   out = io.StringIO()
   rows = csv.writer(out, lineterminator="\n")
   rows.writerow(COLUMNS)
-  values = np.stack([attribution.parts, attribution.credit, attribution.weights], axis=-1)
+  columns = attribution.parts, attribution.credit, attribution.credit_error, attribution.weights
+  values = np.stack(columns, axis=-1)
   for image, of_image in zip(ids, values, strict=True):
     for name, of_source in zip(names, of_image, strict=True):
       rows.writerow((image, name, *(f"{value:.9g}" for value in of_source)))
@@ -148,6 +166,10 @@ def write_csv(
 
 
 def svgs(names: Sequence[str], ids: Sequence[str], attribution: Attribution) -> list[str]:
-  """The chart of each image: every source's credit, and below it its mean weight."""
-  both = zip(ids, np.asarray(attribution.credit), np.asarray(attribution.weights), strict=True)
-  return [charts.bars(i, names, {"credit": c, "trajectory weight": w}) for i, c, w in both]
+  """The chart of each image: every source's credit with its error, and below it its mean weight."""
+  columns = attribution.credit, attribution.credit_error, attribution.weights
+  rows = zip(ids, *map(np.asarray, columns), strict=True)
+  return [
+    charts.bars(i, names, {"credit": c, "trajectory weight": w}, {"credit": e})
+    for i, c, e, w in rows
+  ]
