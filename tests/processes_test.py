@@ -261,5 +261,5 @@ def test_variables_that_do_not_fit(values):
 def test_one_process_is_all_of_them():
   assert processes.first()
   assert processes.from_first(lambda: 3) == 3
-  tree = {"a": np.ones(2)}
-  assert processes.local(tree) is tree
+  tree = {"a": np.ones(2), "b": jax.numpy.ones(2)}
+  assert all(leaf is tree[name] for name, leaf in processes.local(tree).items())
