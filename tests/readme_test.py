@@ -1,5 +1,6 @@
 """The README is a promise: its files exist, its commands are real, its numbers are the results'."""
 
+import json
 import pathlib
 import re
 
@@ -8,10 +9,16 @@ PAGES = ("audit", "cdm", "celeba", "reliability", "scaling")
 README = (ROOT / "README.md").read_text()
 
 
+def result(name):
+  return json.loads((ROOT / "results" / f"{name}.json").read_text())
+
+
 def test_every_linked_file_exists():
-  links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
-  assert links
-  assert [link for link in links if not (ROOT / link).exists()] == []
+  pages = [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md")]
+  pattern = r"\]\((?!https?:)([^)#]+)[^)]*\)"
+  links = [(p.name, p.parent / link) for p in pages for link in re.findall(pattern, p.read_text())]
+  assert len(links) > 40
+  assert [(page, link) for page, link in links if not link.exists()] == []
 
 
 def test_every_config_in_a_command_exists():
@@ -44,3 +51,31 @@ def test_the_tables_are_the_committed_results():
     rows = [line for line in (ROOT / name).read_text().splitlines() if line.startswith("|")]
     assert table.splitlines() == rows[: len(table.splitlines())], name
     assert len(table.splitlines()) > 5
+
+
+def changes(name):
+  """The changes of the composed modes in percent, as the table has them."""
+  table = (ROOT / "results" / f"{name}.md").read_text()
+  return [float(x) for x in re.findall(r"^\| (?!alone).*\| \+?([-\d.]+)% \|$", table, re.MULTILINE)]
+
+
+def test_the_numbers_in_sentences_are_the_committed_results():
+  text = " ".join(README.split())
+  siss = {name: row["inception_score"]["value"] for name, row in result("siss_mnist").items()}
+  change = lambda name: f"{siss[name] / siss['pretrained'] - 1:.1%}"
+  assert (
+    f"ReTrack keeps it ({change('ReTrack')}), SISS (No IS) is at {change('SISS (No IS)')}" in text
+  )
+  assert f"SISS λ=0.5 at {change('SISS λ=0.5')}; naive deletion" in text
+  assert f"only fine-tunes, is at {change('naive deletion')}," in text
+  dropped = changes("cdm_forget_source")
+  assert f"moves the feature FID by {min(dropped)}% to {max(dropped)}%" in text
+  fid = {name: row["feature_fid"]["value"] for name, row in result("cdm_uniform").items()}
+  assert fid["8: soft"] / fid["monolith"] < 1.04 and "are within 4% of one network" in text
+  record = (ROOT / "results/cdm_forget_record.md").read_text()
+  redone, whole = map(int, re.search(r"(\d+) of (\d+) steps", record).groups())
+  assert f"({redone / whole:.0%} for the one shown)" in text
+  rows = result("benchmark_cdm_sampling")["rows"]
+  ratio = {row["name"]: row["ratio"] for row in rows if row["n"] == 8}
+  assert f"takes {ratio['top-1']:.2f} of the time of one network" in text
+  assert f"with soft weights {ratio['soft, scan']:.1f} times it" in text

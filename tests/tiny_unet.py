@@ -43,3 +43,10 @@ def random_params(net, seed=0):
 def write(folder, name, **fields):
   folder.mkdir(parents=True, exist_ok=True)
   (folder / name).write_text(json.dumps(fields))
+
+
+def assert_same(got, want):
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    assert a.dtype == np.float32
+    np.testing.assert_array_equal(a, b)
