@@ -31,11 +31,11 @@ def get_config(variant: str = "dimra_retain"):
 
 
 def attack(config: ConfigDict, variant: str, rate: float) -> ConfigDict:
-  """The config of an unlearning run, made one that attacks it: Adam, no weight decay."""
+  """The config of a trained or unlearned model, made an attack on it: Adam at a constant rate."""
   config.attack, method, streams = ATTACKS[variant]
   config.method = common.method(method)
   config.streams = streams
-  config.optimizer.update(learning_rate=rate, schedule="constant", weight_decay=0.0)
+  config.optimizer.update(learning_rate=rate, warmup=0, schedule="constant", weight_decay=0.0)
   config.train.update(steps=30, batch=32, log_every=10, checkpoint_every=1000)
   config.eval.update(after=False, every=15, probe_samples=32)
   return config
