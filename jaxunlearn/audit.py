@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from jaxunlearn import charts, report, writer
 from jaxunlearn.charts import Chart
 
-PROBE = "probe_ar"
+PROBE, DISTANCE = "probe_ar", "distance"  # as train.py logs them
 RECOVERED = 0.5  # an AR from here on is flagged
 
 Attacks = Sequence[tuple[str, str, Sequence[str]]]  # metric, title, suffixes of the runs' names
@@ -27,7 +27,8 @@ def recovered(
 ) -> dict[str, Any]:
   """The largest AR of each attack on a run, and (NAME_mean) the mean over all its probes.
 
-  AR at step 0 is that of the unlearned model itself; only the largest counts it.
+  AR at step 0 is that of the unlearned model itself; only the largest counts it. NAME_distance is
+  how far the attack with the largest AR went, ||theta_s - theta_0|| at its last probe.
   """
   out = {}
   for metric, _, suffixes in attacks:
@@ -41,13 +42,18 @@ def recovered(
     out[metric] = {"value": value, "ci95": None, "identity": identity, "best": best}
     mean = float(np.mean([c[:, 1].mean() for c in made.values()]))
     out[f"{metric}_mean"] = {"value": mean, "ci95": None, "identity": f"mean {identity}"}
+    distance = curve(workdir / f"{name}@{best}", DISTANCE)
+    if len(distance):
+      step, value = distance[-1]
+      identity = f"attack={best} step={step:g}"
+      out[f"{metric}_distance"] = {"value": float(value), "ci95": None, "identity": identity}
   return out
 
 
-def curve(run: pathlib.Path) -> np.ndarray:
-  """[N, 2] steps and AR of the probes of an attack, those that are finite."""
-  lines = [line for line in writer.read(run / "metrics.jsonl") if PROBE in line]
-  points = np.array([(line["step"], float(line[PROBE])) for line in lines]).reshape(-1, 2)
+def curve(run: pathlib.Path, what: str = PROBE) -> np.ndarray:
+  """[N, 2] steps and AR, or another metric, of the probes of an attack, those that are finite."""
+  lines = [line for line in writer.read(run / "metrics.jsonl") if what in line]
+  points = np.array([(line["step"], float(line[what])) for line in lines]).reshape(-1, 2)
   return points[np.isfinite(points[:, 1])]
 
 

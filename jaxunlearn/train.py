@@ -220,10 +220,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     saves = checkpoint.Checkpoints(workdir / "checkpoints", config.train.keep)
     stack.callback(saves.close)
     state = make_state(setup, params)
+    origin = jax.tree.map(jnp.copy, state.params) if config.attack else None
     del params
     state = saves.restore(state) or state
     writer = stack.enter_context(Writer(workdir / "metrics.jsonl", int(state.step)))
-    state = train(setup, state, saves, writer, stopped, evaluation.probe)
+    state = train(setup, state, saves, writer, stopped, evaluation.probe, origin)
     _save(saves, state)
     saves.wait()
     if config.eval.after:
@@ -238,8 +239,9 @@ def train(
   writer: Writer,
   stopped: Callable[[], bool],
   probe: Callable[[int, Tree], dict[str, float]],
+  origin: Tree | None = None,
 ) -> State:
-  """The loop from the state's step to config.train.steps."""
+  """The loop from the state's step to config.train.steps; probes log the distance to `origin`."""
   config = setup.config.train
   pending: list[tuple[int, Tree]] = []  # metrics still on the device
   first = int(state.step)
@@ -249,7 +251,6 @@ def train(
   bar = tqdm(
     batches, initial=first, total=config.steps, desc="train", disable=not processes.first()
   )
-  origin = jax.tree.map(jnp.copy, state.params) if setup.config.attack and not first else None
   for step, batch in enumerate(bar, start=first + 1):
     state, metrics = update(state, batch)
     pending.append((step, metrics))

@@ -53,6 +53,8 @@ def test_the_largest_over_rates_and_steps_counts(tmp_path):
   assert out["ar_relearn"]["identity"] == identity
   assert out["ar_relearn"]["ci95"] is None
   assert out["ar_relearn_mean"]["value"] == pytest.approx((0.3 + 0.4) / 2)
+  distance = {"value": 2.0, "ci95": None, "identity": "attack=relearn_1e-04 step=10"}
+  assert out["ar_relearn_distance"] == distance
 
 
 def test_step_0_is_the_unlearned_model_itself(tmp_path):
@@ -67,7 +69,7 @@ def test_what_was_not_attacked_has_no_entry(tmp_path):
   attack(tmp_path, "m", "few_1e-03", 0.5)
   attack(tmp_path, "m", "relearn_1e-03")  # it was stopped before its first probe
   attack(tmp_path, "other", "relearn_1e-03", 0.9)
-  assert set(recovered(tmp_path)) == {"ar_few", "ar_few_mean"}
+  assert set(recovered(tmp_path)) == {"ar_few", "ar_few_mean", "ar_few_distance"}
 
 
 def test_the_finite_probes_of_a_diverged_attack_count(tmp_path):

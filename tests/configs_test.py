@@ -1,6 +1,7 @@
 """Every config resolves, has its command in its docstring, and is a run that can start."""
 
 import importlib
+import json
 import pathlib
 import re
 
@@ -159,3 +160,16 @@ def test_an_audit_attacks_every_run_that_is_not_the_base_model(audit):
   assert attacked == rows
   suffixes = {s for _, _, suffixes in config.attacks for s in suffixes}
   assert {name.partition("@")[2] for name in config.runs if "@" in name} == suffixes
+
+
+@pytest.mark.parametrize("audit", [audit_fashion, audit_emoji])
+def test_an_attack_is_the_same_on_every_row(audit):
+  """But for what it starts from: rows are compared by what the same attack brings back."""
+  kinds: dict[str, set[str]] = {}
+  for name, run in audit.get_config().runs.items():
+    _, _, attack = name.partition("@")
+    if attack:
+      fields = run.to_dict()
+      del fields["init_from"], fields["forget"], fields["seed"], fields["eval"]["seed"]
+      kinds.setdefault(attack, set()).add(json.dumps(fields, sort_keys=True))
+  assert kinds and {attack: len(of) for attack, of in kinds.items()} == dict.fromkeys(kinds, 1)

@@ -1,5 +1,6 @@
 """The update against NumPy in float64; the loop's log, stops and divergence."""
 
+import contextlib
 import dataclasses
 import json
 import signal
@@ -270,6 +271,24 @@ def test_an_attack_starts_from_another_run(run, tmp_path):
   for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(saved), strict=True):
     np.testing.assert_array_equal(a, b)
   assert not np.array_equal(saved["w"], np.ones(3))
+
+
+def test_a_stopped_attack_logs_how_far_it_went_as_if_it_had_not(run, tmp_path, monkeypatch):
+  fields = {"train.steps": 6, "eval.every": 2, "attack": "dimra"}
+  monkeypatch.setattr(train.Evaluation, "probe", lambda *_: {})
+  run(tmp_path / "whole", **fields)
+  lines = writer.read(tmp_path / "whole" / "metrics.jsonl")
+  far = [line["distance"] for line in lines if "distance" in line]
+  assert len(far) == 3 and 0 < far[0] < far[1] < far[2]
+  signal = processes.stop_signal
+  stop = lambda: contextlib.nullcontext(stop_after(3))
+  monkeypatch.setattr(processes, "stop_signal", stop)
+  with pytest.raises(SystemExit):
+    run(tmp_path / "cut", **fields)
+  monkeypatch.setattr(processes, "stop_signal", signal)
+  run(tmp_path / "cut", **fields)
+  logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut")]
+  assert logs[0] == logs[1]
 
 
 def test_a_finished_run_is_not_trained_again(run, tmp_path, monkeypatch):
