@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import models
-from jaxunlearn.cdm import adapters, compartment, compose
+from jaxunlearn import adapters, models
+from jaxunlearn.cdm import compartment, compose
 from jaxunlearn.cdm.compose import Compartments, Mode
 from jaxunlearn.cdm.routers import kmeans
 from jaxunlearn.diffusion import Diffusion

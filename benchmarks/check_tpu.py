@@ -23,20 +23,13 @@ import jax
 import jax.numpy as jnp
 
 from configs import pretrain_uvit_64, siss_celeba
-from jaxunlearn import (
-  collectives,
-  methods,
-  models,
-  sampling,
-  sharding,
-  topology,
-  train,
-  writer,
-)
+from jaxunlearn import methods, models, train
 from jaxunlearn.cdm import compose
 from jaxunlearn.cdm.compose import Compartments, Mode
 from jaxunlearn.cdm.routers import kmeans
-from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.diffusion import Diffusion, sampling
+from jaxunlearn.mesh import collectives, sharding, topology
+from jaxunlearn.reports import writer
 
 GIB = 2**30
 SOURCES, PICTURES = 8, 64  # of the composition: networks, and the rows of a batch

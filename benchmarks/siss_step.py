@@ -113,8 +113,9 @@ def ours(fields: dict[str, Any], batch: int, kind: str, micro: int) -> tuple[Ste
   import jax
 
   from configs import common
-  from jaxunlearn import methods, models, sharding, train
+  from jaxunlearn import methods, models, train
   from jaxunlearn.diffusion import Diffusion
+  from jaxunlearn.mesh import sharding
   from jaxunlearn.step import make_update
 
   config = common.get_config()

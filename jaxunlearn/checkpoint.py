@@ -18,7 +18,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from jaxunlearn import errors, processes, sharding
+from jaxunlearn import errors
+from jaxunlearn.mesh import processes, sharding
 
 Tree = Any
 ITEMS = ("params", "ema", "opt", "extras")

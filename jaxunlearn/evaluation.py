@@ -15,19 +15,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxunlearn import (
-  conditions,
-  data,
-  errors,
-  evals,
-  pictures,
-  processes,
-  sampling,
-  sharding,
-  streams,
-  writer,
-)
-from jaxunlearn.diffusion import EpsFn
+from jaxunlearn import data, errors, evals, streams
+from jaxunlearn.diffusion import EpsFn, conditions, sampling
+from jaxunlearn.mesh import processes, sharding
+from jaxunlearn.reports import pictures, writer
 
 Place = Callable[[Any], Any]  # parameters to where they are used
 STOPPED = 143  # the exit code after SIGTERM: nothing saved is lost, launch again to go on

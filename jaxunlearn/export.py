@@ -58,7 +58,10 @@ def export(run: pathlib.Path, out: pathlib.Path, raw: bool = False, **card: str)
   """
   import jax
 
-  from jaxunlearn import checkpoint, diffusion, model_card, models, pretrained, sharding, writer
+  from jaxunlearn import checkpoint, diffusion, models
+  from jaxunlearn.mesh import sharding
+  from jaxunlearn.reports import writer
+  from jaxunlearn.weights import model_card, pretrained
 
   if out.is_file():
     raise ValueError(f"{out} is a file; give --out another name")

@@ -42,12 +42,13 @@ def main(_: list[str]) -> None:
   logging.get_absl_handler().addFilter(_shown)
   sys.unraisablehook = threading.excepthook = _in_a_thread
   # Importing JAX is slow; --help is not.
-  from jaxunlearn import checkpoint, pipeline, processes, train
+  from jaxunlearn import checkpoint, pipeline, train
+  from jaxunlearn.mesh import processes
 
   try:
     processes.join(_DISTRIBUTED.value)
     if _DRY_RUN.value:
-      from jaxunlearn import dry_run
+      from jaxunlearn.mesh import dry_run
 
       print(dry_run.describe(_CONFIG.value, _TOPOLOGY.value))
     else:

@@ -19,9 +19,11 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from jaxunlearn import audit, errors, processes, train
+from jaxunlearn import errors, train
 from jaxunlearn.cdm import run as compartments
 from jaxunlearn.evals import statistics
+from jaxunlearn.mesh import processes
+from jaxunlearn.reports import audit
 
 _ANOTHER = re.compile(r"run:([^\"]+)")
 

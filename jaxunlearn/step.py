@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxunlearn import methods, sharding
+from jaxunlearn import methods
 from jaxunlearn.checkpoint import State
 from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.mesh import sharding
 
 if TYPE_CHECKING:
   from jaxunlearn.train import Setup

@@ -21,24 +21,15 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxunlearn import (
-  checkpoint,
-  data,
-  errors,
-  methods,
-  models,
-  pretrained,
-  processes,
-  profiling,
-  report,
-  sharding,
-  streams,
-)
+from jaxunlearn import checkpoint, data, errors, methods, models, streams
 from jaxunlearn.checkpoint import State
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.evaluation import STOPPED, Evaluation, Stopped
+from jaxunlearn.mesh import processes, profiling, sharding
+from jaxunlearn.reports import report
+from jaxunlearn.reports.writer import Writer, replace
 from jaxunlearn.step import make_update
-from jaxunlearn.writer import Writer, replace
+from jaxunlearn.weights import pretrained
 
 Tree = Any
 

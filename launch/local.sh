@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # N processes of one run on this machine: launch/local.sh N COMMAND...
 #
-# Each process sees the variables that jaxunlearn/processes.py reads, and of several GPUs the one of
+# Each process sees the variables that jaxunlearn/mesh/processes.py reads, and of several GPUs the one of
 # its index; each line it prints begins with that index. SIGTERM and SIGINT reach every process as
 # SIGTERM. Ends when all have ended, with the first exit code that was not 0 (143 is one).
 # DRY_RUN=1 prints what would be started.

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn.cdm import adapters
-from jaxunlearn.cdm.adapters import Full, Lora, Prompts
+from jaxunlearn import adapters
+from jaxunlearn.adapters import Full, Lora, Prompts
 from jaxunlearn.diffusion import NULL
 from jaxunlearn.models import uvit
 from tests import nets, tiny_unet

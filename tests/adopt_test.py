@@ -6,8 +6,9 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from jaxunlearn import models, pretrained, train
+from jaxunlearn import models, train
 from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.weights import pretrained
 from tests import tiny_config, tiny_unet
 from tests.tiny_unet import NET, PROCESS, assert_same, write
 

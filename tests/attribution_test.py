@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from scipy import integrate, special
 
-from jaxunlearn import flow
 from jaxunlearn.cdm import attribution
-from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.diffusion import Diffusion, flow
 from jaxunlearn.evals import nll
 from tests import toys
 

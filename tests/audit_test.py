@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxunlearn import audit, pictures, pipeline
-from jaxunlearn.charts import Chart
+from jaxunlearn import pipeline
+from jaxunlearn.reports import audit, pictures
+from jaxunlearn.reports.charts import Chart
 from tests.report_test import EVIL, Page
 
 ATTACKS = (

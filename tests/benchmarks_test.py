@@ -14,8 +14,9 @@ import torch
 from diffusers import UNet2DModel
 
 from benchmarks import cdm_sampling, class_methods, siss_step, torch_reference
-from jaxunlearn import methods, models, pretrained
+from jaxunlearn import methods, models
 from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.weights import pretrained
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 
 from configs import cdm_digits_clothes, common
-from jaxunlearn import evaluation, sharding, step
+from jaxunlearn import evaluation, step
+from jaxunlearn.adapters import Full, Lora, Prompts
 from jaxunlearn.cdm import add, cli, compartment, delete, ledger, sources, training
 from jaxunlearn.cdm import run as cdm_run
-from jaxunlearn.cdm.adapters import Full, Lora, Prompts
 from jaxunlearn.cdm.model import Cdm
+from jaxunlearn.mesh import sharding
 from tests import nets, tiny_config
 
 STEPS, N = 8, 48

@@ -12,7 +12,9 @@ from diffusers import DDPMPipeline, UNet2DModel
 
 from benchmarks import celeba, torch_reference
 from configs import siss_celeba
-from jaxunlearn import checkpoint, export, pretrained, sharding, train
+from jaxunlearn import checkpoint, export, train
+from jaxunlearn.mesh import sharding
+from jaxunlearn.weights import pretrained
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import checkpoint, sharding
+from jaxunlearn import checkpoint
 from jaxunlearn.checkpoint import Checkpoints, State
+from jaxunlearn.mesh import sharding
 
 
 def make_state(step=0, data=4, fsdp=2, width=64, ema=True, seed=None):

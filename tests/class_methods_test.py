@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import conditions, importance, methods
-from jaxunlearn.diffusion import NULL, Diffusion
+from jaxunlearn import methods
+from jaxunlearn.diffusion import NULL, Diffusion, conditions
+from jaxunlearn.methods import importance
 from tests import toys
 
 PROCESS = Diffusion(T=100, beta_T=0.2)

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import sampling, sharding
 from jaxunlearn.cdm import compose
 from jaxunlearn.cdm.compose import Compartments, Mode
-from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.diffusion import Diffusion, sampling
+from jaxunlearn.mesh import sharding
 from tests import toys
 
 PROCESS = Diffusion()

@@ -9,8 +9,8 @@ import pytest
 from jax.tree_util import Partial
 
 from configs import common
-from jaxunlearn import conditions, data, evals, methods
-from jaxunlearn.diffusion import Diffusion
+from jaxunlearn import data, evals, methods
+from jaxunlearn.diffusion import Diffusion, conditions
 from jaxunlearn.evals import statistics
 from tests import pets
 

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxunlearn import data, evals, evaluation, pictures, sampling, streams, train
+from jaxunlearn import data, evals, evaluation, streams, train
+from jaxunlearn.diffusion import sampling
 from jaxunlearn.evaluation import Evaluation, Stopped
+from jaxunlearn.reports import pictures
 from tests import nets, pets, tiny_config, tiny_unet
 
 METRICS = ("unlearning_accuracy", "kept_accuracy", "stationarity")

@@ -16,9 +16,9 @@ import pytest
 import torch
 from diffusers.models.resnet import ResnetBlock2D
 
-from jaxunlearn import conditions, pretrained
-from jaxunlearn.diffusion import NULL
+from jaxunlearn.diffusion import NULL, conditions
 from jaxunlearn.models import unet
+from jaxunlearn.weights import pretrained
 from tests import tiny_unet, unet_parity
 from tests.unet_parity import CIFAR10, distance
 

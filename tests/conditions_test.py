@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from jaxunlearn import conditions, data, methods, sampling, streams
-from jaxunlearn.diffusion import NULL, Diffusion
+from jaxunlearn import data, methods, streams
+from jaxunlearn.diffusion import NULL, Diffusion, conditions, sampling
 from tests import toys
 
 PROCESS = Diffusion()

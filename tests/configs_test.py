@@ -18,8 +18,9 @@ from configs import (
   siss_mnist,
   unlearn_fashion,
 )
-from jaxunlearn import data, methods, pretrained, streams, train
+from jaxunlearn import data, methods, streams, train
 from jaxunlearn.data import folder, mnist_tshirt, tfds_tshirt
+from jaxunlearn.weights import pretrained
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxunlearn import methods, models, sampling, step, train
+from jaxunlearn import methods, models, step, train
 from jaxunlearn.cdm import compose
 from jaxunlearn.cdm.routers import kmeans
-from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.diffusion import Diffusion, sampling
 from tests import nets, tiny_config
 
 ROOT = pathlib.Path(__file__).parent.parent

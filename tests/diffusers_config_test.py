@@ -7,8 +7,9 @@ import diffusers
 import pytest
 
 from configs import siss_celeba
-from jaxunlearn import diffusers_config, models, pretrained
+from jaxunlearn import models
 from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.weights import diffusers_config, pretrained
 from tests import tiny_unet
 from tests.tiny_unet import PROCESS, write
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from jaxunlearn import diffusers_config, models, pretrained, step, train
+from jaxunlearn import models, step, train
 from jaxunlearn.models import unet
+from jaxunlearn.weights import diffusers_config, pretrained
 from tests import nets, tiny_config, tiny_unet
 
 RATE = 0.3

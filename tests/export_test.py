@@ -13,9 +13,11 @@ import yaml
 from absl import flags
 from absl.testing import flagsaver
 
-from jaxunlearn import checkpoint, export, model_card, pretrained, sharding
+from jaxunlearn import checkpoint, export
 from jaxunlearn.diffusion import Diffusion
-from jaxunlearn.writer import Writer
+from jaxunlearn.mesh import sharding
+from jaxunlearn.reports.writer import Writer
+from jaxunlearn.weights import model_card, pretrained
 from tests import tiny_config, tiny_unet
 
 NET = dataclasses.replace(

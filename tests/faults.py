@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxunlearn import writer
+from jaxunlearn.reports import writer
 from tests import runs
 from tests.lab import Lab, outcome, strike
 from tests.runs import PHASES

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from absl import logging
 
-from jaxunlearn import checkpoint, errors, main, pipeline, sharding
+from jaxunlearn import checkpoint, errors, main, pipeline
+from jaxunlearn.mesh import sharding
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/x/metrics.jsonl")
 

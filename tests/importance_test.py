@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxunlearn import importance, methods
+from jaxunlearn import methods
 from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.methods import importance
 from tests import toys
 
 PROCESS = Diffusion(T=100, beta_T=0.2)

@@ -7,8 +7,8 @@ import jsonschema
 import pytest
 import yaml
 
-from jaxunlearn import processes
 from jaxunlearn.errors import PROCESS_LOST
+from jaxunlearn.mesh import processes
 
 ROOT = pathlib.Path(__file__).parent.parent
 

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxunlearn import train, writer
+from jaxunlearn import train
+from jaxunlearn.reports import writer
 from tests import runs, tiny_folder
 from tests.runs import PHASES, Run
 from tests.tiny_folder import STEPS

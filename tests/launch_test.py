@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from jaxunlearn import processes
 from jaxunlearn.errors import BAD_INPUT, PROCESS_LOST
+from jaxunlearn.mesh import processes
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPTS = ("local.sh", "tpu_pod.sh", "slurm.sbatch")

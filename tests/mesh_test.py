@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from configs import attack_fashion
-from jaxunlearn import checkpoint, collectives, evaluation, models, sharding, step, streams, train
+from jaxunlearn import checkpoint, evaluation, models, step, streams, train
 from jaxunlearn.cdm import training
 from jaxunlearn.cdm.model import Cdm, mode_of
 from jaxunlearn.checkpoint import State
+from jaxunlearn.mesh import collectives, sharding
 from tests import meshes, tiny_cdm
 from tests.meshes import NET, assert_close, config_of, setup_of
 

@@ -14,8 +14,9 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from jaxunlearn import data, methods, sharding, step, streams, train
+from jaxunlearn import data, methods, step, streams, train
 from jaxunlearn.diffusion import NULL, Diffusion
+from jaxunlearn.mesh import sharding
 from tests import counting
 
 PROCESS = Diffusion(T=100, beta_T=0.2)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxunlearn import pictures
+from jaxunlearn.reports import pictures
 
 RNG = np.random.default_rng(0)
 

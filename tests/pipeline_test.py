@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxunlearn import checkpoint, pipeline, sharding, train
+from jaxunlearn import checkpoint, pipeline, train
+from jaxunlearn.mesh import sharding
 from tests import tiny_config
 
 RATES = {"a0": 0.1, "a1": 0.3, "b0": 0.0, "b1": 0.0}

@@ -18,8 +18,9 @@ from diffusers.pipelines.ddim import pipeline_ddim
 from diffusers.pipelines.ddpm import pipeline_ddpm
 from diffusers.schedulers import scheduling_ddpm
 
-from jaxunlearn import data, diffusers_config, models, pretrained, sampling
-from jaxunlearn.diffusion import Diffusion
+from jaxunlearn import data, models
+from jaxunlearn.diffusion import Diffusion, sampling
+from jaxunlearn.weights import diffusers_config, pretrained
 from tests import tiny_unet
 from tests.tiny_unet import PROCESS, assert_same
 

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxunlearn import checkpoint, processes, train
+from jaxunlearn import checkpoint, train
 from jaxunlearn.cdm import delete, ledger
+from jaxunlearn.mesh import processes
 from tests import meshes, tiny_config
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from jaxunlearn import profiling, train
+from jaxunlearn import train
+from jaxunlearn.mesh import profiling
 from tests import tiny_config
 
 

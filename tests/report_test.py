@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from jaxunlearn import charts, pictures, report
+from jaxunlearn.reports import charts, pictures, report
 
 EVIL = "<script>alert(1)</script>"
 CONFIG = {

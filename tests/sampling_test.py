@@ -8,8 +8,7 @@ import pytest
 import torch
 from diffusers.schedulers import scheduling_ddim, scheduling_ddpm
 
-from jaxunlearn import sampling
-from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.diffusion import Diffusion, sampling
 from tests import toys
 
 PROCESS = Diffusion()

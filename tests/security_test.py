@@ -18,21 +18,11 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from configs import siss_mnist
-from jaxunlearn import (
-  charts,
-  data,
-  evals,
-  methods,
-  model_card,
-  models,
-  pipeline,
-  pretrained,
-  report,
-  streams,
-  weights,
-)
-from jaxunlearn.cdm import adapters, delete, ledger, routers, sources
+from jaxunlearn import adapters, data, evals, methods, models, pipeline, streams, weights
+from jaxunlearn.cdm import delete, ledger, routers, sources
 from jaxunlearn.cdm.model import Cdm
+from jaxunlearn.reports import charts, report
+from jaxunlearn.weights import model_card, pretrained
 from tests import ledger_test, report_test, tfds_files, tiny_unet
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -102,8 +92,8 @@ def test_no_source_runs_what_it_reads():
   ]
   assert len(files) > 100
   assert not {str(path): found for path in files if (found := list(dangers(path.read_text())))}
-  readers = [path.name for path in files if "torch.load(" in path.read_text()]
-  assert readers == ["weights.py"]
+  readers = [path for path in files if "torch.load(" in path.read_text()]
+  assert readers == [ROOT / "jaxunlearn/weights/__init__.py"]
 
 
 @pytest.mark.parametrize(
@@ -411,7 +401,7 @@ def test_a_report_escapes_all_that_it_shows(text):
 
 @pytest.mark.parametrize("template", ["report.html.j2", "audit.html.j2"])
 def test_a_page_forbids_scripts_and_loads_nothing(template):
-  head = (data.ASSETS / template).read_text().partition("<head>")[2].partition("</head>")[0]
+  head = (report.TEMPLATES / template).read_text().partition("<head>")[2].partition("</head>")[0]
   policy = head.partition('"Content-Security-Policy" content="')[2].partition('"')[0].split("; ")
   assert {"default-src 'none'", "img-src data:", "base-uri 'none'", "form-action 'none'"} < {
     *policy
@@ -423,7 +413,7 @@ def test_a_page_forbids_scripts_and_loads_nothing(template):
 def test_unescaped_markup_is_made_here_alone():
   safe = [
     (path.name, line.strip())
-    for path in data.ASSETS.glob("*.j2")
+    for path in report.TEMPLATES.glob("*.j2")
     for line in path.read_text().splitlines()
     if "| safe" in line or "autoescape" in line
   ]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxunlearn import methods, sharding, step
+from jaxunlearn import methods, step
+from jaxunlearn.mesh import sharding
 from tests import meshes
 from tests.meshes import NET, setup_of
 

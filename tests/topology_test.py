@@ -12,8 +12,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from benchmarks import check_tpu
-from jaxunlearn import collectives, dry_run, step, topology
-from jaxunlearn.collectives import Total
+from jaxunlearn import step
+from jaxunlearn.mesh import collectives, dry_run, topology
+from jaxunlearn.mesh.collectives import Total
 from tests import meshes, tiny_config
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import checkpoint, processes, train, writer
+from jaxunlearn import checkpoint, train
+from jaxunlearn.mesh import processes
+from jaxunlearn.reports import writer
 from tests import nets, tiny_config
 
 STEPS = 6

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from jaxunlearn import models, pretrained
+from jaxunlearn import models
 from jaxunlearn.models import unet
+from jaxunlearn.weights import pretrained
 from tests import tiny_unet, unet_parity
 from tests.unet_parity import CIFAR10, DDPM, distance, nchw
 

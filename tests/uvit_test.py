@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from jaxunlearn import conditions, models, uvit_weights
-from jaxunlearn.diffusion import NULL
+from jaxunlearn import models
+from jaxunlearn.diffusion import NULL, conditions
 from jaxunlearn.models import uvit
+from jaxunlearn.weights import uvit_weights
 from tests import tiny_unet, torch_uvit, unet_parity
 from tests.unet_parity import distance, nchw
 

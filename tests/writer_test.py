@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxunlearn import writer
+from jaxunlearn.reports import writer
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from jaxunlearn import errors, processes
+from jaxunlearn import errors
 from jaxunlearn.cdm import cli, delete, sources
 from jaxunlearn.cdm import run as cdm_run
 from jaxunlearn.cdm.model import Cdm
+from jaxunlearn.mesh import processes
 
 
 def add(cdm: Cdm, source: str) -> int:

@@ -36,8 +36,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from jaxunlearn import charts, flow, writer
-from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.diffusion import Diffusion, flow
+from jaxunlearn.reports import charts, writer
 
 CANCELLED = 1e-3  # no credit where |sum_i L_i| is under this share of sum_i |L_i|
 COLUMNS = ("id", "source", "L", "credit", "credit_error", "weight")

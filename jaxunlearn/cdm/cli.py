@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from absl import logging
 
-from jaxunlearn import checkpoint, errors, processes, train
+from jaxunlearn import checkpoint, errors, train
+from jaxunlearn.mesh import processes
 
 
 def guarded(command: Callable[[], None]) -> int:

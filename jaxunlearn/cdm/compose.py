@@ -31,8 +31,9 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jaxunlearn import conditions, errors, sharding
-from jaxunlearn.diffusion import Diffusion, EpsFn
+from jaxunlearn import errors
+from jaxunlearn.diffusion import Diffusion, EpsFn, conditions
+from jaxunlearn.mesh import sharding
 
 Tree = Any
 MODES = ("soft", "naive", "topk", "step", "trajectory")

@@ -27,10 +27,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxunlearn import checkpoint, data, errors, processes, writer
+from jaxunlearn import checkpoint, data, errors
 from jaxunlearn.cdm import cli, sources
 from jaxunlearn.cdm import run as cdm_run
 from jaxunlearn.cdm.model import Cdm
+from jaxunlearn.mesh import processes
+from jaxunlearn.reports import writer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxunlearn import data, evaluation, pictures, processes, report, writer
+from jaxunlearn import data, evaluation
 from jaxunlearn.cdm import attribution, calibration, compose, sources
 from jaxunlearn.cdm.compose import Compartments, Mode
 from jaxunlearn.cdm.model import FILES, Cdm
+from jaxunlearn.mesh import processes
+from jaxunlearn.reports import pictures, report, writer
 
 EVERYTHING, CALIBRATION, ATTRIBUTION = FILES
 

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxunlearn import data, errors, processes, sharding, train, writer
-from jaxunlearn.cdm import adapters, compartment, compose, routers, sources
+from jaxunlearn import adapters, data, errors, train
+from jaxunlearn.cdm import compartment, compose, routers, sources
 from jaxunlearn.cdm.compose import Compartments, Mode
 from jaxunlearn.cdm.ledger import Ledger
 from jaxunlearn.cdm.shards import Shard
@@ -31,6 +31,8 @@ from jaxunlearn.cdm.training import Training
 from jaxunlearn.checkpoint import State
 from jaxunlearn.diffusion import EpsFn
 from jaxunlearn.evaluation import Place
+from jaxunlearn.mesh import processes, sharding
+from jaxunlearn.reports import writer
 
 Tree = Any
 FILES = ("compartments.json", "calibration.md", "attribution.csv")  # of explain.py

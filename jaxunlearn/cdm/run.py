@@ -6,10 +6,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxunlearn import processes, report
 from jaxunlearn.cdm import explain
 from jaxunlearn.cdm.model import Cdm
 from jaxunlearn.evaluation import Evaluation
+from jaxunlearn.mesh import processes
+from jaxunlearn.reports import report
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxunlearn import data, errors, writer
+from jaxunlearn import data, errors
+from jaxunlearn.reports import writer
 
 FILE = "sources.csv"
 KINDS = ("folder", "class", "style", "uniform")

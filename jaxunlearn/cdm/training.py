@@ -26,12 +26,14 @@ from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from jaxunlearn import checkpoint, processes, sharding, step, train, writer
+from jaxunlearn import checkpoint, step, train
 from jaxunlearn.cdm.compartment import Compartment
 from jaxunlearn.cdm.ledger import Ledger, files_of
 from jaxunlearn.cdm.shards import Shard
 from jaxunlearn.checkpoint import State
 from jaxunlearn.evaluation import STOPPED, Stopped
+from jaxunlearn.mesh import processes, sharding
+from jaxunlearn.reports import writer
 
 Tree = Any
 KEEP = 10**6  # every checkpoint is one that a deletion may go back to

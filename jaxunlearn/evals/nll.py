@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from jaxunlearn import evals, flow
-from jaxunlearn.diffusion import Diffusion, EpsFn
+from jaxunlearn import evals
+from jaxunlearn.diffusion import Diffusion, EpsFn, flow
 from jaxunlearn.evals import statistics
 
 OFFSET = float(np.log2(127.5))  # from [-1, 1] to 256 levels, bits/dim

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxunlearn import evals, sampling
-from jaxunlearn.diffusion import EpsFn
+from jaxunlearn import evals
+from jaxunlearn.diffusion import EpsFn, sampling
 from jaxunlearn.evals import statistics
 
 # (restored [K, n, H, W, C], target [K, H, W, C]) -> [K, n]

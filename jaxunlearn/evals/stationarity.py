@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxunlearn import conditions, data, evals, methods
-from jaxunlearn.diffusion import Diffusion, EpsFn
+from jaxunlearn import data, evals, methods
+from jaxunlearn.diffusion import Diffusion, EpsFn, conditions
 
 ROWS, BATCH = 512, 64
 

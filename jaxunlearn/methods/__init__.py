@@ -34,6 +34,8 @@ import optax
 from jaxunlearn import errors
 from jaxunlearn.diffusion import NULL, Diffusion, EpsFn
 
+HELPERS = ("importance",)  # modules that are no method
+
 Array = jax.Array
 Tree = Any  # a nested dict of arrays: parameters, their gradients
 Metrics = dict[str, Array]
@@ -145,7 +147,7 @@ class Objective:
 
 
 def names() -> list[str]:
-  return sorted(m.name for m in pkgutil.iter_modules(__path__))
+  return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in HELPERS)
 
 
 def make(name: str, **hparams: Any) -> Objective:

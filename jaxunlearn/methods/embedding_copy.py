@@ -7,7 +7,8 @@ condition is what the stream `a` maps to (`to = "next"`).
 
 import dataclasses
 
-from jaxunlearn import conditions, methods
+from jaxunlearn import methods
+from jaxunlearn.diffusion import conditions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import conditions, methods
+from jaxunlearn import methods
+from jaxunlearn.diffusion import conditions
 
 
 @dataclasses.dataclass(frozen=True)

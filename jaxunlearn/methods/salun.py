@@ -14,7 +14,8 @@ import math
 
 import jax.numpy as jnp
 
-from jaxunlearn import importance, methods
+from jaxunlearn import methods
+from jaxunlearn.methods import importance
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Parameters are named as in its PyTorch state dict, a list index joined by an underscore
 (`down_blocks.0.resnets.1.conv1.weight` is `down_blocks_0/resnets_1/conv1/kernel`), so that
-`pretrained.py` maps both ways by rule. Layout is NHWC; diffusers' is NCHW.
+`weights/pretrained.py` maps both ways by rule. Layout is NHWC; diffusers' is NCHW.
 
 With `classes` it is the class-conditional UNet of the unlearning papers (not in diffusers): each
 condition has a table of embeddings whose last row is the learned null, an MLP of its own like

@@ -10,8 +10,9 @@ reads x = W [x, what the i-th block gave] + b. Deep prompts (Jia et al., 2022) a
 each block reads, has of its own and hands to no other.
 
 Parameters are named as in the published PyTorch state dict (`in_blocks.0.attn.qkv.weight` is
-`in_blocks_0/attn/qkv/kernel`), save the tables of conditions: `uvit_weights.py` maps both ways.
-Every product is a matrix product, which `jax.vmap` over stacked parameters makes a batched one.
+`in_blocks_0/attn/qkv/kernel`), save the tables of conditions: `weights/uvit_weights.py`
+maps both ways. Every product is a matrix product, which `jax.vmap` over stacked parameters makes a
+batched one.
 
 Parameters, layer-norm statistics, attention weights and the output are float32; `dtype` is the
 type of the other activations and of the weights while they are used (bfloat16 on accelerators).

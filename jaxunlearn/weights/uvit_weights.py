@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn import pretrained
+from jaxunlearn.weights import pretrained
 
 _OURS, _THEIRS = "class_embedding.0.weight", "label_emb.weight"
 

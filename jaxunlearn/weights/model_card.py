@@ -17,7 +17,9 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from jaxunlearn import data, diffusers_config, errors, methods, report, streams
+from jaxunlearn import data, errors, methods, streams
+from jaxunlearn.reports import report
+from jaxunlearn.weights import diffusers_config
 
 DELETED = ("ids", "sha256", "count")
 FIELDS = (  # of a run's config that a card is made from
@@ -57,7 +59,7 @@ def render(run: pathlib.Path, config: Mapping[str, Any], item: str, step: int, o
     ValueError: the run's data is not there to look the deleted records up.
   """
   env = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "assets"),
+    loader=jinja2.FileSystemLoader(report.TEMPLATES),
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,

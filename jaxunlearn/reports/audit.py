@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxunlearn import charts, report, writer
-from jaxunlearn.charts import Chart
+from jaxunlearn.reports import charts, report, writer
+from jaxunlearn.reports.charts import Chart
 
 PROBE, DISTANCE = "probe_ar", "distance"  # as train.py logs them
 RECOVERED = 0.5  # an AR from here on is flagged

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from jaxunlearn import processes
+from jaxunlearn.mesh import processes
 
 
 class Writer:

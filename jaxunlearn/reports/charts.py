@@ -1,4 +1,4 @@
-"""Curves over steps, laid out for SVG: what the pages of jaxunlearn/assets draw; and bars."""
+"""Curves over steps, laid out for SVG: what the pages of templates/ draw; and bars."""
 
 import dataclasses
 import html

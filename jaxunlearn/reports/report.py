@@ -15,12 +15,14 @@ from typing import Any
 
 import jinja2
 
-from jaxunlearn import charts, data, writer
-from jaxunlearn.charts import number
+from jaxunlearn import data
+from jaxunlearn.reports import charts, writer
+from jaxunlearn.reports.charts import number
 
 Results = dict[str, dict[str, dict[str, Any]]]  # phase -> metric -> value, ci95, identity
 
 # How to read a metric, by the end of its name.
+TEMPLATES = pathlib.Path(__file__).parent / "templates"
 MEANING = {
   "ua": "share of samples asked for what is unlearned that no longer show it: 1 is forgotten",
   "ar": "1 - ua, attack recovery: the share that shows it again",
@@ -372,9 +374,9 @@ def _strict(tree: Any) -> Any:
 
 
 def render(template: str, **values: Any) -> str:
-  """A page of assets/; all text is escaped by Jinja."""
+  """A page of templates/; all text is escaped by Jinja."""
   env = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "assets"),
+    loader=jinja2.FileSystemLoader(TEMPLATES),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,

@@ -17,9 +17,10 @@ import numpy as np
 import safetensors.numpy
 from ml_collections import ConfigDict
 
-from jaxunlearn import data, diffusers_config, models, weights
+from jaxunlearn import data, models, weights
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.models import unet, uvit
+from jaxunlearn.weights import diffusers_config
 
 NAME = "pretrained"  # the config.model.name that takes model and process from init_from
 WEIGHTS = "diffusion_pytorch_model.safetensors"

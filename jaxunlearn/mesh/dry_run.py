@@ -8,7 +8,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from jaxunlearn import step, topology, train
+from jaxunlearn import step, train
+from jaxunlearn.mesh import topology
 
 
 def describe(config: ConfigDict, name: str = "") -> str:

@@ -3,15 +3,12 @@
 safetensors are read as they are. Pickled files (.bin, .pt, .pth) can run code when they are
 loaded; they are refused unless JAXUNLEARN_PICKLE=1 is set, and then read by torch's weights-only
 loader alone, which is to refuse that.
-
-    python -m jaxunlearn.weights            # fetches every published file that the metrics use
 """
 
 import dataclasses
 import hashlib
 import os
 import pathlib
-import sys
 import urllib.request
 from collections.abc import Mapping
 
@@ -146,18 +143,3 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def pickle_allowed() -> bool:
   return os.environ.get(ALLOW) == "1"
-
-
-def main() -> None:
-  from jaxunlearn.models import inception, resnet
-
-  try:
-    for published in (inception.PUBLISHED, resnet.PUBLISHED):
-      path = published.cached if published.cached.is_file() else published.fetch()
-      print(f"{path}  sha256 {sha256(path)}  {published.what}")
-  except (OSError, ValueError) as error:
-    sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-  main()

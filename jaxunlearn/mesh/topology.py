@@ -19,9 +19,10 @@ import numpy as np
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from jaxunlearn import collectives, methods, sharding, step, train
+from jaxunlearn import methods, step, train
 from jaxunlearn.checkpoint import State
 from jaxunlearn.errors import check_choice
+from jaxunlearn.mesh import collectives, sharding
 
 Tree = Any
 GIB = 2**30

@@ -1,0 +1,1 @@
+"""What a run leaves for people: pages, tables, charts, pictures, and the files behind them."""
