@@ -23,12 +23,13 @@ import jax
 import jax.numpy as jnp
 
 from configs import pretrain_uvit_64, siss_celeba
-from jaxunlearn import methods, models, train
+from jaxunlearn import build, methods, models
 from jaxunlearn.cdm import compose
 from jaxunlearn.cdm.compose import Compartments, Mode
 from jaxunlearn.cdm.routers import kmeans
+from jaxunlearn.compiled import collectives, topology
 from jaxunlearn.diffusion import Diffusion, sampling
-from jaxunlearn.mesh import collectives, sharding, topology
+from jaxunlearn.mesh import sharding
 from jaxunlearn.reports import writer
 
 GIB = 2**30
@@ -63,18 +64,18 @@ ROWS = [
 ]
 
 
-def setup_of(row: Row) -> train.Setup:
+def setup_of(row: Row) -> build.Setup:
   """The run of a config without its data; ZeRO-3 over every device."""
   module = {"siss_celeba": siss_celeba, "pretrain_uvit_64": pretrain_uvit_64}[row.what]
   config = module.get_config()
   config.update_from_flattened_dict(row.settings)
-  return train.Setup(
+  return build.Setup(
     config=config,
     mesh=sharding.make_mesh(1, -1, topology.devices(row.topology)),
     process=Diffusion(**config.process),
     net=models.make(**config.model),
     method=methods.make(**config.method),
-    tx=train.make_optimizer(config),
+    tx=build.make_optimizer(config),
     train=None,
     heldout=None,
     forget=None,
@@ -83,7 +84,7 @@ def setup_of(row: Row) -> train.Setup:
   )
 
 
-def batch_of(setup: train.Setup) -> methods.Batch:
+def batch_of(setup: build.Setup) -> methods.Batch:
   size = setup.config.train.batch
   image = jax.ShapeDtypeStruct((size, *setup.net.image_shape), jnp.float32)
   rows = methods.Rows(image, None, jax.ShapeDtypeStruct((size,), jnp.int32))

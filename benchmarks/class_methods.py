@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from configs import common, unlearn_fashion
-from jaxunlearn import step, train
+from jaxunlearn import build, step
 
 ROUNDS = 10
 SEEDS = 3
@@ -32,9 +32,9 @@ class Method:
 
   def __init__(self, config: Any):
     self.steps = config.train.steps
-    self.setup = train.build(config)
-    self.params = train.start_params(self.setup)
-    self.state = train.make_state(self.setup, self.params)
+    self.setup = build.build(config)
+    self.params = build.start_params(self.setup)
+    self.state = build.make_state(self.setup, self.params)
     self.batch = self.setup.batch(0)
     if self.steps:
       self.update = step.make_update(self.setup, self.state)
@@ -45,7 +45,7 @@ class Method:
     jax.block_until_ready(self.state)
 
   def prepare(self) -> None:
-    jax.block_until_ready(train.make_state(self.setup, self.params))
+    jax.block_until_ready(build.make_state(self.setup, self.params))
 
 
 def plain() -> Any:

@@ -113,7 +113,7 @@ def ours(fields: dict[str, Any], batch: int, kind: str, micro: int) -> tuple[Ste
   import jax
 
   from configs import common
-  from jaxunlearn import methods, models, train
+  from jaxunlearn import build, methods, models
   from jaxunlearn.diffusion import Diffusion
   from jaxunlearn.mesh import sharding
   from jaxunlearn.step import make_update
@@ -121,7 +121,7 @@ def ours(fields: dict[str, Any], batch: int, kind: str, micro: int) -> tuple[Ste
   config = common.get_config()
   config.optimizer.update(OPTIMIZER)
   config.train.update(batch=batch, micro_batches=micro)
-  setup = train.Setup(
+  setup = build.Setup(
     config=config,
     mesh=sharding.make_mesh(data=1),
     process=Diffusion(),
@@ -129,7 +129,7 @@ def ours(fields: dict[str, Any], batch: int, kind: str, micro: int) -> tuple[Ste
     method=methods.make("siss", stratified=True, **SISS)
     if kind == "siss"
     else methods.make("denoising"),
-    tx=train.make_optimizer(config),
+    tx=build.make_optimizer(config),
     train=None,
     heldout=None,
     forget=None,
@@ -139,7 +139,7 @@ def ours(fields: dict[str, Any], batch: int, kind: str, micro: int) -> tuple[Ste
   rng = np.random.default_rng(0)
   shapes = jax.eval_shape(setup.net.init, jax.random.key(0))
   random = lambda s: rng.standard_normal(s.shape) / math.sqrt(max(math.prod(s.shape[:-1]), 1))
-  state = train.make_state(setup, jax.tree.map(lambda s: random(s).astype(np.float32), shapes))
+  state = build.make_state(setup, jax.tree.map(lambda s: random(s).astype(np.float32), shapes))
   rows = lambda streams: sharding.put(
     {k: methods.Rows(v, None, np.arange(batch, dtype=np.int32)) for k, v in streams.items()},
     sharding.batch_sharding(setup.mesh),

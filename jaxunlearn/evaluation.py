@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxunlearn import data, errors, evals, streams
-from jaxunlearn.diffusion import EpsFn, conditions, sampling
+from jaxunlearn.diffusion import EpsFn, guidance, sampling
 from jaxunlearn.mesh import processes, sharding
 from jaxunlearn.reports import pictures, writer
 
@@ -170,7 +170,7 @@ class Evaluation:
 
   def _bind(self, params: Any) -> EpsFn:
     eps_fn = jax.tree_util.Partial(self._setup.net.apply, params)
-    return conditions.guided(eps_fn, self._setup.config.eval.guidance)
+    return guidance.guided(eps_fn, self._setup.config.eval.guidance)
 
   def _task(self, samples: np.ndarray, c: np.ndarray | None) -> evals.Task:
     setup, options = self._setup, self._setup.config.eval

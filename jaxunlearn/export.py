@@ -60,8 +60,8 @@ def export(run: pathlib.Path, out: pathlib.Path, raw: bool = False, **card: str)
 
   from jaxunlearn import checkpoint, diffusion, models
   from jaxunlearn.mesh import sharding
-  from jaxunlearn.reports import writer
-  from jaxunlearn.weights import model_card, pretrained
+  from jaxunlearn.reports import model_card, writer
+  from jaxunlearn.weights import pretrained
 
   if out.is_file():
     raise ValueError(f"{out} is a file; give --out another name")

@@ -48,7 +48,7 @@ def main(_: list[str]) -> None:
   try:
     processes.join(_DISTRIBUTED.value)
     if _DRY_RUN.value:
-      from jaxunlearn.mesh import dry_run
+      from jaxunlearn.compiled import dry_run
 
       print(dry_run.describe(_CONFIG.value, _TOPOLOGY.value))
     else:

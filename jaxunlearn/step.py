@@ -12,7 +12,7 @@ short runs, like a grid of attacks, compiles little.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,10 @@ import numpy as np
 import optax
 
 from jaxunlearn import methods
+from jaxunlearn.build import Setup
 from jaxunlearn.checkpoint import State
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.mesh import sharding
-
-if TYPE_CHECKING:
-  from jaxunlearn.train import Setup
 
 Tree = Any
 DROPOUT = "dropout_rows"  # among the draws: one seed a row, of its masks
@@ -45,7 +43,7 @@ class Program:
   tx: optax.GradientTransformation = dataclasses.field(compare=False)
 
 
-def program(setup: "Setup") -> Program:
+def program(setup: Setup) -> Program:
   config = setup.config
   return Program(
     net=setup.net,
@@ -65,7 +63,7 @@ class Gradients:
   Micro-batches are contiguous rows of the draws, one after the other, averaged per term.
   """
 
-  def __init__(self, setup: "Setup"):
+  def __init__(self, setup: Setup):
     self._program = program(setup)
     method = type(setup.method)
     self._always = method.needed is methods.Objective.needed
@@ -108,7 +106,7 @@ class Gradients:
     return sharding.shaped(mesh, grads), sharding.shaped(mesh, metrics, sharding.replicated(mesh))
 
 
-def make_update(setup: "Setup", state: State) -> Callable[..., tuple[State, Tree]]:
+def make_update(setup: Setup, state: State) -> Callable[..., tuple[State, Tree]]:
   """The step (state, batch) -> (state, metrics); the state is donated, its layout kept."""
   program_, gradients, seed = program(setup), Gradients(setup), setup.config.seed
   apply = _applier_of(program_, state)
@@ -121,7 +119,7 @@ def make_update(setup: "Setup", state: State) -> Callable[..., tuple[State, Tree
 
 
 def compile_programs(
-  setup: "Setup", state: State, batch: methods.Batch
+  setup: Setup, state: State, batch: methods.Batch
 ) -> Iterator[tuple[str, jax.stages.Compiled]]:
   """A step's programs in order, each compiled for what the last one gives; `gradients` runs once a
   micro-batch, with every term. The arguments are arrays or their shapes and layouts.

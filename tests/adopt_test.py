@@ -6,7 +6,7 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from jaxunlearn import models, train
+from jaxunlearn import build, models
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.weights import pretrained
 from tests import tiny_config, tiny_unet
@@ -27,14 +27,14 @@ def test_a_run_takes_model_and_process_from_its_weights(tiny):
   config, net, _ = tiny
   config.model = ConfigDict({"name": "pretrained"})
   config.lock()
-  setup = train.build(config)
+  setup = build.build(config)
   assert (setup.net, setup.process) == (net, PROCESS)
-  assert_same(train.start_params(setup), tiny_unet.random_params(net))
+  assert_same(build.start_params(setup), tiny_unet.random_params(net))
   assert config.is_locked
   written = json.loads(config.to_json())
   assert models.make(**written["model"]) == net
   assert written["process"] == dataclasses.asdict(PROCESS)
-  again = train.build(config)  # as a run that goes on
+  again = build.build(config)  # as a run that goes on
   assert json.loads(config.to_json()) == written and again.net == net
 
 
@@ -77,7 +77,7 @@ def test_a_pretrained_model_that_cannot_be_taken(overrides, message, tiny):
   config.model = ConfigDict({"name": "pretrained"})
   config.update(overrides)
   with pytest.raises(ValueError, match=message) as error:
-    train.build(config)
+    build.build(config)
   assert "\n" not in str(error.value)
 
 
@@ -98,7 +98,7 @@ def test_a_spelt_out_model_that_is_another_function_is_refused(field, tiny):
   pretrained.adopt(config)
   config.model[field] = OTHER_MEANING[field]
   with pytest.raises(ValueError, match=f"config.model.{field} is {OTHER_MEANING[field]} ") as error:
-    train.build(config)
+    build.build(config)
   assert f"were made with {getattr(net, field)}; set that, or config.model to" in str(error.value)
 
 
@@ -108,7 +108,7 @@ def test_another_process_is_refused(field, tiny):
   before = getattr(Diffusion(), field)
   config.process.update(dataclasses.asdict(PROCESS) | {field: before})
   with pytest.raises(ValueError, match=rf"config.process.{field} is {before!r} and the weights of"):
-    train.build(config)
+    build.build(config)
 
 
 def test_image_size_and_type_are_free(tiny):

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from configs import common
-from jaxunlearn import checkpoint, train
+from jaxunlearn import build, checkpoint, train
 from tests import nets, tiny_config
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -140,24 +140,24 @@ def test_a_bad_config_is_refused_before_the_run_is_made(case, config, tmp_path):
 
 def test_forget_everything(config, tmp_path):
   file = tmp_path / "ids.txt"
-  train_set = train.build(config).train
+  train_set = build.build(config).train
   file.write_text("\n".join(train_set.ids))
   config.forget.update(label="", file=str(file))
   with pytest.raises(ValueError, match="forget selects all 108 records; keep at least one"):
-    train.build(config)
+    build.build(config)
 
 
 def test_a_method_without_its_stream(config):
   config.method = common.method("siss")
   config.streams = {"x": "retain"}
   with pytest.raises(ValueError, match=r"method siss reads stream 'a'; set config\.streams\.a to"):
-    train.build(config)
+    build.build(config)
 
 
 @pytest.fixture
 def quick(monkeypatch):
   """No network to initialise and no report to write."""
-  monkeypatch.setattr(train.models, "make", lambda **_: nets.Line())
+  monkeypatch.setattr(build.models, "make", lambda **_: nets.Line())
   monkeypatch.setattr(train.report, "write", lambda _: {})
 
 
@@ -187,9 +187,9 @@ def test_a_workdir_that_cannot_be_written(config, tmp_path):
 
 
 def test_starting_from_a_checkpoint_of_another_shape(config, tmp_path):
-  setup = train.build(config)
+  setup = build.build(config)
   saves = checkpoint.Checkpoints(tmp_path / "first" / "checkpoints")
-  saves.save(train.make_state(setup, nets.random_params(setup.net)))
+  saves.save(build.make_state(setup, nets.random_params(setup.net)))
   saves.close()
   config.init_from = str(tmp_path / "first")
   config.model.block_out_channels = (16,)

@@ -12,7 +12,7 @@ from diffusers import DDPMPipeline, UNet2DModel
 
 from benchmarks import celeba, torch_reference
 from configs import siss_celeba
-from jaxunlearn import checkpoint, export, train
+from jaxunlearn import build, checkpoint, export, train
 from jaxunlearn.mesh import sharding
 from jaxunlearn.weights import pretrained
 
@@ -33,7 +33,7 @@ def finished(tmp_path_factory):
 
 def test_one_step_is_an_independent_pytorch_step(finished):
   root, config = finished
-  setup = train.build(config)
+  setup = build.build(config)
   rng = jax.random.fold_in(jax.random.key(config.seed), 0)
   draw = jax.jit(lambda batch: setup.method.draw(setup.process, batch, rng, {}, 0))
   draws = draw(setup.host_batch(0))
@@ -71,7 +71,7 @@ def test_the_result_goes_back_to_diffusers(finished):
   pipeline = DDPMPipeline.from_pretrained(root / "out")
   unet = UNet2DModel.from_pretrained(root / "out")
   assert sum(p.numel() for p in unet.parameters()) == celeba.PARAMETERS
-  setup = train.build(config)
+  setup = build.build(config)
   params = pretrained.load(root / "out", jax.eval_shape(setup.net.init, jax.random.key(0)))
   x = np.random.default_rng(1).standard_normal((1, 256, 256, 3), np.float32)
   t = np.array([421], np.int32)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxunlearn import methods
-from jaxunlearn.diffusion import NULL, Diffusion, conditions
-from jaxunlearn.methods import importance
+from jaxunlearn.diffusion import NULL, Diffusion
+from jaxunlearn.methods import embeddings, importance
 from tests import toys
 
 PROCESS = Diffusion(T=100, beta_T=0.2)
@@ -363,7 +363,7 @@ def test_embedding_copy_of_a_style_and_of_nothing():
 )
 def test_a_stream_that_does_not_map_one_condition_to_one_is_refused(c, to):
   with pytest.raises(ValueError, match=r"^the stream `a` maps [^\n]*to=next"):
-    conditions.concept_of(rows(2, c, to))
+    embeddings.concept_of(rows(2, c, to))
 
 
 def test_a_model_without_a_table_is_refused():

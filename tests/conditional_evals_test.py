@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 
 from configs import common
 from jaxunlearn import data, evals, methods
-from jaxunlearn.diffusion import Diffusion, conditions
+from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.evals import statistics
 from tests import pets
 
@@ -156,7 +156,7 @@ def line(w, b, x_t, t, c=None):
 def stationarity(w, b, c=(), guidance=0.0):
   eps_fn = Partial(line, jnp.float32(w), jnp.asarray(b, jnp.float32))
   task = make_task(np.zeros((1, 4, 4, 1), np.float32), c, reference=pets.records(n=N))
-  values = evals.metric("stationarity")(conditions.guided(eps_fn, guidance), task)
+  values = evals.metric("stationarity")(guidance.guided(eps_fn, guidance), task)
   return values, task
 
 

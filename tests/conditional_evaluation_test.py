@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxunlearn import data, evals, evaluation, streams, train
+from jaxunlearn import build, data, evals, evaluation, streams
 from jaxunlearn.diffusion import sampling
 from jaxunlearn.evaluation import Evaluation, Stopped
 from jaxunlearn.reports import pictures
@@ -50,7 +50,7 @@ def test_the_plan_without_a_concept_without_samples_and_without_conditions():
 # A run's evaluation, end to end.
 
 
-def build(**overrides):
+def setup_of(**overrides):
   config = tiny_config.get_config()
   fields = dataclasses.asdict(tiny_unet.NET) | {"in_channels": 3, "out_channels": 3}
   config.model.update(**fields | {"classes": (3, 2)})
@@ -72,12 +72,12 @@ def build(**overrides):
   with pytest.MonkeyPatch.context() as patch:
     both = (pets.records(styled=True, n=24, shape=(8, 8, 3)),) * 2
     patch.setattr(data, "load", lambda **_: both)
-    return train.build(config)
+    return build.build(config)
 
 
 @pytest.fixture(scope="module")
 def setup():
-  return build()
+  return setup_of()
 
 
 @pytest.fixture(autouse=True)
@@ -166,7 +166,7 @@ def test_a_stopped_evaluation_goes_on(setup, whole, tmp_path, moment):
 
 
 def test_samples_are_kept_only_where_asked_for(tmp_path):
-  evaluate(build(**{"eval.keep": False, "eval.metrics": ()}), tmp_path)
+  evaluate(setup_of(**{"eval.keep": False, "eval.metrics": ()}), tmp_path)
   assert not (tmp_path / streams.SAMPLES).exists()
   assert (tmp_path / "samples" / "after.png").exists()
 
@@ -185,7 +185,7 @@ def test_a_probe_is_asked_for_the_concept_or_for_all_where_there_is_none(
   assert seen[-1].c.tolist() == [[0, 1], [1, 1], [2, 1], [0, 1], [1, 1]]
   assert seen[-1].of_concept.all() and len(seen[-1].samples) == 5
   assert not files(tmp_path)
-  probe(build(attack="few_shot", streams={"x": "forget"}))
+  probe(setup_of(attack="few_shot", streams={"x": "forget"}))
   assert set(files(tmp_path)) == {"samples/probe_asked.png"}
   probe(dataclasses.replace(setup, concept=None))
   assert seen[-1].c.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [2, 0]]
@@ -210,7 +210,7 @@ def test_a_probe_of_an_attack_shows_the_samples_of_the_evaluation(setup, whole, 
 def test_references_leave_the_concept_out(tmp_path):
   one = np.zeros((1, 8, 8, 3), np.float32), np.zeros((1, 2), np.int32)
   of = lambda setup: Evaluation(setup, tmp_path, lambda: False)._task(*one)
-  made = {name: of(build(**{"eval.reference": name})) for name in evaluation.REFERENCES}
+  made = {name: of(setup_of(**{"eval.reference": name})) for name in evaluation.REFERENCES}
   styles = {name: set(task.reference.style.tolist()) for name, task in made.items()}
   assert styles == {"heldout": {0}, "retain": {0}, "train": {0, 1}}
   assert all(len(task.target) == 0 for task in made.values())
@@ -224,7 +224,7 @@ def test_noise_depends_on_the_batch_and_the_seed_alone(setup, monkeypatch):
   record = lambda eps_fn, process, rng, x_T, c, **_: seen.append((x_T, rng, c))
   monkeypatch.setattr(sampling, "sample", lambda *a, **k: [record(*a, **k), np.zeros(1)][1])
   c = plan((3, 2), data.Concept(1, 1), ASKED, KEPT)
-  other = build(**{"eval.seed": 1})
+  other = setup_of(**{"eval.seed": 1})
   one, another = (lambda x_t, t, c=None: x_t), (lambda x_t, t, c=None: -x_t)
   calls = [(setup, one, 0, c), (setup, another, 0, None), (setup, one, 2, c), (other, one, 0, c)]
   for where, model, i, conditions in calls:
@@ -244,11 +244,11 @@ def test_noise_depends_on_the_batch_and_the_seed_alone(setup, monkeypatch):
 @pytest.mark.parametrize("classes", [(3,), (2, 3), (3, 2, 1)])
 def test_a_model_of_other_conditions_than_the_datas(classes):
   with pytest.raises(ValueError, match=r"the data has \(3, 2\) classes \(and styles\); set it to"):
-    build(**{"model.classes": classes})
+    setup_of(**{"model.classes": classes})
 
 
 def test_an_unconditional_model_of_styled_data_has_no_concept_but_forgets_the_records():
-  setup = build(**{"model.classes": (), "streams": {"x": "retain"}})
+  setup = setup_of(**{"model.classes": (), "streams": {"x": "retain"}})
   assert setup.concept is None
   assert setup.forget.sum() == 12
   assert setup.batch(0)["x"].c is None
@@ -270,4 +270,4 @@ def test_a_conditional_run_knows_its_concept(setup):
 )
 def test_a_class_or_style_that_does_not_exist(forget, says):
   with pytest.raises(ValueError, match=says):
-    build(**forget)
+    setup_of(**forget)

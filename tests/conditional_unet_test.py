@@ -16,7 +16,8 @@ import pytest
 import torch
 from diffusers.models.resnet import ResnetBlock2D
 
-from jaxunlearn.diffusion import NULL, conditions
+from jaxunlearn.diffusion import NULL
+from jaxunlearn.methods import embeddings
 from jaxunlearn.models import unet
 from jaxunlearn.weights import pretrained
 from tests import tiny_unet, unet_parity
@@ -131,8 +132,8 @@ def test_each_condition_reads_its_own_table():
   apply, params, x, t = tiny((3, 2))
   at = lambda params, *c: np.asarray(apply(params, x, t, np.tile(of(c), (3, 1))))
   for column, (mine, other) in enumerate([((1, 0), (0, 1)), ((0, 1), (1, 0))]):
-    table = conditions.table(params, column)
-    moved = conditions.with_table(params, column, table.at[1].set(table[0]))
+    table = embeddings.table(params, column)
+    moved = embeddings.with_table(params, column, table.at[1].set(table[0]))
     np.testing.assert_array_equal(at(moved, *mine), at(params, 0, 0))
     assert distance(at(params, *mine), at(params, 0, 0)) > 1e-3
     np.testing.assert_array_equal(at(moved, *other), at(params, *other))

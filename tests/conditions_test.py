@@ -7,7 +7,8 @@ import pytest
 from jax.tree_util import Partial
 
 from jaxunlearn import data, methods, streams
-from jaxunlearn.diffusion import NULL, Diffusion, conditions, sampling
+from jaxunlearn.diffusion import NULL, Diffusion, guidance, sampling
+from jaxunlearn.methods import embeddings
 from tests import toys
 
 PROCESS = Diffusion()
@@ -48,7 +49,7 @@ def rows(b=4):
 @pytest.mark.parametrize("c", [[0, 1, 2, NULL], [[0, 1], [1, NULL], [2, 0], [NULL, NULL]]])
 def test_guidance_is_its_formula_in_one_pass_of_twice_the_rows(c):
   eps_fn, c, (x_t, t) = Counted(), jnp.array(c), rows()
-  got = conditions.guided(eps_fn, 2.5)(x_t, t, c)
+  got = guidance.guided(eps_fn, 2.5)(x_t, t, c)
   assert eps_fn.calls == [((8, *SHAPE), (8,), (8, *c.shape[1:]))]
   want = 3.5 * eps_fn(x_t, t, c) - 2.5 * eps_fn(x_t, t, jnp.full_like(c, NULL))
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
@@ -56,21 +57,21 @@ def test_guidance_is_its_formula_in_one_pass_of_twice_the_rows(c):
 
 def test_no_condition_is_not_guided():
   eps_fn, (x_t, t) = Counted(), rows()
-  np.testing.assert_array_equal(conditions.guided(eps_fn, 2.0)(x_t, t), eps_fn(x_t, t))
+  np.testing.assert_array_equal(guidance.guided(eps_fn, 2.0)(x_t, t), eps_fn(x_t, t))
   assert eps_fn.calls == [((4, *SHAPE), (4,), None)] * 2
   null = jnp.full(4, NULL)
-  got = conditions.guided(eps_fn, 2.0)(x_t, t, null)
+  got = guidance.guided(eps_fn, 2.0)(x_t, t, null)
   np.testing.assert_allclose(got, eps_fn(x_t, t, null), rtol=1e-5)
 
 
 def test_no_guidance_is_the_model_itself_and_unguided_undoes_it():
   eps_fn = Partial(mixture, MEANS)
-  assert conditions.guided(eps_fn, 0.0) is eps_fn
-  assert conditions.unguided(eps_fn) is eps_fn
-  assert conditions.unguided(conditions.guided(eps_fn, 2.0)) is eps_fn
-  passed = jax.jit(lambda f, x_t, t: conditions.unguided(f)(x_t, t, t // 400))
+  assert guidance.guided(eps_fn, 0.0) is eps_fn
+  assert guidance.unguided(eps_fn) is eps_fn
+  assert guidance.unguided(guidance.guided(eps_fn, 2.0)) is eps_fn
+  passed = jax.jit(lambda f, x_t, t: guidance.unguided(f)(x_t, t, t // 400))
   x_t, t = rows()
-  got = passed(conditions.guided(eps_fn, 2.0), x_t, t)
+  got = passed(guidance.guided(eps_fn, 2.0), x_t, t)
   np.testing.assert_allclose(got, eps_fn(x_t, t, t // 400), rtol=1e-5)
 
 
@@ -79,7 +80,7 @@ def test_guidance_adds_the_gradient_of_an_implicit_classifier(w):
   """eps = -sigma [grad log p(x_t) + (1 + w) grad log p(c | x_t)], float64, of a mixture."""
   (x_t, _), c = rows(3), np.array([0, 1, 2])
   t = np.array([30, 300, 700])
-  got = conditions.guided(Partial(mixture, MEANS), w)(x_t, jnp.asarray(t), jnp.asarray(c))
+  got = guidance.guided(Partial(mixture, MEANS), w)(x_t, jnp.asarray(t), jnp.asarray(c))
   for i in range(3):
     x, gamma, sigma = (
       np.asarray(x_t[i], np.float64).ravel(),
@@ -109,7 +110,7 @@ def test_guided_samples_of_gaussians_have_the_closed_form_mean():
 
   x_T, c = jnp.asarray(RNG.normal(size=(2, *SHAPE)), jnp.float32), jnp.array([0, 1])
   sample = lambda f, x, c: sampling.ddim(f, PROCESS, jax.random.key(0), x, c, steps=20, clip=False)
-  got = sample(conditions.guided(Partial(eps_fn), w), x_T, c)
+  got = sample(guidance.guided(Partial(eps_fn), w), x_T, c)
   for i in range(2):
     want = sample(shift((1 + w) * means[i] - w * means[2]), x_T[i : i + 1], None)
     np.testing.assert_allclose(got[i], want[0], rtol=1e-4, atol=1e-4)
@@ -120,13 +121,13 @@ def test_guided_samples_of_gaussians_have_the_closed_form_mean():
 
 def test_a_table_is_read_and_replaced():
   params = {"class_embedding_1": {"embedding": np.ones((3, 2)), "linear_1": 5}, "other": 7}
-  np.testing.assert_array_equal(conditions.table(params, 1), np.ones((3, 2)))
-  moved = conditions.with_table(params, 1, np.zeros((3, 2)))
-  np.testing.assert_array_equal(conditions.table(moved, 1), np.zeros((3, 2)))
+  np.testing.assert_array_equal(embeddings.table(params, 1), np.ones((3, 2)))
+  moved = embeddings.with_table(params, 1, np.zeros((3, 2)))
+  np.testing.assert_array_equal(embeddings.table(moved, 1), np.zeros((3, 2)))
   assert moved["class_embedding_1"]["linear_1"] == 5 and moved["other"] == 7
-  np.testing.assert_array_equal(conditions.table(params, 1), np.ones((3, 2)))
+  np.testing.assert_array_equal(embeddings.table(params, 1), np.ones((3, 2)))
   with pytest.raises(ValueError, match="the model has no class_embedding_0; use a conditional"):
-    conditions.table(params, 0)
+    embeddings.table(params, 0)
 
 
 # What the stream to forget maps to.
@@ -149,7 +150,7 @@ def stream(take, styled=False):
   [("next", False, (0, 1, 2)), ("null", False, (0, 1, NULL)), ("next", True, (1, 0, 1))],
 )
 def test_the_concept_of_a_stream(to, styled, want):
-  assert conditions.concept_of(stream({"take": "forget", "to": to}, styled)) == want
+  assert embeddings.concept_of(stream({"take": "forget", "to": to}, styled)) == want
 
 
 @pytest.mark.parametrize(
@@ -163,10 +164,10 @@ def test_the_concept_of_a_stream(to, styled, want):
 )
 def test_streams_that_have_no_one_concept(take, styled, says):
   with pytest.raises(ValueError, match=f"`a` {says}; set config.streams.a to forget with to=next"):
-    conditions.concept_of(stream(take, styled))
+    embeddings.concept_of(stream(take, styled))
 
 
 def test_rows_without_conditions_have_no_concept():
   image = np.zeros((2, 2, 2, 1), np.float32)
   with pytest.raises(ValueError, match="maps no condition"):
-    conditions.concept_of(methods.Rows(image, None, np.arange(2)))
+    embeddings.concept_of(methods.Rows(image, None, np.arange(2)))

@@ -18,7 +18,7 @@ from configs import (
   siss_mnist,
   unlearn_fashion,
 )
-from jaxunlearn import data, methods, streams, train
+from jaxunlearn import build, data, methods, streams
 from jaxunlearn.data import folder, mnist_tshirt, tfds_tshirt
 from jaxunlearn.weights import pretrained
 
@@ -70,20 +70,20 @@ def test_it_builds(name):
   config = importlib.import_module(f"configs.{name}").get_config()
   if config.init_from.startswith("runs/"):  # of a run that is not here
     config.init_from = ""
-  setup = train.build(config)
+  setup = build.build(config)
   assert setup.forget.any() or setup.config.streams.x == "all"
 
 
 @pytest.mark.parametrize("variant", sorted(siss_mnist.METHODS))
 def test_every_variant_builds(variant):
-  train.build(siss_mnist.get_config(variant))
+  build.build(siss_mnist.get_config(variant))
 
 
 @pytest.mark.parametrize(
   "name", [n for n in methods.names() if "alt" not in methods.make(n).streams]
 )
 def test_any_method_of_its_streams_runs_by_its_module_name(name):
-  assert train.build(siss_mnist.get_config(name)).method == methods.make(name)
+  assert build.build(siss_mnist.get_config(name)).method == methods.make(name)
 
 
 def test_a_wrong_variant_lists_the_choices():
@@ -96,7 +96,7 @@ def test_a_wrong_variant_lists_the_choices():
 )
 def test_celeba_sets_the_papers_norm_or_the_relative_one(variant, norm):
   config = siss_celeba.get_config(variant)
-  assert train.build(config).method.forget_norm == norm
+  assert build.build(config).method.forget_norm == norm
 
 
 def test_the_sequence_forgets_one_face_after_the_other():
@@ -106,7 +106,7 @@ def test_the_sequence_forgets_one_face_after_the_other():
     assert run.init_from == (f"run:face_{i:02d}" if i else "hub:google/ddpm-celebahq-256"), name
     run = run.copy_and_resolve_references()
     run.init_from = ""
-    setup = train.build(run)
+    setup = build.build(run)
     assert len(setup.train) == 51 - i
     assert setup.train.ids[setup.forget].tolist() == [f"{10000 + i}.jpg"]
   assert config.runs["face_50"].eval.metrics == ("sscd", "fid", "nll")
@@ -125,7 +125,7 @@ EMBEDDED = sorted(path.parent.name for path in data.ASSETS.glob("*/config.json")
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_the_embedded_weights_are_of_their_config(name):
   made_by = max((n for n in NAMES if name.startswith(n)), key=len)  # retrain_styles of ..._flags
-  net = train.build(importlib.import_module(f"configs.{made_by}").get_config()).net
+  net = build.build(importlib.import_module(f"configs.{made_by}").get_config()).net
   shapes = jax.eval_shape(net.init, jax.random.key(0))
   params = pretrained.load(data.ASSETS / name, shapes)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
@@ -133,7 +133,7 @@ def test_the_embedded_weights_are_of_their_config(name):
 
 @pytest.mark.parametrize("variant", sorted(unlearn_fashion.METHODS))
 def test_every_way_to_unlearn_a_class_builds(variant):
-  setup = train.build(unlearn_fashion.get_config(variant))
+  setup = build.build(unlearn_fashion.get_config(variant))
   assert setup.concept == data.Concept(0, 1) and setup.forget.sum() == 900
 
 
@@ -145,7 +145,7 @@ def test_every_attack_builds(variant, tmp_path, monkeypatch):
     arrays = {"image": np.zeros((20, 28, 28, 1), np.uint8), "c": np.arange(20) % 10}
     np.savez(tmp_path / streams.SAMPLES, **arrays)
     config.streams.x = f"samples:{tmp_path}"
-  setup = train.build(config)
+  setup = build.build(config)
   seen = {
     bool(np.any(stream.records.label[stream.index] == 1)) for stream in setup.streams.values()
   }

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxunlearn import methods, models, step, train
+from jaxunlearn import build, methods, models, step
 from jaxunlearn.cdm import compose
 from jaxunlearn.cdm.routers import kmeans
 from jaxunlearn.diffusion import Diffusion, sampling
@@ -36,14 +36,14 @@ def setup_of(method, data=1, fsdp=1, dtype="float32"):
   config = tiny_config.get_config(method)
   config.mesh.update(data=data, fsdp=fsdp)
   config.model.dtype = dtype
-  return train.build(config)
+  return build.build(config)
 
 
 def conditional_setup(method):
   config = tiny_config.get_config(method)
   config.mesh.data, config.model.classes = 1, CONDITIONAL.classes
   config.streams = STREAMS
-  return dataclasses.replace(train.build(config), net=CONDITIONAL)
+  return dataclasses.replace(build.build(config), net=CONDITIONAL)
 
 
 def export(function, *args):
@@ -53,7 +53,7 @@ def export(function, *args):
 def exported_step(setup):
   """One update as one program for CUDA: draws, gradients of every term, optimiser, EMA."""
   program = step.program(setup)
-  state = train.make_state(setup, nets.random_params(setup.net))
+  state = build.make_state(setup, nets.random_params(setup.net))
   leaves, structure = jax.tree.flatten((state, setup.batch(0)))
 
   def update(leaves):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from jaxunlearn import models, step, train
+from jaxunlearn import build, models, step
 from jaxunlearn.models import unet
 from jaxunlearn.weights import diffusers_config, pretrained
 from tests import nets, tiny_config, tiny_unet
@@ -111,7 +111,7 @@ def setup_of(**overrides):
   config.model.dropout = RATE
   config.mesh.update(data=1, fsdp=1)
   config.update_from_flattened_dict({k.replace("__", "."): v for k, v in overrides.items()})
-  return train.build(config)
+  return build.build(config)
 
 
 @functools.cache

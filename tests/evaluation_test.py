@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxunlearn import evals, evaluation, train
+from jaxunlearn import build, evals, evaluation
 from jaxunlearn.evaluation import Evaluation, Stopped
 from tests import nets, tiny_config
 
@@ -21,7 +21,7 @@ def setup():
   config.eval.update(
     metrics=METRICS, samples=10, batch=4, steps=2, inject_t=2, inject_n=2, probe_samples=3
   )
-  return train.build(config)
+  return build.build(config)
 
 
 def evaluate(setup, workdir, stop_at=None):

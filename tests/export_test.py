@@ -16,8 +16,9 @@ from absl.testing import flagsaver
 from jaxunlearn import checkpoint, export
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.mesh import sharding
+from jaxunlearn.reports import model_card
 from jaxunlearn.reports.writer import Writer
-from jaxunlearn.weights import model_card, pretrained
+from jaxunlearn.weights import pretrained
 from tests import tiny_config, tiny_unet
 
 NET = dataclasses.replace(

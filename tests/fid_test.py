@@ -14,6 +14,7 @@ from jaxunlearn import data, evals
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.evals import fid, frechet
 from jaxunlearn.models import inception
+from jaxunlearn.weights import extractors
 from tests import random_inception
 
 
@@ -65,7 +66,7 @@ def test_fid_is_the_distance_of_inceptions_features(monkeypatch, tmp_path):
   network, path = inception.features, random_inception.weights()
   monkeypatch.setattr(inception, "FEATURES", 100)
   monkeypatch.setattr(inception, "features", lambda params, x: network(params, x)[:, :100])
-  params = inception.from_state_dict(load_file(path))
+  params = extractors.inception(load_file(path))
 
   def gaussian(pixels):
     x = torch.tensor(pixels).permute(0, 3, 1, 2) / 255

@@ -445,7 +445,7 @@ def test_a_file_that_vanishes_stops_the_loop_in_one_line(faces):
   fine = stream.at(0)
   lost = train.ids[np.setdiff1d(np.arange(9), fine.index)[0]]
   (faces / lost).unlink()
-  steps = grain.MapDataset.range(3).map(stream.at)  # as train.Setup.batches reads ahead
+  steps = grain.MapDataset.range(3).map(stream.at)  # as build.Setup.batches reads ahead
   says = rf"{re.escape(lost)}' cannot be read \(No such file or directory\); restore or repair it"
   with pytest.raises(ValueError, match=says) as error:
     list(steps.to_iter_dataset(grain.ReadOptions(num_threads=2)))

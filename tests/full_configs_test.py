@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from configs import attack_cifar10_full, pretrain_cifar10_full, unlearn_cifar10_full
-from jaxunlearn import models, streams, train
+from jaxunlearn import build, models, streams, train
 from tests import nets, tfds_files
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -70,9 +70,9 @@ def small(name, here, *variant):
 
 def step(config):
   """(setup, parameters before and after the method's start and one step, metrics)."""
-  setup = train.build(config)
+  setup = build.build(config)
   params = nets.random_params(setup.net)
-  state, metrics = train.make_state(setup, params), {}
+  state, metrics = build.make_state(setup, params), {}
   if config.train.steps:
     state, metrics = train.make_update(setup, state)(state, setup.batch(0))
   return setup, params, jax.device_get(state.params), jax.device_get(metrics)
@@ -136,9 +136,9 @@ def test_every_method_builds_on_a_style_and_on_an_object(variant, here):
   config = small("unlearn_canvas_full", here, variant)
   if variant == "selective_amnesia":
     config.streams.x = "retain"  # the samples here are of CIFAR-10
-  assert train.build(config).concept.column == 1
+  assert build.build(config).concept.column == 1
   config.forget.update(style="", label="Dogs")
-  assert train.build(config).concept.column == 0
+  assert build.build(config).concept.column == 0
 
 
 @pytest.mark.parametrize("variant", ["dimra_retain", "few_10"])
@@ -152,9 +152,9 @@ def test_an_attack_takes_a_step(variant, here):
 @pytest.mark.parametrize("variant", attack_cifar10_full.ATTACKS)
 def test_every_attack_builds(variant, here):
   kind = {"d": "dimra", "f": "few_shot", "i": "inversion"}[variant[0]]
-  assert train.build(small("attack_cifar10_full", here, variant)).config.attack == kind
+  assert build.build(small("attack_cifar10_full", here, variant)).config.attack == kind
   if variant != "dimra_samples":
-    train.build(small("attack_canvas_full", here, variant))
+    build.build(small("attack_canvas_full", here, variant))
 
 
 @pytest.mark.parametrize(

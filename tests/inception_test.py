@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from jaxunlearn.models import inception
+from jaxunlearn.weights import extractors
 from tests import random_inception, torchvision_ops
 
 torchvision_ops.load()
@@ -31,7 +32,7 @@ def test_features_are_pytorch_fids(monkeypatch):
   net = theirs.InceptionV3([3], resize_input=False, normalize_input=False).eval()
   with torch.no_grad():
     want = net(torch.tensor(images()).permute(0, 3, 1, 2))[0][:, :, 0, 0].numpy()
-  params = inception.from_state_dict(random_inception.state_dict())
+  params = extractors.inception(random_inception.state_dict())
   got = np.asarray(inception.features(params, images()))
   assert 0.1 < want.std() < 10
   np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
@@ -40,9 +41,9 @@ def test_features_are_pytorch_fids(monkeypatch):
 
 
 def test_the_published_file_is_the_one_that_pytorch_fid_fetches():
-  assert inception.PUBLISHED.url == theirs.FID_WEIGHTS_URL
-  digits = re.search(r"-([0-9a-f]{8})\.pth$", inception.PUBLISHED.url)[1]
-  assert re.fullmatch(f"{digits}[0-9a-f]{{56}}", inception.PUBLISHED.sha256)
+  assert extractors.INCEPTION.url == theirs.FID_WEIGHTS_URL
+  digits = re.search(r"-([0-9a-f]{8})\.pth$", extractors.INCEPTION.url)[1]
+  assert re.fullmatch(f"{digits}[0-9a-f]{{56}}", extractors.INCEPTION.sha256)
 
 
 def test_average_pools_count_no_padding():
@@ -58,7 +59,7 @@ def test_classifier_and_counters_are_left_out():
     "AuxLogits.fc.bias": np.zeros(5),
     "Mixed_5b.branch1x1.bn.num_batches_tracked": np.zeros((), np.int64),
   }
-  a, b = inception.from_state_dict(state), inception.from_state_dict(state | more)
+  a, b = extractors.inception(state), extractors.inception(state | more)
   np.testing.assert_array_equal(a["Conv2d_1a_3x3"]["kernel"], b["Conv2d_1a_3x3"]["kernel"])
   assert a.keys() == b.keys()
 
@@ -75,4 +76,4 @@ def test_other_weights_are_named(change):
   state = dict(random_inception.state_dict())
   change(state)
   with pytest.raises(ValueError, match=r"FID's Inception: 'Mixed_6c.branch7x7_[29].*fetch"):
-    inception.from_state_dict(state)
+    extractors.inception(state)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxunlearn import train
+from jaxunlearn import build
 from jaxunlearn.reports import writer
 from tests import runs, tiny_folder
 from tests.runs import PHASES, Run
@@ -67,8 +67,8 @@ class Lab:
       shutil.rmtree(root, ignore_errors=True)
       tiny_folder.draw(self.pictures)
       self._left_alone()
-    setup = train.build(config)
-    self._target = train.make_state(setup, setup.net.init(jax.random.key(1)))
+    setup = build.build(config)
+    self._target = build.make_state(setup, setup.net.init(jax.random.key(1)))
     self.cold, self.warm = (
       Timeline(*each) for each in json.loads((root / "timelines.json").read_text())
     )

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from configs import attack_fashion
-from jaxunlearn import checkpoint, evaluation, models, step, streams, train
+from jaxunlearn import build, checkpoint, evaluation, models, step, streams, train
 from jaxunlearn.cdm import training
 from jaxunlearn.cdm.model import Cdm, mode_of
 from jaxunlearn.checkpoint import State
-from jaxunlearn.mesh import collectives, sharding
+from jaxunlearn.compiled import collectives
+from jaxunlearn.mesh import sharding
 from tests import meshes, tiny_cdm
 from tests.meshes import NET, assert_close, config_of, setup_of
 
@@ -81,8 +82,8 @@ def launch(config, workdir):
   train.run(config, workdir)
   curve = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   config.mesh.update(data=1, fsdp=1)
-  setup = train.build(config)
-  first = train.make_state(setup, train.start_params(setup))
+  setup = build.build(config)
+  first = build.make_state(setup, build.start_params(setup))
   saves = checkpoint.Checkpoints(workdir / "checkpoints")
   last = saves.restore(first)
   saves.close()
@@ -97,7 +98,7 @@ def base(tmp_path_factory):
 
 
 def test_minus_one_in_a_run(base, tmp_path):
-  assert dict(train.build(config_of("denoising", -1, 2, NET)).mesh.shape) == {"data": 4, "fsdp": 2}
+  assert dict(build.build(config_of("denoising", -1, 2, NET)).mesh.shape) == {"data": 4, "fsdp": 2}
   assert_same(base[1], launch(config_of("denoising", net=NET), tmp_path / "run"))
 
 
@@ -136,8 +137,8 @@ def test_what_is_prepared_from_a_checkpoint_is_the_same_on_every_mesh(method, ba
     config.init_from = str(base[0])
     if "fisher_rows" in config.method:
       config.method.fisher_rows = 8
-    setup = train.build(config)
-    return train.make_state(setup, train.start_params(setup)).extras
+    setup = build.build(config)
+    return build.make_state(setup, build.start_params(setup)).extras
 
   laid, alone = extras(2, 4), extras(1, 1)
   where = [leaf.sharding.spec for leaf in jax.tree.leaves(laid)]

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxunlearn import methods, train
+from jaxunlearn import build, methods
 from tests import nets, tiny_config
 
 SHAPES = [(8, 1), (4, 2), (2, 4), (1, 8)]
@@ -36,13 +36,13 @@ def config_of(method, data=1, fsdp=1, net=None):
 def setup_of(method, data=1, fsdp=1, micro_batches=1, net=None):
   config = config_of(method, data, fsdp, net)
   config.train.micro_batches = micro_batches
-  setup = train.build(config)
+  setup = build.build(config)
   return setup if net is None else dataclasses.replace(setup, net=net)
 
 
 def start(setup):
   """Step 0 from parameters that are the same on every mesh."""
-  return train.make_state(setup, nets.random_params(setup.net))
+  return build.make_state(setup, nets.random_params(setup.net))
 
 
 def assert_close(got, want, tolerance=TOLERANCE):

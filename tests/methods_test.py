@@ -1,6 +1,6 @@
 """The contract that every module in methods/ keeps: a new method is tested because it exists.
 
-Each is set up as train.build does, on 24 records to keep and 5 of a class to forget, and stepped by
+Each is set up as build.build does, on 24 records to keep and 5 of a class to forget, and stepped by
 step.py as in a run, on a network of three leaves: a matrix, a bias and a table of embeddings.
 """
 
@@ -14,7 +14,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from jaxunlearn import data, methods, step, streams, train
+from jaxunlearn import build, data, methods, step, streams
 from jaxunlearn.diffusion import NULL, Diffusion
 from jaxunlearn.mesh import sharding
 from tests import counting
@@ -91,7 +91,7 @@ def make_setup(name, apply=apply, conditional=True, micro_batches=1, **fields):
   concept = data.Concept(0, 3) if conditional else None
   optimizer = {"learning_rate": 1e-2}
   trained = {"steps": 4, "micro_batches": micro_batches}
-  return train.Setup(
+  return build.Setup(
     config=ConfigDict({"seed": 0, "ema": 0.0, "optimizer": optimizer, "train": trained}),
     mesh=sharding.make_mesh(1),
     process=PROCESS,
@@ -109,7 +109,7 @@ def make_setup(name, apply=apply, conditional=True, micro_batches=1, **fields):
 @functools.cache
 def started(name):
   """The state of step 0, on the host: a step gives its state away."""
-  return jax.device_get(train.make_state(make_setup(name), random_params()))
+  return jax.device_get(build.make_state(make_setup(name), random_params()))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -133,7 +133,7 @@ def grads_of(name, step_number=0, **kind):
 def run(name, steps):
   """The parameters after each step, and the metrics of each."""
   setup = make_setup(name)
-  state = train.make_state(setup, random_params())
+  state = build.make_state(setup, random_params())
   update = step.make_update(setup, state)
   params, metrics = [], []
   for i in range(steps):
@@ -183,7 +183,7 @@ def test_what_a_method_leaves_out_of_its_steps_stays_and_all_else_moves(name):
 @every_method
 def test_a_step_follows_what_combine_gives_and_the_slope_of_the_penalty(name):
   setup = make_setup(name)
-  method, state = setup.method, train.make_state(setup, random_params())
+  method, state = setup.method, build.make_state(setup, random_params())
   update = step.make_update(setup, state)
   state, _ = update(state, setup.batch(0))
   step_0, params, _, opt, extras = jax.device_get(state)
@@ -252,7 +252,7 @@ def test_no_random_key_is_used_twice(name, monkeypatch):
     monkeypatch.setattr(jax.random, function, spied(getattr(jax.random, function)))
   setup = make_setup(name)
   with jax.disable_jit():
-    extras = train.make_state(setup, random_params()).extras
+    extras = build.make_state(setup, random_params()).extras
     setup.method.draw(PROCESS, setup.batch(0), jax.random.key(3), extras, 0)
   assert used and len(used) == len(set(used))
 
@@ -352,7 +352,7 @@ def test_conditions_are_dropped_of_what_is_kept_alone(name):
 def test_an_unconditional_model_is_stepped_or_refused_in_one_line(name):
   setup = make_setup(name, conditional=False)
   try:
-    state = train.make_state(setup, random_params())
+    state = build.make_state(setup, random_params())
   except ValueError as error:
     assert "config." in str(error) and "\n" not in str(error)
     return

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxunlearn import checkpoint, pipeline, train
+from jaxunlearn import build, checkpoint, pipeline, train
 from jaxunlearn.mesh import sharding
 from tests import tiny_config
 
@@ -135,9 +135,9 @@ def test_a_sequence_goes_on_from_the_parameters_and_without_the_records_of_befor
     config.runs[name] = run
   assert pipeline.run(config, tmp_path / "runs")["both"]["runs"] == 2
 
-  setup = train.build(pipeline._placed(config.runs.second, tmp_path / "runs"))
+  setup = build.build(pipeline._placed(config.runs.second, tmp_path / "runs"))
   assert "tshirt/00000" not in setup.train.ids
-  assert "tshirt/00000" in train.build(config.runs.first).train.ids
+  assert "tshirt/00000" in build.build(config.runs.first).train.ids
   target = sharding.shaped(setup.mesh, jax.eval_shape(setup.net.init, jax.random.key(0)))
   first, second = (
     checkpoint.read_params(tmp_path / "runs" / name, target) for name in ("first", "second")

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxunlearn import checkpoint, train
+from jaxunlearn import build, checkpoint
 from jaxunlearn.cdm import delete, ledger
 from jaxunlearn.mesh import processes
 from tests import meshes, tiny_config
@@ -80,9 +80,9 @@ class Run:
     """The newest checkpoint, in this one process on a mesh of its own."""
     config = tiny_config.get_config("siss")
     config.mesh.update(data=1, fsdp=1)
-    setup = train.build(config)
+    setup = build.build(config)
     saves = checkpoint.Checkpoints(self.workdir / "checkpoints")
-    state = saves.restore(train.make_state(setup, setup.net.init(jax.random.key(1))))
+    state = saves.restore(build.make_state(setup, setup.net.init(jax.random.key(1))))
     saves.close()
     return jax.device_get(state)
 

@@ -8,6 +8,7 @@ import numpy as np
 import safetensors.numpy
 
 from jaxunlearn.models import inception
+from jaxunlearn.weights import extractors
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="jaxunlearn-inception-")  # goes with the process
 
@@ -27,7 +28,7 @@ def save(name, state) -> pathlib.Path:
 def state_dict():
   """Every array random, statistics included, such that activations stay O(1)."""
   rng = np.random.default_rng(0)
-  return {name: _draw(rng, name, shape) for name, shape in sorted(inception.state_shapes())}
+  return {name: _draw(rng, name, shape) for name, shape in sorted(extractors.inception_shapes())}
 
 
 def _draw(rng, name, shape):
@@ -45,5 +46,5 @@ def stand_in(monkeypatch, folder):
   tiles = lambda params, x: x[:, :297, :297].reshape(-1, 3, 99, 3, 99, 3).mean((2, 4))
   monkeypatch.setattr(inception, "FEATURES", 27)
   monkeypatch.setattr(inception, "features", lambda params, x: tiles(params, x).reshape(-1, 27))
-  monkeypatch.setattr(inception, "from_state_dict", lambda state: {})
+  monkeypatch.setattr(extractors, "inception", lambda state: {})
   monkeypatch.setenv("JAXUNLEARN_CACHE", str(folder))

@@ -11,6 +11,7 @@ from torch import nn
 
 from jaxunlearn import weights
 from jaxunlearn.models import resnet
+from jaxunlearn.weights import extractors
 from tests import random_resnet, torchvision_ops
 
 
@@ -43,7 +44,7 @@ def reference():
 
 @functools.cache
 def params():
-  return resnet.from_state_dict(weights.read(random_resnet.weights()))
+  return extractors.sscd(weights.read(random_resnet.weights()))
 
 
 def images(n, height, width):
@@ -74,7 +75,7 @@ def test_a_file_as_published_is_read_whole(tmp_path, monkeypatch):
   """53 convolutions, 53 norms of four arrays each, the head's two; counters of training are not."""
   monkeypatch.setenv("JAXUNLEARN_PICKLE", "1")
   torch.save(reference().state_dict(), tmp_path / "sscd.torchvision.pt")
-  got = resnet.from_state_dict(weights.read(tmp_path / "sscd.torchvision.pt"))
+  got = extractors.sscd(weights.read(tmp_path / "sscd.torchvision.pt"))
   assert len(jax.tree.leaves(got)) == 53 + 53 * 4 + 2
   count = sum(value.size for value in random_resnet.state_dict().values())
   assert sum(leaf.size for leaf in jax.tree.leaves(got)) == count
@@ -84,7 +85,7 @@ def test_a_file_as_published_is_read_whole(tmp_path, monkeypatch):
 @pytest.mark.parametrize("head", ["fc", "embeddings.0", "embeddings.1"])
 def test_head_may_lie_beside_the_trunk(head):
   state = {k.replace("backbone.fc", head): v for k, v in random_resnet.state_dict().items()}
-  np.testing.assert_array_equal(resnet.from_state_dict(state)["fc"]["bias"], params()["fc"]["bias"])
+  np.testing.assert_array_equal(extractors.sscd(state)["fc"]["bias"], params()["fc"]["bias"])
 
 
 @pytest.mark.parametrize(
@@ -98,5 +99,5 @@ def test_head_may_lie_beside_the_trunk(head):
 def test_other_weights_are_refused(change):
   state = {k: v for k, v in {**random_resnet.state_dict(), **change}.items() if v is not None}
   with pytest.raises(ValueError, match=r"fc\.kernel|layer5_0|layer4_2\.bn3\.var") as error:
-    resnet.from_state_dict(state)
-  assert "\n" not in str(error.value) and resnet.PUBLISHED.url in str(error.value)
+    extractors.sscd(state)
+  assert "\n" not in str(error.value) and extractors.SSCD.url in str(error.value)

@@ -5,7 +5,7 @@ import subprocess
 import jax
 import pytest
 
-from jaxunlearn import checkpoint, train
+from jaxunlearn import build, checkpoint
 from tests import runs, tiny_config
 from tests.runs import Run
 
@@ -50,8 +50,8 @@ def target():
   """What a checkpoint is restored to: a state on another mesh."""
   config = tiny_config.get_config("siss")
   config.mesh.update(data=1, fsdp=1)
-  setup = train.build(config)
-  return train.make_state(setup, setup.net.init(jax.random.key(1)))
+  setup = build.build(config)
+  return build.make_state(setup, setup.net.init(jax.random.key(1)))
 
 
 @pytest.fixture(scope="module")

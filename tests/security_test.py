@@ -21,8 +21,8 @@ from configs import siss_mnist
 from jaxunlearn import adapters, data, evals, methods, models, pipeline, streams, weights
 from jaxunlearn.cdm import delete, ledger, routers, sources
 from jaxunlearn.cdm.model import Cdm
-from jaxunlearn.reports import charts, report
-from jaxunlearn.weights import model_card, pretrained
+from jaxunlearn.reports import charts, model_card, report
+from jaxunlearn.weights import pretrained
 from tests import ledger_test, report_test, tfds_files, tiny_unet
 
 ROOT = pathlib.Path(__file__).parents[1]

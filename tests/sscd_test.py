@@ -14,6 +14,7 @@ from jaxunlearn import data, evals
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.evals import restoration, sscd
 from jaxunlearn.models import resnet
+from jaxunlearn.weights import extractors
 from tests import random_resnet, torchvision_ops, toys
 
 PROCESS = Diffusion()
@@ -81,7 +82,7 @@ def test_identity_names_the_protocol_and_the_file():
 
 def test_similarity_is_the_cosine_of_each_with_its_own_target():
   a, b = pictures()
-  params = resnet.from_state_dict(random_resnet.state_dict())
+  params = extractors.sscd(random_resnet.state_dict())
   got = sscd.similarity(params, None, jnp.array([[a, b, a], [a, b, a]]), jnp.array([a, b]))
   d = resnet.describe(params, sscd.prepare(np.stack([a, b])))
   np.testing.assert_allclose(got, [[1, d[0] @ d[1], 1], [d[0] @ d[1], 1, d[0] @ d[1]]], atol=1e-5)

@@ -13,8 +13,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from benchmarks import check_tpu
 from jaxunlearn import step
-from jaxunlearn.mesh import collectives, dry_run, topology
-from jaxunlearn.mesh.collectives import Total
+from jaxunlearn.compiled import collectives, dry_run, topology
+from jaxunlearn.compiled.collectives import Total
 from tests import meshes, tiny_config
 
 ROOT = pathlib.Path(__file__).parents[1]

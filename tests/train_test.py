@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import checkpoint, train
+from jaxunlearn import build, checkpoint, train
 from jaxunlearn.mesh import processes
 from jaxunlearn.reports import writer
 from tests import nets, tiny_config
@@ -21,7 +21,7 @@ STEPS = 6
 def setup_of(net=None, **overrides):
   config = tiny_config.get_config()
   config.update_from_flattened_dict(overrides)
-  setup = train.build(config)
+  setup = build.build(config)
   return dataclasses.replace(setup, net=net) if net else setup
 
 
@@ -33,7 +33,7 @@ def start(setup):
 
 def take_steps(setup, steps=STEPS):
   """The states and metrics of some updates, on the host."""
-  state = train.make_state(setup, start(setup))
+  state = build.make_state(setup, start(setup))
   update = train.make_update(setup, state)
   states, metrics = [jax.device_get(state)], []
   for step in range(steps):
@@ -109,7 +109,7 @@ def test_learning_rates(schedule, warmup, rates):
   config = tiny_config.get_config()
   config.optimizer.update(schedule=schedule, warmup=warmup, learning_rate=0.5, weight_decay=0.0)
   config.train.steps = 3
-  tx = train.make_optimizer(config)
+  tx = build.make_optimizer(config)
   params = {"w": jnp.zeros(1)}
   state = tx.init(params)
   for rate in rates:
@@ -134,7 +134,7 @@ def test_bf16_compute_keeps_float32_state_and_losses():
 def test_the_state_keeps_its_layout():
   setup = setup_of(**{"mesh.data": 2, "mesh.fsdp": 4})
   params = start(setup)
-  state = train.make_state(setup, params)
+  state = build.make_state(setup, params)
   before = jax.tree.map(lambda a: a.sharding, state)
   after, _ = train.make_update(setup, state)(state, setup.batch(0))
   assert jax.tree.map(lambda a: a.sharding, after) == before
@@ -155,7 +155,7 @@ class Seen:
 def loop(setup, workdir, stopped=lambda: False, probe=None):
   """`train.train` from the newest checkpoint of `workdir`; returns the state or raises."""
   saves = checkpoint.Checkpoints(workdir / "checkpoints", setup.config.train.keep)
-  state = train.make_state(setup, start(setup))
+  state = build.make_state(setup, start(setup))
   state = saves.restore(state) or state
   try:
     with writer.Writer(workdir / "metrics.jsonl", int(state.step)) as out:
@@ -211,7 +211,7 @@ def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(tmp_path):
   bad = [line["step"] for line in lines if isinstance(line["loss_x"], str)]
   assert f"at step {bad[0]};" in str(error.value)
   assert checkpoint.latest_step(tmp_path) == (bad[0] - 1) // 2 * 2 > 0
-  good = checkpoint.read_params(tmp_path, train.make_state(setup, start(setup)).params)
+  good = checkpoint.read_params(tmp_path, build.make_state(setup, start(setup)).params)
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(good))
 
 
@@ -252,7 +252,7 @@ def test_prepared_extras_come_back_from_the_checkpoint(tmp_path, monkeypatch):
 @pytest.fixture
 def run(monkeypatch):
   """`train.run` on the line, without a report."""
-  monkeypatch.setattr(train.models, "make", lambda **_: nets.Line())
+  monkeypatch.setattr(build.models, "make", lambda **_: nets.Line())
   monkeypatch.setattr(train.report, "write", lambda _: {})
 
   def run_(workdir, **overrides):
@@ -267,8 +267,8 @@ def test_an_attack_starts_from_another_run(run, tmp_path):
   run(tmp_path / "first")
   config = tiny_config.get_config()
   config.init_from = str(tmp_path / "first")
-  setup = train.build(config)
-  state = train.make_state(setup, train.start_params(setup))
+  setup = build.build(config)
+  state = build.make_state(setup, build.start_params(setup))
   saved = checkpoint.read_params(tmp_path / "first", state.params)
   for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(saved), strict=True):
     np.testing.assert_array_equal(a, b)
@@ -304,7 +304,7 @@ def test_a_finished_run_is_not_trained_again(run, tmp_path, monkeypatch):
 
 def test_a_run_that_diverges_leaves_its_checkpoints_whole(run, tmp_path, monkeypatch):
   """The save that was under way when the loss became NaN is waited for."""
-  monkeypatch.setattr(train.models, "make", lambda **_: Bad())
+  monkeypatch.setattr(build.models, "make", lambda **_: Bad())
   overrides = {"train.steps": 12, "train.checkpoint_every": 1, "optimizer.learning_rate": 0.01}
   with pytest.raises(train.Diverged):
     run(tmp_path, **overrides)

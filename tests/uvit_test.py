@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from jaxunlearn import models
-from jaxunlearn.diffusion import NULL, conditions
+from jaxunlearn.diffusion import NULL
+from jaxunlearn.methods import embeddings
 from jaxunlearn.models import uvit
 from jaxunlearn.weights import uvit_weights
 from tests import tiny_unet, torch_uvit, unet_parity
@@ -139,7 +140,7 @@ def test_initial_weights():
   normal(params["out_blocks_0"]["skip_linear"]["kernel"], 0.02)
   normal(params["pos_embed"], 0.02)
   normal(params["decoder_pred"]["kernel"], 0.02)
-  normal(conditions.table(params, 0), 1)
+  normal(embeddings.table(params, 0), 1)
   for conv, bound in ((params["patch_embed"]["proj"], 12**-0.5), (params["final_layer"], 27**-0.5)):
     for leaf in (conv["kernel"], conv["bias"]):
       assert 0.3 * bound < np.abs(leaf).max() <= bound

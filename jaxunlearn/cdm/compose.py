@@ -32,7 +32,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxunlearn import errors
-from jaxunlearn.diffusion import Diffusion, EpsFn, conditions
+from jaxunlearn.diffusion import Diffusion, EpsFn, guidance
 from jaxunlearn.mesh import sharding
 
 Tree = Any
@@ -140,7 +140,7 @@ def guided(apply: Callable[..., Array], w: float) -> Callable[..., Array]:
 def _guided(
   apply: Callable[..., Array], w: Array, params: Tree, x_t: Array, t: Array, c: Any = None
 ) -> Array:
-  return conditions.guided_by(jax.tree_util.Partial(apply, params), w, x_t, t, c)
+  return guidance.guided_by(jax.tree_util.Partial(apply, params), w, x_t, t, c)
 
 
 def eps_all(apply: Callable[..., Array], compartments: Compartments) -> Callable[..., Array]:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxunlearn import adapters, data, errors, train
+from jaxunlearn import adapters, build, data, errors, train
 from jaxunlearn.cdm import compartment, compose, routers, sources
 from jaxunlearn.cdm.compose import Compartments, Mode
 from jaxunlearn.cdm.ledger import Ledger
@@ -49,7 +49,7 @@ class Cdm:
     stopped: Callable[[], bool] = lambda: False,
   ):
     self.config, self.workdir = config, pathlib.Path(workdir)
-    self.setup = train.build(config)
+    self.setup = build.build(config)
     fields = dict(config.sources)
     self.lanes, self.slices, _ = (fields.pop(name) for name in ("lanes", "slices", "mesh"))
     self.absent = tuple(fields.pop("absent"))
@@ -130,7 +130,7 @@ class Cdm:
   @functools.cached_property
   def backbone(self) -> Tree:
     """The weights that every source builds on; None where each starts at random."""
-    return train.start_params(self.setup) if self.config.init_from else None
+    return build.start_params(self.setup) if self.config.init_from else None
 
   def training(self, folder: pathlib.Path | None = None) -> Training:
     """The training of shards under RUN/shards, or in another folder with a ledger of its own."""
@@ -223,7 +223,7 @@ class Cdm:
     return out
 
 
-def _check_step(setup: train.Setup) -> None:
+def _check_step(setup: build.Setup) -> None:
   """Raises ValueError where the config asks for another step than the one that sources take."""
   config = setup.config
   if setup.method.streams != ("x",):

@@ -26,7 +26,7 @@ from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from jaxunlearn import checkpoint, step, train
+from jaxunlearn import build, checkpoint, step, train
 from jaxunlearn.cdm.compartment import Compartment
 from jaxunlearn.cdm.ledger import Ledger, files_of
 from jaxunlearn.cdm.shards import Shard
@@ -43,7 +43,7 @@ KEEP = 10**6  # every checkpoint is one that a deletion may go back to
 class Training:
   """What the training of any shard of a run is made of."""
 
-  setup: train.Setup
+  setup: build.Setup
   compartment: Compartment
   backbone: Tree
   folder: pathlib.Path  # of the shards
@@ -266,6 +266,6 @@ def batches(
   def read(at: int) -> Any:
     return jax.tree.map(lambda *rows: np.stack(rows), *[shard.at(at) for shard in mine])
 
-  ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=train.READ_AHEAD)
+  ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=build.READ_AHEAD)
   found = grain.MapDataset.range(first, last).map(read).to_iter_dataset(ahead)
   return ({"x": sharding.put_rows(where, rows, len(lanes))} for rows in found)

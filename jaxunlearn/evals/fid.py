@@ -29,6 +29,7 @@ from jaxunlearn import data, errors, evals, weights
 from jaxunlearn.diffusion import EpsFn
 from jaxunlearn.evals import frechet
 from jaxunlearn.models import inception
+from jaxunlearn.weights import extractors
 
 
 def evaluate(eps_fn: EpsFn, task: evals.Task) -> dict[str, evals.Value]:
@@ -84,13 +85,13 @@ class Extractor:
 
 def load(options: Any) -> Extractor:
   """The extractor that the options name; raises ValueError as `weights.Published.find` does."""
-  params, identity = _read(inception.PUBLISHED.find(options.inception_weights))
+  params, identity = _read(extractors.INCEPTION.find(options.inception_weights))
   return Extractor(params, identity, options.fid_resize, options.fid_batch)
 
 
 @functools.lru_cache(maxsize=1)
 def _read(path: pathlib.Path) -> tuple[Any, str]:
-  params = jax.device_put(inception.from_state_dict(weights.read(path)))
+  params = jax.device_put(extractors.inception(weights.read(path)))
   return params, weights.identity(path)
 
 
@@ -106,7 +107,7 @@ def reference_moments(
 ) -> frechet.Moments:
   """The moments of the records' features, computed once per machine."""
   digest = extractor.identity.rsplit(":", 1)[-1]
-  folder = inception.PUBLISHED.cached.parent / "fid"
+  folder = extractors.INCEPTION.cached.parent / "fid"
   path = folder / f"{fingerprint}-{extractor.resize}-{digest}.npz"
   if path.is_file():
     with np.load(path) as stored:

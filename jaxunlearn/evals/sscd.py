@@ -25,6 +25,7 @@ from jaxunlearn import errors, evals, weights
 from jaxunlearn.diffusion import EpsFn
 from jaxunlearn.evals import restoration
 from jaxunlearn.models import resnet
+from jaxunlearn.weights import extractors
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, in [0, 1]
 STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -44,7 +45,7 @@ def evaluate(eps_fn: EpsFn, task: evals.Task) -> dict[str, evals.Value]:
   """`sscd`; a task without a target has no such value."""
   options = task.options
   protocol = PROTOCOLS[options.sscd_protocol]
-  params, extractor = _load(resnet.PUBLISHED.find(options.sscd_weights))
+  params, extractor = _load(extractors.SSCD.find(options.sscd_weights))
   return restoration.score(
     eps_fn,
     task,
@@ -61,7 +62,7 @@ def evaluate(eps_fn: EpsFn, task: evals.Task) -> dict[str, evals.Value]:
 def check(options: Any) -> None:
   """Raises ValueError where the weights are not there or not readable, or for a wrong protocol."""
   errors.check_choice("SSCD protocol", options.sscd_protocol, PROTOCOLS)
-  _load(resnet.PUBLISHED.find(options.sscd_weights))
+  _load(extractors.SSCD.find(options.sscd_weights))
 
 
 def similarity(
@@ -104,4 +105,4 @@ def _resized(image: np.ndarray, short_side: int) -> np.ndarray:
 @functools.lru_cache(maxsize=1)
 def _load(path: pathlib.Path) -> tuple[Any, str]:
   """The parameters, and the name and the first digits of the sha256 of their file."""
-  return resnet.from_state_dict(weights.read(path)), weights.identity(path)
+  return extractors.sscd(weights.read(path)), weights.identity(path)

@@ -15,14 +15,14 @@ import numpy as np
 import optax
 
 from jaxunlearn import data, evals, methods
-from jaxunlearn.diffusion import Diffusion, EpsFn, conditions
+from jaxunlearn.diffusion import Diffusion, EpsFn, guidance
 
 ROWS, BATCH = 512, 64
 
 
 def evaluate(eps_fn: EpsFn, task: evals.Task) -> dict[str, evals.Value]:
   """Both, without an interval: the same rows for every model, and no guidance."""
-  rng, eps_fn = task.key("stationarity"), conditions.unguided(eps_fn)
+  rng, eps_fn = task.key("stationarity"), guidance.unguided(eps_fn)
   seed = np.asarray(jax.random.key_data(rng))
   index = np.random.default_rng(seed).permutation(len(task.reference))[:ROWS]
   parts = [index[i : i + BATCH] for i in range(0, len(index), BATCH)]

@@ -1,1 +1,1 @@
-"""Devices and processes: where arrays lie, who runs, and what the compiler makes of a step."""
+"""Devices and processes: where arrays lie, who runs, and a profile of it."""

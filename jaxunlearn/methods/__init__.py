@@ -34,7 +34,7 @@ import optax
 from jaxunlearn import errors
 from jaxunlearn.diffusion import NULL, Diffusion, EpsFn
 
-HELPERS = ("importance",)  # modules that are no method
+HELPERS = ("embeddings", "importance")  # modules that are no method
 
 Array = jax.Array
 Tree = Any  # a nested dict of arrays: parameters, their gradients

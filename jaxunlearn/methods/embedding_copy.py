@@ -8,7 +8,7 @@ condition is what the stream `a` maps to (`to = "next"`).
 import dataclasses
 
 from jaxunlearn import methods
-from jaxunlearn.diffusion import conditions
+from jaxunlearn.methods import embeddings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Method(methods.Objective):
 
   def start(self, params, data, rng):
     """Raises ValueError where the model has no table of embeddings."""
-    column, value, other = conditions.concept_of(data["a"])
-    table = conditions.table(params, column)
-    return conditions.with_table(params, column, table.at[value].set(table[other]))
+    column, value, other = embeddings.concept_of(data["a"])
+    table = embeddings.table(params, column)
+    return embeddings.with_table(params, column, table.at[value].set(table[other]))
 
   def draw(self, process, batch, rng, extras, step):
     return methods.draw_one(process, batch["a"], rng)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn import methods
-from jaxunlearn.diffusion import conditions
+from jaxunlearn.methods import embeddings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Method(methods.Objective):
     Raises:
       ValueError: the model has no table of embeddings, or the stream maps no condition.
     """
-    column, value, _ = conditions.concept_of(data["a"])
+    column, value, _ = embeddings.concept_of(data["a"])
     frozen = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
-    row = jnp.zeros(conditions.table(params, column).shape, bool).at[value].set(True)
-    return {"mask": conditions.with_table(frozen, column, row)}
+    row = jnp.zeros(embeddings.table(params, column).shape, bool).at[value].set(True)
+    return {"mask": embeddings.with_table(frozen, column, row)}
 
   def draw(self, process, batch, rng, extras, step):
     return methods.draw_one(process, batch["a"], rng)

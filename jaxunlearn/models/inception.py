@@ -2,42 +2,21 @@
 
 It is TensorFlow's network of 2015-12-05, as pytorch-fid ports it. It differs from torchvision's:
 average pools inside blocks A, C and E count no padding, and the last block takes a maximum instead.
-Layout is NHWC and all is float32. BatchNorm is that of inference, folded into the convolutions:
+Layout is NHWC and all is float32. BatchNorm is folded into the convolutions: weights/extractors.py.
 
-    BN(W * x) = (W s) * x + (beta - mean s),  s = gamma / sqrt(var + 1e-3)
-
-Parameters are named as in PyTorch's state dict: `Mixed_5b.branch1x1.{conv,bn}.*` give
-`Mixed_5b/branch1x1/{kernel,bias}`. A layer is written (features, kernel size, stride).
+Parameters are named as in PyTorch's state dict. A layer is written (features, kernel size, stride).
 """
 
-import functools
-import re
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import traverse_util
 from jaxtyping import Array, Float
 
-from jaxunlearn import weights
-
-PUBLISHED = weights.Published(
-  what="FID's Inception",
-  url=(
-    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
-    "pt_inception-2015-12-05-6726825d.pth"
-  ),
-  field="config.eval.inception_weights",
-  sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
-)
 SIZE = 299
 FEATURES = 2048
 
-_EPS = 1e-3  # of TensorFlow's batch norm
-_UNUSED = re.compile(r"^(fc|AuxLogits)\.|\.num_batches_tracked$")
 _TALL, _WIDE = (7, 1), (1, 7)
 
 Layer = tuple[int, tuple[int, int]] | tuple[int, tuple[int, int], int]
@@ -180,35 +159,3 @@ def features(params: Any, images: Float[Array, "N H W 3"]) -> Float[Array, "N 20
   with jax.default_matmul_precision("highest"):
     out: Any = Inception().apply({"params": params}, images)
     return out
-
-
-def from_state_dict(state: Mapping[str, np.ndarray]) -> Any:
-  """Our nested parameters from a state dict of PyTorch's names; its classifier is not used.
-
-  Raises:
-    ValueError: a weight is missing, left over, or of another shape.
-  """
-  used = {name: value for name, value in state.items() if not _UNUSED.search(name)}
-  PUBLISHED.check_shapes(used, state_shapes())
-  layers = {name.rsplit(".", 2)[0] for name in used}
-  return traverse_util.unflatten_dict({name: _folded(used, name) for name in layers}, sep=".")
-
-
-@functools.cache
-def state_shapes() -> frozenset[tuple[str, tuple[int, ...]]]:
-  """The names and shapes of the state dict that `from_state_dict` takes."""
-  images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), np.float32)
-  params = jax.eval_shape(Inception().init, jax.random.key(0), images)["params"]
-  flat = traverse_util.flatten_dict(params, sep=".")
-  kernels = {name[: -len(".kernel")]: k.shape for name, k in flat.items() if k.ndim == 4}
-  norms = ("weight", "bias", "running_mean", "running_var")
-  convs = {(f"{name}.conv.weight", (o, i, h, w)) for name, (h, w, i, o) in kernels.items()}
-  return frozenset(convs | {(f"{n}.bn.{k}", (s[-1],)) for n, s in kernels.items() for k in norms})
-
-
-def _folded(state: Mapping[str, np.ndarray], layer: str) -> dict[str, np.ndarray]:
-  norm = lambda name: state[f"{layer}.bn.{name}"].astype(np.float64)
-  scale = norm("weight") / np.sqrt(norm("running_var") + _EPS)
-  kernel = state[f"{layer}.conv.weight"].transpose(2, 3, 1, 0) * scale
-  bias = norm("bias") - norm("running_mean") * scale
-  return {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}

@@ -11,39 +11,18 @@ Parameters are named as in torchvision's state dict, an index joined by an under
 `layer1.0.conv1.weight` is `layer1_0/conv1/kernel`.
 """
 
-import functools
-import re
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import traverse_util
 from jaxtyping import Array, Float
 
-from jaxunlearn import weights
-
-PUBLISHED = weights.Published(
-  what="SSCD's ResNet-50",
-  url="https://dl.fbaipublicfiles.com/sscd-copy-detection/sscd_disc_mixup.torchvision.pt",
-  field="config.eval.sscd_weights",
-  sha256="",
-)
 BLOCKS = (3, 4, 6, 3)  # of each stage of ResNet-50
 WIDTH = 64
 DESCRIPTOR = 512
 
 _EPS = 1e-5  # torch's BatchNorm2d
-_TO_FLAX = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}  # OIHW -> HWIO, OI -> IO, by number of axes
-_COUNTER = "num_batches_tracked"  # of BatchNorm while it is trained
-_OURS = (
-  (r"^backbone\.", ""),
-  (r"^embeddings\.\d", "fc"),  # the head, where it is not the trunk's own last layer
-  (r"\.(\d)\.", r"_\1."),
-  (r"\.running_", "."),
-)
 
 
 class Sscd(nn.Module):
@@ -101,35 +80,6 @@ def describe(params: Any, images: Float[Array, "N H W 3"]) -> Float[Array, "N 51
   with jax.default_matmul_precision("highest"):
     d: Any = Sscd().apply({"params": params}, images)
   return d
-
-
-def from_state_dict(state: Mapping[str, np.ndarray]) -> Any:
-  """Our nested parameters from a state dict of torchvision's names, with or without `backbone.`.
-
-  Raises:
-    ValueError: a weight is missing, left over, or of another shape.
-  """
-  params = {
-    _our_name(name, value): np.ascontiguousarray(value.transpose(_TO_FLAX[value.ndim]), np.float32)
-    for name, value in state.items()
-    if not name.endswith(_COUNTER)
-  }
-  PUBLISHED.check_shapes(params, _shapes())
-  return traverse_util.unflatten_dict(params, sep=".")
-
-
-@functools.cache
-def _shapes() -> frozenset[tuple[str, tuple[int, ...]]]:
-  images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
-  params = jax.eval_shape(Sscd().init, jax.random.key(0), images)["params"]
-  flat = traverse_util.flatten_dict(params, sep=".")
-  return frozenset((name, leaf.shape) for name, leaf in flat.items())
-
-
-def _our_name(name: str, value: np.ndarray) -> str:
-  for torchs, ours in _OURS:
-    name = re.sub(torchs, ours, name)
-  return re.sub("weight$", "scale" if value.ndim == 1 else "kernel", name)
 
 
 def _conv(features: int, size: int, stride: int, name: str) -> nn.Conv:

@@ -3,12 +3,12 @@
 import sys
 
 from jaxunlearn import weights
-from jaxunlearn.models import inception, resnet
+from jaxunlearn.weights import extractors
 
 
 def main() -> None:
   try:
-    for published in (inception.PUBLISHED, resnet.PUBLISHED):
+    for published in (extractors.INCEPTION, extractors.SSCD):
       path = published.cached if published.cached.is_file() else published.fetch()
       print(f"{path}  sha256 {weights.sha256(path)}  {published.what}")
   except (OSError, ValueError) as error:

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from jaxunlearn import step, train
-from jaxunlearn.mesh import topology
+from jaxunlearn import build, step
+from jaxunlearn.compiled import topology
 
 
 def describe(config: ConfigDict, name: str = "") -> str:
@@ -25,7 +25,7 @@ def describe(config: ConfigDict, name: str = "") -> str:
     raise ValueError(
       f"this config lists {len(config.runs)} runs; --dry_run takes the config of one"
     )
-  setup = topology.build(config, name) if name else train.build(config)
+  setup = topology.setup_on(config, name) if name else build.build(config)
   shapes = jax.eval_shape(setup.net.init, jax.random.key(0))
   method, steps = setup.method, setup.config.train
   kind = setup.mesh.devices.flat[0].device_kind
@@ -42,7 +42,7 @@ def describe(config: ConfigDict, name: str = "") -> str:
   return f"{setup.config}\n" + "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
 
 
-def _here(setup: train.Setup) -> dict[str, str]:
+def _here(setup: build.Setup) -> dict[str, str]:
   """The step on this process' devices."""
   state = topology.state_of(setup)
   programs = dict(step.compile_programs(setup, state, topology.batch_of(setup)))

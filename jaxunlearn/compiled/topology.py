@@ -19,10 +19,11 @@ import numpy as np
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from jaxunlearn import methods, step, train
+from jaxunlearn import build, methods, step
 from jaxunlearn.checkpoint import State
+from jaxunlearn.compiled import collectives
 from jaxunlearn.errors import check_choice
-from jaxunlearn.mesh import collectives, sharding
+from jaxunlearn.mesh import sharding
 
 Tree = Any
 GIB = 2**30
@@ -86,19 +87,19 @@ def devices(name: str) -> Sequence[Any]:
     ) from error
 
 
-def build(config: ConfigDict, name: str) -> train.Setup:
-  """The run of a config on that topology; raises ValueError as `train.build` does."""
+def setup_on(config: ConfigDict, name: str) -> build.Setup:
+  """The run of a config on that topology; raises ValueError as `build.build` does."""
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices(name))
   if "sources" not in config:
     sharding.check_batch(config.train.batch, config.train.micro_batches, mesh)
   here = config.copy_and_resolve_references()
   here.mesh.update(data=1, fsdp=1)
-  setup = train.build(here)
+  setup = build.build(here)
   here.mesh.update(mesh.shape)
   return dataclasses.replace(setup, mesh=mesh)
 
 
-def state_of(setup: train.Setup) -> State:
+def state_of(setup: build.Setup) -> State:
   """The shapes and layouts of step 0. What a method prepares is computed here, from zeros."""
   params = jax.eval_shape(setup.net.init, jax.random.key(0))
   extras: Tree = {}
@@ -117,7 +118,7 @@ def state_of(setup: train.Setup) -> State:
   return sharding.shaped(setup.mesh, state)
 
 
-def batch_of(setup: train.Setup) -> methods.Batch:
+def batch_of(setup: build.Setup) -> methods.Batch:
   """The shapes and layouts of a batch of the run's streams."""
   size = setup.config.train.batch
   rows = {name: stream.at(0, np.arange(1)) for name, stream in setup.streams.items()}
@@ -172,7 +173,7 @@ def cost(program: jax.stages.Compiled, resident: int = 0, runs: int = 1) -> Cost
   )
 
 
-def step_costs(setup: train.Setup, batch: methods.Batch) -> Iterator[tuple[str, Cost]]:
+def step_costs(setup: build.Setup, batch: methods.Batch) -> Iterator[tuple[str, Cost]]:
   """Each program of a step by name, compiled one after the other.
 
   Raises:
@@ -211,7 +212,7 @@ def fitting() -> Iterator[None]:
     ) from error
 
 
-def least(setup: train.Setup) -> float:
+def least(setup: build.Setup) -> float:
   """Bytes that each device sends at least in a step (collectives.py)."""
   shapes = jax.tree.leaves(jax.eval_shape(setup.net.init, jax.random.key(0)))
   gradients = len(setup.method.terms)
@@ -219,7 +220,7 @@ def least(setup: train.Setup) -> float:
   return collectives.minimum(sum(s.size for s in shapes), gradients, summed, **setup.mesh.shape)
 
 
-def lines(setup: train.Setup, name: str) -> dict[str, str]:
+def lines(setup: build.Setup, name: str) -> dict[str, str]:
   """The report of a step on that topology: each program, then the step."""
   costs = dict(step_costs(setup, batch_of(setup)))
   peak, hbm = max(one.memory for one in costs.values()), chip(name).hbm

@@ -1,4 +1,4 @@
-"""Conditions: int32 [B], or [B, n] of n of them; and their tables of embeddings in the parameters.
+"""What conditions are in the parameters: tables of embeddings; and which one is to be forgotten.
 
 A conditional network keeps the table of its i-th condition as `class_embedding_i/embedding`: one
 row a value, the learned null last.
@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import methods
-from jaxunlearn.diffusion import NULL, EpsFn
 
 Tree = Any
 
@@ -52,24 +51,3 @@ def with_table(params: Tree, column: int, embeddings: Any) -> Tree:
   """The parameters with another table."""
   name = f"class_embedding_{column}"
   return {**params, name: {**params[name], "embedding": embeddings}}
-
-
-def guided(eps_fn: EpsFn, w: float) -> EpsFn:
-  """(1 + w) eps_c - w eps_null (Ho and Salimans, 2022), by one forward pass of 2B rows."""
-  return jax.tree_util.Partial(guided_by, eps_fn, jnp.float32(w)) if w else eps_fn
-
-
-def unguided(eps_fn: Any) -> EpsFn:
-  """The noise predictor under the guidance."""
-  return eps_fn.args[0] if getattr(eps_fn, "func", None) is guided_by else eps_fn
-
-
-def guided_by(
-  eps_fn: EpsFn, w: jax.Array, x_t: jax.Array, t: jax.Array, c: Any = None
-) -> jax.Array:
-  """The same with a traced w, at (x_t, t, c)."""
-  if c is None:
-    return eps_fn(x_t, t)
-  both = jnp.concatenate([c, jnp.full_like(c, NULL)])
-  eps_c, eps_null = jnp.split(eps_fn(jnp.tile(x_t, (2, 1, 1, 1)), jnp.tile(t, 2), both), 2)
-  return (1 + w) * eps_c - w * eps_null
