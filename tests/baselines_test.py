@@ -108,7 +108,7 @@ def test_no_is_and_siss_take_the_same_forget_norm():
 
 
 def test_no_is_refuses_a_size_out_of_range():
-  with pytest.raises(ValueError, match=r"^forget_norm -5.0: use more than 0, or None"):
+  with pytest.raises(ValueError, match=r"^forget_norm is -5.0; use more than 0, or None"):
     siss_no_is.Method(forget_norm=-5.0)
 
 
@@ -189,7 +189,7 @@ def test_retrack_finds_neighbours_once_for_copies_and_looks_them_up_by_record_nu
 
 
 def test_retrack_refuses_more_neighbours_than_there_are():
-  with pytest.raises(ValueError, match=r"^neighbours 31: use at most 30"):
+  with pytest.raises(ValueError, match=r"^neighbours is 31; use at most 30"):
     prepare(neighbours=31)
 
 

@@ -382,7 +382,7 @@ def test_a_senseless_number_is_refused_in_one_line(name):
   for field in dataclasses.fields(methods.make(name)):
     if not isinstance(field.default, bool | str):
       bad = -1 if isinstance(field.default, int) else float("nan")
-      with pytest.raises(ValueError, match=rf"^{field.name} {bad}: use [^\n]+$"):
+      with pytest.raises(ValueError, match=rf"^{field.name} is {bad}; use [^\n]+$"):
         methods.make(name, **{field.name: bad})
 
 

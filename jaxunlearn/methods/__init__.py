@@ -21,7 +21,6 @@ To add a method write one file here; `tests/methods_test.py` tests it because it
 import dataclasses
 import functools
 import importlib
-import math
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -31,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxunlearn import errors
+from jaxunlearn import errors, ranges
 from jaxunlearn.diffusion import NULL, Diffusion, EpsFn
 
 HELPERS = ("embeddings", "importance")  # modules that are no method
@@ -91,6 +90,9 @@ class Objective:
   # The step is a rule on the gradients of the whole batch at once: no micro-batches.
   whole_batch: ClassVar[bool] = False
 
+  def __post_init__(self) -> None:
+    ranges.check(self)
+
   def start(self, params: Tree, data: Mapping[str, Whole], rng: Array) -> Tree:
     """The parameters of step 0, from those of init_from; `prepare` still gets the latter."""
     del data, rng
@@ -108,7 +110,9 @@ class Objective:
     del apply, params, process, data, rng
     return {}
 
-  def draw(self, process: Diffusion, batch: Batch, rng: Array, extras: Tree, step: Array) -> Any:
+  def draw(
+    self, process: Diffusion, batch: Batch, rng: Array, extras: Tree, step: Array | int
+  ) -> Any:
     """The random numbers of step 0, 1, ...; every leaf leads with the batch axis."""
     raise NotImplementedError
 
@@ -144,6 +148,33 @@ class Objective:
     """One update direction from the K gradients of the whole batch: their sum by default."""
     del extras
     return jax.tree.map(lambda *g: sum(g), *grads), {}
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoSets(Objective):
+  """The denoising losses of two streams, each row with a time and a noise of its own.
+
+  The condition of the first is dropped for a share of its rows, that of the second never.
+  """
+
+  c_dropout: ranges.Share = 0.1
+
+  streams = ("x", "a")
+  terms = ("x", "a")
+  forwards = 2
+  backwards = 2
+  shared_forward = False
+
+  def draw(
+    self, process: Diffusion, batch: Batch, rng: Array, extras: Tree, step: Array | int
+  ) -> Any:
+    kept, other = (batch[name] for name in self.streams)
+    return draw_two(process, kept, other, rng, self.c_dropout)
+
+  def losses(
+    self, eps_fn: EpsFn, process: Diffusion, draws: Any, extras: Tree
+  ) -> tuple[tuple[Array, ...], Metrics]:
+    return two_denoising_losses(eps_fn, process, draws), {}
 
 
 def names() -> list[str]:
@@ -214,7 +245,7 @@ def bind(extras: Tree, apply: Callable[..., Array], params: Tree) -> Tree:
 def check(name: str, value: Any, ok: bool, rule: str) -> None:
   """Raises ValueError with the field, its value and the rule, unless `ok`."""
   if not ok:
-    raise ValueError(f"{name} {value}: use {rule}")
+    raise ValueError(f"{name} is {value}; use {rule}")
 
 
 def draw_noise(process: Diffusion, shape: tuple[int, ...], rng: Array) -> dict[str, Array]:
@@ -305,12 +336,6 @@ def clipped(grads: Tree, norm: float) -> Tree:
 def masked(grads: Tree, mask: Tree) -> Tree:
   """The gradients where the mask is true, 0 elsewhere."""
   return jax.tree.map(lambda g, m: jnp.where(m, g, 0), grads, mask)
-
-
-def check_forget_size(norm: float | None, ratio: float) -> None:
-  """The two fields of `subtract_scaled`."""
-  check("forget_norm", norm, norm is None or 0 < norm < math.inf, "more than 0, or None: relative")
-  check("forget_ratio", ratio, 0 < ratio < math.inf, "more than 0")
 
 
 def subtract_scaled(g_x: Tree, g_a: Tree, norm: float | None, ratio: float) -> tuple[Tree, Metrics]:

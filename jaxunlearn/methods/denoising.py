@@ -11,15 +11,12 @@ import dataclasses
 
 import jax
 
-from jaxunlearn import methods
+from jaxunlearn import methods, ranges
 
 
 @dataclasses.dataclass(frozen=True)
 class Method(methods.Objective):
-  c_dropout: float = 0.1  # the share of rows whose condition is null
-
-  def __post_init__(self):
-    methods.check("c_dropout", self.c_dropout, 0 <= self.c_dropout <= 1, "0 to 1")
+  c_dropout: ranges.Share = 0.1  # the share of rows whose condition is null
 
   def draw(self, process, batch, rng, extras, step):
     x = batch["x"]

@@ -12,31 +12,16 @@ condition is dropped for a share of D_r and never for D_alt. Pixel sums, both.
 """
 
 import dataclasses
-import math
 
-from jaxunlearn import methods
+from jaxunlearn import methods, ranges
 
 
 @dataclasses.dataclass(frozen=True)
-class Method(methods.Objective):
-  lam: float = 1.0
-  c_dropout: float = 0.1
+class Method(methods.TwoSets):
+  lam: ranges.AtLeast0 = 1.0
 
   streams = ("x", "alt")
   terms = ("x", "alt")
-  forwards = 2
-  backwards = 2
-  shared_forward = False
-
-  def __post_init__(self):
-    methods.check("lam", self.lam, 0 <= self.lam < math.inf, "0 or more")
-    methods.check("c_dropout", self.c_dropout, 0 <= self.c_dropout <= 1, "0 to 1")
-
-  def draw(self, process, batch, rng, extras, step):
-    return methods.draw_two(process, batch["x"], batch["alt"], rng, self.c_dropout)
-
-  def losses(self, eps_fn, process, draws, extras):
-    return methods.two_denoising_losses(eps_fn, process, draws), {}
 
   def combine(self, grads, extras):
     return methods.weighted(grads, (1.0, self.lam)), {}

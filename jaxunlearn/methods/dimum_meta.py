@@ -12,33 +12,25 @@ safeguards (Tamirisa et al., 2024). Needs the images to forget. Pixel sums.
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import methods
+from jaxunlearn import methods, ranges
 
 
 @dataclasses.dataclass(frozen=True)
 class Method(methods.Objective):
-  lam: float = 1.0
-  mu: float = 1.0
-  inner_steps: int = 2  # K
-  inner_rate: float = 1e-3
-  c_dropout: float = 0.1
+  lam: ranges.AtLeast0 = 1.0
+  mu: ranges.AtLeast0 = 1.0
+  inner_steps: ranges.Count = 2  # K
+  inner_rate: ranges.Above0 = 1e-3
+  c_dropout: ranges.Share = 0.1
 
   streams = ("x", "alt", "a")
   terms = ("x", "alt", "meta")
   whole_batch = True
   shared_forward = False
-
-  def __post_init__(self):
-    for name in ("lam", "mu"):
-      methods.check(name, getattr(self, name), 0 <= getattr(self, name) < math.inf, "0 or more")
-    methods.check("inner_steps", self.inner_steps, self.inner_steps >= 1, "1 or more")
-    methods.check("inner_rate", self.inner_rate, 0 < self.inner_rate < math.inf, "more than 0")
-    methods.check("c_dropout", self.c_dropout, 0 <= self.c_dropout <= 1, "0 to 1")
 
   @property
   def forwards(self):

@@ -9,27 +9,23 @@ or not finite the step is g_x. A pair of rows x and a shares t and eps.
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn import methods
+from jaxunlearn import methods, ranges
 
 
 @dataclasses.dataclass(frozen=True)
 class Method(methods.Objective):
-  eta: float = 1e-3  # the least share of g_a in every step
+  eta: ranges.AtLeast0 = 1e-3  # the least share of g_a in every step
 
   streams = ("x", "a")
   terms = ("x", "a")
   forwards = 2
   backwards = 2
   shared_forward = False
-
-  def __post_init__(self):
-    methods.check("eta", self.eta, 0 <= self.eta < math.inf, "0 or more")
 
   def draw(self, process, batch, rng, extras, step):
     k_pairs, k_u = jax.random.split(rng)

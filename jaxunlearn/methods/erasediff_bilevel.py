@@ -12,32 +12,25 @@ steps see the batch, noise and targets of their outer step. The stream `a` maps 
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn import methods
+from jaxunlearn import methods, ranges
 
 
 @dataclasses.dataclass(frozen=True)
 class Method(methods.Objective):
-  eta: float = 0.1
-  inner_steps: int = 2  # K
-  inner_rate: float = 1e-5
-  c_dropout: float = 0.1
+  eta: ranges.AtLeast0 = 0.1
+  inner_steps: ranges.Count = 2  # K
+  inner_rate: ranges.Above0 = 1e-5
+  c_dropout: ranges.Share = 0.1
 
   streams = ("x", "a")
   terms = ("x", "u")
   whole_batch = True
   shared_forward = False
-
-  def __post_init__(self):
-    methods.check("eta", self.eta, 0 <= self.eta < math.inf, "0 or more")
-    methods.check("inner_steps", self.inner_steps, self.inner_steps >= 1, "1 or more")
-    methods.check("inner_rate", self.inner_rate, 0 < self.inner_rate < math.inf, "more than 0")
-    methods.check("c_dropout", self.c_dropout, 0 <= self.c_dropout <= 1, "0 to 1")
 
   @property
   def forwards(self):

@@ -9,28 +9,24 @@ samples part of the way. A pixel sum.
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import methods
+from jaxunlearn import methods, ranges
 from jaxunlearn.diffusion import NULL
 
 
 @dataclasses.dataclass(frozen=True)
 class Method(methods.Objective):
-  eta: float = 1.0
+  eta: ranges.AtLeast0 = 1.0
   only: str = ""
 
   streams = ("a",)
   terms = ("a",)
   forwards = 3
   backwards = 1
-
-  def __post_init__(self):
-    methods.check("eta", self.eta, 0 <= self.eta < math.inf, "0 or more")
 
   def prepare(self, apply, params, process, data, rng):
     """The frozen model, and which parameters may move.

@@ -16,23 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import methods
+from jaxunlearn import methods, ranges
 
 
 @dataclasses.dataclass(frozen=True)
 class Method(methods.Objective):
-  neighbours: int = 10  # K
-  weight: float = 0.005  # l: .005 for MNIST and CelebA-HQ, .02 for CIFAR-10
+  neighbours: ranges.Count = 10  # K
+  weight: ranges.Share = 0.005  # l: .005 for MNIST and CelebA-HQ, .02 for CIFAR-10
 
   streams = ("x", "a")
   terms = ("x", "u")
   forwards = 2
   backwards = 2
   shared_forward = False
-
-  def __post_init__(self):
-    methods.check("neighbours", self.neighbours, self.neighbours >= 1, "1 or more")
-    methods.check("weight", self.weight, 0 <= self.weight <= 1, "0 to 1")
 
   def prepare(self, apply, params, process, data, rng):
     """A table from record number to distinct image, and each distinct image's neighbours.

@@ -14,32 +14,24 @@ import math
 
 import jax.numpy as jnp
 
-from jaxunlearn import methods
+from jaxunlearn import methods, ranges
 from jaxunlearn.methods import importance
 
 
 @dataclasses.dataclass(frozen=True)
 class Method(methods.Objective):
-  share: float = 0.5  # of the parameters that may move
-  alpha: float = 1e-3
-  clip: float = 1.0  # of the gradient, before the mask; of each batch's in the mask too
-  c_dropout: float = 0.1
-  mask_rows: int = 512  # records behind the mask
-  mask_batch: int = 64
+  share: ranges.Part = 0.5  # of the parameters that may move
+  alpha: ranges.AtLeast0 = 1e-3
+  clip: ranges.Above0 = 1.0  # of the gradient, before the mask; of each batch's in the mask too
+  c_dropout: ranges.Share = 0.1
+  mask_rows: ranges.Count = 512  # records behind the mask
+  mask_batch: ranges.Count = 64
 
   streams = ("x", "a")
   terms = ("x", "u")
   forwards = 3
   backwards = 2
   shared_forward = False
-
-  def __post_init__(self):
-    methods.check("share", self.share, 0 < self.share <= 1, "more than 0, to 1")
-    methods.check("alpha", self.alpha, 0 <= self.alpha < math.inf, "0 or more")
-    methods.check("clip", self.clip, 0 < self.clip < math.inf, "more than 0")
-    methods.check("c_dropout", self.c_dropout, 0 <= self.c_dropout <= 1, "0 to 1")
-    for name in ("mask_rows", "mask_batch"):
-      methods.check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
 
   def prepare(self, apply, params, process, data, rng):
     batches = {"batch": self.mask_batch, "rows": self.mask_rows, "clip": self.clip}

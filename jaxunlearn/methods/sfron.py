@@ -10,35 +10,28 @@ whole batch. Pixel sums.
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import methods
+from jaxunlearn import methods, ranges
 from jaxunlearn.methods import importance
 
 
 @dataclasses.dataclass(frozen=True)
 class Method(methods.Objective):
-  alpha: float = 10.0
-  power: float = 0.5
-  gamma: float = 1.0  # the least ratio of the two Fisher informations of a parameter that forgets
-  iterations: int = 150  # after which alpha is 0: half of config.train.steps
-  c_dropout: float = 0.1
-  fisher_rows: int = 128  # records of each kind behind the mask
+  alpha: ranges.AtLeast0 = 10.0
+  power: ranges.AtLeast0 = 0.5
+  gamma: ranges.AtLeast0 = (
+    1.0  # the least ratio of the two Fisher informations of a parameter that forgets
+  )
+  iterations: ranges.Count = 150  # after which alpha is 0: half of config.train.steps
+  c_dropout: ranges.Share = 0.1
+  fisher_rows: ranges.Count = 128  # records of each kind behind the mask
 
   streams = ("x", "a")
   terms = ("x", "a")
   whole_batch = True
-
-  def __post_init__(self):
-    methods.check("alpha", self.alpha, 0 <= self.alpha < math.inf, "0 or more")
-    methods.check("power", self.power, 0 <= self.power < math.inf, "0 or more")
-    methods.check("gamma", self.gamma, 0 <= self.gamma < math.inf, "0 or more")
-    methods.check("c_dropout", self.c_dropout, 0 <= self.c_dropout <= 1, "0 to 1")
-    for name in ("iterations", "fisher_rows"):
-      methods.check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
 
   def prepare(self, apply, params, process, data, rng):
     information = lambda name, key: importance.fisher(

@@ -20,29 +20,25 @@ Deviations from the paper, all of the same expected gradient to float32:
 
 import dataclasses
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import methods
+from jaxunlearn import methods, ranges
 
 
 @dataclasses.dataclass(frozen=True)
 class Method(methods.Objective):
-  lam: float = 0.5  # the share of rows that are a noised a
-  forget_norm: float | None = None  # ||c g_a||, the paper's scaling_norm; None: relative
-  forget_ratio: float = 0.1  # ||c g_a|| / ||g_x||, where forget_norm is None
+  lam: ranges.Share = 0.5  # the share of rows that are a noised a
+  forget_norm: ranges.Above0 | None = None  # ||c g_a||, the paper's scaling_norm; None: relative
+  forget_ratio: ranges.Above0 = 0.1  # ||c g_a|| / ||g_x||, where forget_norm is None
   stratified: bool = True
-  skip_below: float = 1e-8
+  skip_below: Annotated[float, ranges.Range(0.0, 0.5, under=True)] = 1e-8
 
   streams = ("x", "a")
   terms = ("x", "a")
   backwards = 2
-
-  def __post_init__(self):
-    methods.check("lam", self.lam, 0 <= self.lam <= 1, "0 to 1")
-    methods.check_forget_size(self.forget_norm, self.forget_ratio)
-    methods.check("skip_below", self.skip_below, 0 <= self.skip_below < 0.5, "0 to under 0.5")
 
   def draw(self, process, batch, rng, extras, step):
     x, a = batch["x"], batch["a"]

@@ -8,22 +8,19 @@ gets its norm by the same rule: the step is g_x - c g_a, `methods.subtract_scale
 
 import dataclasses
 
-from jaxunlearn import methods
+from jaxunlearn import methods, ranges
 
 
 @dataclasses.dataclass(frozen=True)
 class Method(methods.Objective):
-  forget_norm: float | None = None  # ||c g_a||, the paper's scaling_norm; None: relative
-  forget_ratio: float = 0.1  # ||c g_a|| / ||g_x||, where forget_norm is None
+  forget_norm: ranges.Above0 | None = None  # ||c g_a||, the paper's scaling_norm; None: relative
+  forget_ratio: ranges.Above0 = 0.1  # ||c g_a|| / ||g_x||, where forget_norm is None
 
   streams = ("x", "a")
   terms = ("x", "a")
   forwards = 2
   backwards = 2
   shared_forward = False
-
-  def __post_init__(self):
-    methods.check_forget_size(self.forget_norm, self.forget_ratio)
 
   def draw(self, process, batch, rng, extras, step):
     return methods.draw_pairs(process, batch, rng)

@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, Real, UInt32
 
 from jaxunlearn import errors
 from jaxunlearn.diffusion import NULL
+from jaxunlearn.models.predictor import Predictor
 
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
@@ -45,7 +46,7 @@ _POSITIVE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Net:
+class Net(Predictor):
   """The fields of diffusers' `config.json`, under its names; sequences are kept as tuples."""
 
   sample_size: int = 28
@@ -108,10 +109,6 @@ class Net:
         f"{levels - 1} times; use a multiple of {unit}"
       )
 
-  @property
-  def image_shape(self) -> tuple[int, int, int]:
-    return (self.sample_size, self.sample_size, self.in_channels)
-
   def init(self, key: Array) -> Any:
     """Random parameters, a nested dict of float32 arrays."""
     x = _fold(jnp.zeros((1, *self.image_shape)), self.patch_size)
@@ -136,14 +133,7 @@ class Net:
     Raises:
       ValueError: conditions for an unconditional network, or of another number.
     """
-    n = len(self.classes)
-    if c is None:
-      c = jnp.full((len(x), n), NULL)
-    elif not n:
-      raise ValueError("this UNet is unconditional and was given a condition; drop the labels")
-    elif c.shape != ((len(x),) if n == 1 else (len(x), n)):
-      raise ValueError(f"conditions are {c.shape}; give {n} for each of {len(x)} images")
-    inputs = (_fold(x, self.patch_size), t, c.reshape(len(x), n))
+    inputs = (_fold(x, self.patch_size), t, self.conditions(x, c))
     predict = lambda *inputs, **rngs: UNet(self).apply({"params": params}, *inputs, rngs=rngs)
     if rows is None or not self.dropout:
       eps: Any = predict(*inputs)

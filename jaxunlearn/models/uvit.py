@@ -33,6 +33,7 @@ from jaxtyping import Array, Float, Real
 from jaxunlearn import errors
 from jaxunlearn.diffusion import NULL
 from jaxunlearn.models import unet
+from jaxunlearn.models.predictor import Predictor
 
 TIMES = {"discrete": 1.0, "vpsde": 0.999}  # the network reads that times n = t + 1 of 1..1000
 _POSITIVE = ("sample_size", "in_channels", "patch_size", "width", "heads")
@@ -40,7 +41,7 @@ _normal = nn.initializers.normal(0.02)
 
 
 @dataclasses.dataclass(frozen=True)
-class Net:
+class Net(Predictor):
   """A U-ViT by its sizes. The published CIFAR-10 S/2 is the default, less `time="vpsde"`.
 
   The published ImageNet 64 models were trained without guidance and have no null: theirs is
@@ -79,10 +80,6 @@ class Net:
       raise ValueError(f"classes is {self.classes}; give at least 1 value to each condition")
     errors.check_choice("time", self.time, TIMES)
     errors.check_choice("dtype", self.dtype, unet.DTYPES)
-
-  @property
-  def image_shape(self) -> tuple[int, int, int]:
-    return (self.sample_size, self.sample_size, self.in_channels)
 
   @property
   def blocks(self) -> tuple[str, ...]:
@@ -124,17 +121,6 @@ class Net:
     """The tokens [conditions, time, patches] behind the middle block, float32."""
     middle = UViT(self, to_middle=True)
     return middle.apply({"params": params}, x, t, self.conditions(x, c))  # type: ignore
-
-  def conditions(self, x: Array, c: Array | None) -> Array:
-    """The conditions of the rows of x as [B, n]; raises as `apply`."""
-    n = len(self.classes)
-    if c is None:
-      return jnp.full((len(x), n), NULL)
-    if not n:
-      raise ValueError("this U-ViT is unconditional and was given a condition; drop the labels")
-    if c.shape != ((len(x),) if n == 1 else (len(x), n)):
-      raise ValueError(f"conditions are {c.shape}; give {n} for each of {len(x)} images")
-    return c.reshape(len(x), n)
 
 
 class UViT(nn.Module):
