@@ -117,5 +117,5 @@ _WORDS = {"kept": "kept", "forget": "to be forgotten", "heldout": "held out"}
 
 def _columns(records: Records) -> list[tuple[tuple[str, ...], list[int]]]:
   """(names, values) of each condition."""
-  columns = records.conditions.reshape(len(records), -1).T.tolist()
-  return list(zip(records.vocabulary, columns, strict=True))
+  columns = [records.label] if records.style is None else [records.label, records.style]
+  return [(names, c.tolist()) for names, c in zip(records.vocabulary, columns, strict=True)]

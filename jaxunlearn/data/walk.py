@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from absl import logging
 
@@ -100,7 +100,7 @@ def unread(found: Found) -> list[str]:
     (found.runs, "working directories of runs", "use a --workdir outside config.data.path"),
   ):
     if count := sum(folders.values()):
-      names = listed(f"{name} ({n})" for name, n in folders.items() if n)
+      names = listed((f"{name!r} ({n})" for name, n in folders.items() if n), str)
       lines.append(f"{images(count)} in {what} {_are(count)} not read: {names}; {advice}")
   if count := len(found.files):
     names = listed(sorted(found.files))
@@ -122,11 +122,11 @@ def kinds(others: collections.Counter[str], without: Iterable[str] = ()) -> str:
   return text + (f" and {len(rows) - 2 * NAMED} more kinds" if len(rows) > 2 * NAMED else "")
 
 
-def listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str], show: Callable[[str], str] = repr) -> str:
   """The first names, quoted, and how many more there are."""
   names = list(names)
   more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-  return ", ".join(map(repr, names[:NAMED])) + more
+  return ", ".join(map(show, names[:NAMED])) + more
 
 
 def images(count: int) -> str:
