@@ -53,7 +53,7 @@ class Forget:
   copies: str = "forget"  # of single records, byte for byte: forget them as well, or keep
   # Bits of 63 in which the look of a kept picture may differ from one to delete before it is named
   # as a near copy; -1: none is looked for.
-  near: Annotated[int, ranges.Range(-1.0, 63.0, whole=True)] = 4
+  near: Annotated[int, ranges.Range(-1.0, 63.0, whole=True)] = 6
 
   def __post_init__(self) -> None:
     for field in ("ids", "earlier"):
@@ -217,15 +217,19 @@ def _missing(names: Sequence[str], count: int, records: Records) -> str:
     if why := records.aside.get(form):
       return (
         f"{some} of {count} ids to forget are of no record to train on, the first is {first!r} "
-        f"({why}); take it out of config.forget"
+        f"({why}); take it out of config.forget, or change that"
       )
     if records.folder and (pathlib.Path(records.folder) / form).exists():
       return f"{head}: it is there, and not among the images that are read; name one that is"
   parts = first.split(",")
   if len(parts) > 1 and all(_resolved(parts, records).values()):
-    return f"{head}; write several ids as {tuple(parts)!r}".replace("', '", "','")
-  near = errors.nearest(first, records.ids.tolist())
-  return f"{head}{near}; ids look like '{records.ids[0]}'"
+    return f"{head}; write several ids as {tuple(parts)!r}"
+  own = records.ids.tolist()
+  folded = ids.composed(first).casefold()
+  near = [name for name in own if ids.composed(name).casefold() == folded] or own
+  return (
+    f"{head}{errors.nearest(first, near) or errors.nearest(folded, near)}; ids look like {own[0]!r}"
+  )
 
 
 def _copies(names: Sequence[str]) -> str:

@@ -37,8 +37,11 @@ def as_ids(field: str, value: Any) -> tuple[str, ...]:
   for one in values:
     if not isinstance(one, str):
       kind = "number" if isinstance(one, int | float) else type(one).__name__
-      what = "nothing" if one is None else f"{one}, which is a {kind}"
-      raise ValueError(f"{field} holds {what}; write ids in quotes, like ('{one or 10001}.jpg',)")
+      if one is None:
+        raise ValueError(f"{field} holds None; leave it out, or write ids in quotes")
+      raise ValueError(
+        f"{field} holds {one}, which is a {kind}; write ids in quotes, like ('{one}.jpg',)"
+      )
   return tuple(filter(None, values))
 
 
