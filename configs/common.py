@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
   config.process = ConfigDict({"schedule": "linear", "T": 1000, "beta_1": 1e-4, "beta_T": 0.02})
   config.data = source("mnist_tshirt")
   # What to delete: one of ids, file, label, style; and what earlier runs deleted.
-  config.forget = ConfigDict({"ids": (), "file": "", "label": "", "style": "", "earlier": ()})
+  config.forget = ConfigDict(dataclasses.asdict(data.Forget()))
   config.streams = ConfigDict({"x": "all"})  # stream of the method -> what it takes: streams.py
   config.attack = ""  # dimra, few_shot or inversion, where the run attacks another
   config.method = method("denoising")

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from jaxunlearn import checkpoint, data, errors, methods, models, streams
 from jaxunlearn.checkpoint import State
+from jaxunlearn.data import roll
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.mesh import profiling, sharding
 from jaxunlearn.weights import pretrained
@@ -43,6 +44,11 @@ class Setup:
     where = sharding.batch_sharding(self.mesh)
     mine = lambda stream: sharding.local_rows(where, stream.batch)
     return {name: stream.at(step, mine(stream)) for name, stream in self.streams.items()}
+
+  def entries(self) -> dict[roll.Key, roll.Entry]:
+    """What each record that the run reads is, to be known again when it goes on."""
+    others = {name: s.records for name, s in self.streams.items() if s.records is not self.train}
+    return roll.of(self.train, self.forget, self.heldout, others)
 
   def batch(self, step: int) -> dict[str, methods.Rows]:
     return self.on_mesh(self.host_batch(step))
@@ -78,6 +84,7 @@ def build(config: ConfigDict) -> Setup:
       f"config.train.micro_batches is {config.train.micro_batches} and the steps of method "
       f"{config.method.name} take whole batches; use 1"
     )
+  of_file = config.model.name == "pretrained"
   pretrained.adopt(config)
   net = models.make(**config.model)
   train, heldout = data.load(**config.data)
@@ -86,9 +93,10 @@ def build(config: ConfigDict) -> Setup:
   if train.image.shape[1:] != net.image_shape:
     raise ValueError(
       f"images are {train.image.shape[1:]} and the model takes {net.image_shape}; "
-      "set config.model.sample_size and in_channels to the images'"
+      f"{size_advice(config, train.image.shape[1:], net.image_shape, of_file)}"
     )
   forget = request.mask(train)
+  request.warn_of_likes(train, forget)
   concept = request.concept(train) if check_conditions(net, train) else None
   missing = [name for name in method.streams if name not in config.streams]
   if missing:
@@ -114,6 +122,23 @@ def build(config: ConfigDict) -> Setup:
     concept=concept,
     streams=made,
   )
+
+
+def size_advice(
+  config: ConfigDict, images: tuple[int, ...], model: tuple[int, ...], of_file: bool
+) -> str:
+  """What makes images and model of one shape: fields of the data, or of a model of no file."""
+  wanted = {"size": model[0], "channels": model[2]}
+  given = {"size": images[0], "channels": images[2]}
+  fields = {k: v for k, v in wanted.items() if k in config.data and v != given[k]}
+  if "channels" in fields and "convert" in config.data:
+    fields["convert"] = True
+  advice = " ".join(f"--config.data.{name}={value}" for name, value in fields.items())
+  if model[0] == model[1] and all(name in fields or wanted[name] == given[name] for name in wanted):
+    return f"set {advice}"
+  if of_file:
+    return "take a data set of the model's size"
+  return "set config.model.sample_size and in_channels to the images'"
 
 
 def check_conditions(net: Any, records: data.Records) -> bool:

@@ -8,7 +8,7 @@ the data position from the step, so that a run which was killed resumes bit for 
 import contextlib
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from jaxunlearn import build, checkpoint
 from jaxunlearn.checkpoint import State
+from jaxunlearn.data import roll
 from jaxunlearn.evaluation import STOPPED, Evaluation, Stopped
 from jaxunlearn.mesh import processes, profiling
 from jaxunlearn.reports import report
@@ -50,7 +51,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   with processes.stop_signal() as stopped, contextlib.ExitStack() as stack:
     params = build.start_params(setup)
     evaluation = Evaluation(setup, workdir, stopped)
-    processes.from_first(lambda: claim(workdir, config))
+    processes.from_first(lambda: claim(workdir, config, setup.entries()))
     if config.eval.before:
       evaluation.once("before", params)
     saves = checkpoint.Checkpoints(workdir / "checkpoints", config.train.keep)
@@ -143,19 +144,43 @@ def _flush(pending: list[tuple[int, Tree]], writer: Writer) -> dict[str, float]:
   return scalars
 
 
-def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
-  """Makes the working directory and its config.json; it belongs to one config."""
+def claim(
+  workdir: pathlib.Path,
+  config: ConfigDict,
+  records: Mapping[roll.Key, roll.Entry],
+  only: Collection[str] | None = None,
+) -> None:
+  """Makes the working directory; it belongs to one config and to the records it began with.
+
+  Of records, those of the ids `only` are compared where it is given.
+  """
   path, text = workdir / "config.json", config.to_json(indent=2, sort_keys=True) + "\n"
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.read_text() != text:
-      old, new = json.loads(path.read_text()), json.loads(text)
+      new = json.loads(text)
+      old = _with_younger(json.loads(path.read_text()), new)
       differ = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
       if set(differ) - {"mesh", "profile"}:
         raise ValueError(
           f"{workdir} holds a run of another config (differs in: {', '.join(differ)}); "
           "use another --workdir, or delete this one"
         )
+    if path.exists():
+      roll.check(workdir, records, only)
     replace(path, text)
+    replace(workdir / roll.FILE, roll.write(records))
   except OSError as error:
     raise ValueError(f"cannot write to {workdir} ({error}); use another --workdir") from error
+
+
+def _with_younger(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+  """The old config with the fields of data and forget that are younger than its run; says which."""
+  out = dict(old)
+  for section in ("data", "forget"):
+    younger = {k: v for k, v in new[section].items() if k not in old.get(section, {})}
+    if younger:
+      out[section] = old.get(section, {}) | younger
+      told = ", ".join(f"config.{section}.{name}={value}" for name, value in younger.items())
+      logging.warning("the run is older than these fields and goes on with %s", told)
+  return out

@@ -70,8 +70,9 @@ class Cdm:
     processes.from_first(self._open)
 
   def _open(self) -> None:
-    train.claim(self.workdir, self.config)
-    if (self.workdir / sources.FILE).exists():
+    known = self.sources if (self.workdir / sources.FILE).exists() else None
+    train.claim(self.workdir, self.config, self.setup.entries(), known)
+    if known is not None:
       return
     found = sources.split(self.setup.train, self.split, self.config.seed)
     for name in self.absent:

@@ -140,8 +140,13 @@ def members(sources: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def of_ids(records: data.Records, ids: Sequence[str]) -> data.Records:
-  """Those records, in that order."""
+  """Those records, in that order; raises ValueError where the data has one no longer."""
   place = {name: i for i, name in enumerate(records.ids.tolist())}
+  if lost := [name for name in ids if name not in place]:
+    raise ValueError(
+      f"{len(lost)} of {len(ids)} records of a source are no longer in the data, the first is "
+      f"{lost[0]!r}; restore it, and delete records of a run by jaxunlearn.cdm.delete first"
+    )
   return records.take(np.array([place[name] for name in ids], int))
 
 
