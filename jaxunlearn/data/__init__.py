@@ -7,15 +7,13 @@ SHA-256 digests, a file of them (one a line), or the name of a class or a style.
 
 import dataclasses
 import hashlib
-import importlib
 import pathlib
-import pkgutil
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxunlearn import errors
+from jaxunlearn import errors, plugins
 
 ASSETS = pathlib.Path(__file__).parents[1] / "assets"
 
@@ -158,13 +156,11 @@ def load(source: str, **fields: Any) -> tuple[Records, Records]:
 
 def make(source: str, **fields: Any) -> Any:
   """`data/folder.py` is named 'folder'; its fields are those of its `Source`."""
-  errors.check_choice("data source", source, names())
-  module = importlib.import_module(f"{__name__}.{source}")
-  return errors.build(module.Source, f"data source {source}", fields)
+  return errors.build(CHOICES.module(source).Source, f"data source {source}", fields)
 
 
-def names() -> list[str]:
-  return sorted(module.name for module in pkgutil.iter_modules(__path__))
+CHOICES = plugins.Group(__name__, "data source", "Source")
+names = CHOICES.names
 
 
 SHA256 = "sha256:"
