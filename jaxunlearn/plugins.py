@@ -67,7 +67,7 @@ class Group:
   def _plug_in(self, name: str) -> metadata.EntryPoint | None:
     """The entry point of that name, if it is none of ours; raises ValueError for two owners."""
     found = [entry for entry in self.plug_ins() if entry.name == name]
-    owners = ["jaxunlearn"] * (name in self._ours()) + [owner(entry) for entry in found]
+    owners = ["jaxunlearn"] * (name in self._ours()) + sorted(map(owner, found))
     if len(owners) > 1:
       raise ValueError(
         f"{self.kind} {name!r} is of the packages {' and '.join(owners)}; uninstall {owners[-1]}, "

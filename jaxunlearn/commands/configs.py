@@ -51,7 +51,7 @@ def locate(config: str) -> str:
     return f"{folder() / file}.py{colon}{chosen}"
   if path.suffix == ".py" or len(path.parts) != 1:
     if path.stem in names() and not path.exists():
-      raise ValueError(f"{file} does not exist; the project's is --config={path.stem}, everywhere")
+      raise ValueError(f"{file} is not here; write --config={path.stem} for the project's")
     return config
   raise ValueError(
     f"no config {file!r}{errors.nearest(file, names())}; `jaxunlearn list configs` has them all, "
