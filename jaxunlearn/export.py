@@ -1,7 +1,7 @@
 """A run as a folder that diffusers loads: weights, configs, a model card and its loss curve.
 
-python -m jaxunlearn.export --run=runs/siss_celeba --out=FOLDER [--raw] [--license=apache-2.0]
-  [--deleted=ids|sha256|count] [--base=OWNER/NAME]
+    jaxunlearn export --run=runs/siss_celeba --out=FOLDER [--raw] [--license=apache-2.0]
+      [--deleted=ids|sha256|count] [--base=OWNER/NAME]
 
 Takes the newest checkpoint: its averaged parameters (EMA), or the raw ones where the run keeps no
 average. training.json holds the step, the losses at up to 200 steps and the run's config.train.
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
+from jaxunlearn.commands import flag_help
 from jaxunlearn.errors import BAD_INPUT
 
 _RUN = flags.DEFINE_string("run", None, "The working directory of the run.")
@@ -107,7 +108,12 @@ def _read_config(run: pathlib.Path, fields: Sequence[str]) -> dict[str, Any]:
   return config
 
 
-if __name__ == "__main__":
+def start() -> None:
+  flag_help.answer(sys.argv, __doc__, [_RUN, _OUT, _RAW, *_CARD.values()])
   # Orbax's infos and warnings would bury the one line.
   app.call_after_init(lambda: logging.set_verbosity(logging.ERROR))
   app.run(main)
+
+
+if __name__ == "__main__":
+  start()

@@ -23,7 +23,7 @@ from jaxunlearn.cdm import delete, ledger, routers, sources
 from jaxunlearn.cdm.model import Cdm
 from jaxunlearn.reports import charts, model_card, report
 from jaxunlearn.weights import pretrained
-from tests import ledger_test, report_test, tfds_files, tiny_unet
+from tests import ledger_test, plugins_test, report_test, tfds_files, tiny_unet
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = "<script>alert(1)</script>"
@@ -138,6 +138,25 @@ def test_a_hostile_name_imports_nothing_and_gets_the_choices(kind, name):
   assert one_line(error)
   assert not {module for module in set(sys.modules) - before if "antigravity" in module}
   assert {module.split(".")[0] for module in set(sys.modules) - before} <= {"jaxunlearn", "configs"}
+
+
+def test_an_installed_package_is_imported_when_its_name_is_chosen_and_not_before(
+  tmp_path, monkeypatch
+):
+  """Nor may it take a name of ours."""
+  monkeypatch.syspath_prepend(tmp_path)
+  text = f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n"
+  names = {"armed": "evil.method", "siss": "evil.method"}
+  plugins_test.install(tmp_path, "evil", {"jaxunlearn.methods": names}, method=text)
+  assert "armed" in methods.names()
+  methods.make("denoising")
+  for name in ("siss", "arme", "evil.method"):
+    with pytest.raises(ValueError, match=r"packages jaxunlearn and evil|there are: armed, "):
+      methods.make(name)
+  assert not (tmp_path / "ran").exists()
+  with pytest.raises(ValueError, match="has no 'Method'"):
+    methods.make("armed")
+  assert (tmp_path / "ran").exists()  # the package was armed
 
 
 def test_flags_hold_values_and_run_nothing(tmp_path):

@@ -6,14 +6,12 @@ SHA-256 digests, a file of them (one a line), or the name of a class or a style:
 """
 
 import dataclasses
-import importlib
 import pathlib
-import pkgutil
 from typing import Any
 
 import numpy as np
 
-from jaxunlearn import errors
+from jaxunlearn import errors, plugins
 from jaxunlearn.data.forget import Concept, Forget, named
 from jaxunlearn.data.ids import SHA256
 from jaxunlearn.data.records import Images, Records, check_one_size, concatenate
@@ -38,6 +36,8 @@ __all__ = [
 ASSETS = pathlib.Path(__file__).parents[1] / "assets"
 # Modules that are no source.
 HELPERS = ("forget", "ids", "looks", "pixels", "records", "roll", "walk")
+CHOICES = plugins.Group(__name__, "data source", "Source", HELPERS)
+names = CHOICES.names
 
 
 def to_model(image: np.ndarray) -> np.ndarray:
@@ -63,10 +63,4 @@ def load(source: str, **fields: Any) -> tuple[Records, Records]:
 
 def make(source: str, **fields: Any) -> Any:
   """`data/folder.py` is named 'folder'; its fields are those of its `Source`."""
-  errors.check_choice("data source", source, names())
-  module = importlib.import_module(f"{__name__}.{source}")
-  return errors.build(module.Source, f"data source {source}", fields)
-
-
-def names() -> list[str]:
-  return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in HELPERS)
+  return errors.build(CHOICES.module(source).Source, f"data source {source}", fields)

@@ -3,8 +3,8 @@
     evaluate(eps_fn, task) -> {name: Value}
 
 A `Value` carries its identity: two values are comparable only if their identities are equal.
-To add a metric write one file here and name it in `config.eval.metrics`; the contract test
-`tests/evals_test.py` runs over every module found.
+To add a metric write one file here, or a package of your own (docs/plugins.md), and name it in
+`config.eval.metrics`; the contract test `tests/evals_test.py` runs over every module found.
 
 An eps_fn that is a `jax.tree_util.Partial` is a pytree: it passes into jitted functions as an
 argument, so that one compiled sampler serves every checkpoint of a model.
@@ -13,8 +13,6 @@ argument, so that one compiled sampler serves every checkpoint of a model.
 import dataclasses
 import functools
 import hashlib
-import importlib
-import pkgutil
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxunlearn import data, errors
+from jaxunlearn import data, plugins
 from jaxunlearn.diffusion import Diffusion, EpsFn
 
 HELPERS = ("classifiers", "frechet", "restoration", "statistics")  # modules that are no metric
@@ -124,19 +122,14 @@ def fingerprint(images: np.ndarray) -> str:
   return f"{len(images)}:{hashlib.sha256(images.tobytes()).hexdigest()[:8]}"
 
 
-def names() -> list[str]:
-  return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in HELPERS)
+CHOICES = plugins.Group(__name__, "metric", "evaluate", HELPERS)
+names = CHOICES.names
 
 
 def check(name: str, options: Any) -> None:
   """Raises ValueError where there is no such metric, or it lacks something, like a weights file."""
-  getattr(_module(name), "check", lambda options: None)(options)
+  getattr(CHOICES.module(name), "check", lambda options: None)(options)
 
 
 def metric(name: str) -> Callable[[EpsFn, Task], dict[str, Value]]:
-  return _module(name).evaluate
-
-
-def _module(name: str) -> Any:
-  errors.check_choice("metric", name, names())
-  return importlib.import_module(f"{__name__}.{name}")
+  return CHOICES.module(name).evaluate

@@ -15,13 +15,12 @@ and `teacher`, with those that `prepare` put under that name.
 
 Since all randomness is in `draw`, a step gives the same gradients however it is cut into
 micro-batches or laid out over devices, and an independent implementation can be fed the same draws.
-To add a method write one file here; `tests/methods_test.py` tests it because it exists.
+To add a method write one file here, or a package of your own (docs/plugins.md);
+`tests/methods_test.py` tests it because it exists.
 """
 
 import dataclasses
 import functools
-import importlib
-import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -30,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxunlearn import errors, ranges
+from jaxunlearn import errors, plugins, ranges
 from jaxunlearn.diffusion import NULL, Diffusion, EpsFn
 
 HELPERS = ("embeddings", "importance")  # modules that are no method
@@ -177,15 +176,13 @@ class TwoSets(Objective):
     return two_denoising_losses(eps_fn, process, draws), {}
 
 
-def names() -> list[str]:
-  return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in HELPERS)
+CHOICES = plugins.Group(__name__, "method", "Method", HELPERS)
+names = CHOICES.names
 
 
 def make(name: str, **hparams: Any) -> Objective:
   """methods/siss.py is named 'siss'; its hparams are the fields of its `Method`."""
-  errors.check_choice("method", name, names())
-  module = importlib.import_module(f"{__name__}.{name}")
-  return errors.build(module.Method, f"method {name}", hparams)
+  return errors.build(CHOICES.module(name).Method, f"method {name}", hparams)
 
 
 def term_grads(

@@ -4,13 +4,13 @@ A noise predictor is a module with a frozen `Net`, which has `init(key) -> param
 `apply(params, x, t, c) -> eps`, chosen by module name as methods are.
 """
 
-import importlib
-import pkgutil
 from typing import Any
 
-from jaxunlearn import errors
+from jaxunlearn import errors, plugins
 
 HELPERS = ("classifier", "inception", "predictor", "resnet")  # modules that are no noise predictor
+CHOICES = plugins.Group(__name__, "model", "Net", HELPERS)
+names = CHOICES.names
 _MADE: dict[Any, Any] = {}
 
 
@@ -20,11 +20,5 @@ def make(name: str, **fields: Any) -> Any:
   Equal fields give the same object: jit tells bound methods (`net.apply`) apart by identity, so
   that samplers compiled for one run of a process serve the next.
   """
-  errors.check_choice("model", name, names())
-  module = importlib.import_module(f"{__name__}.{name}")
-  net = errors.build(module.Net, f"model {name}", fields)
+  net = errors.build(CHOICES.module(name).Net, f"model {name}", fields)
   return _MADE.setdefault(net, net)
-
-
-def names() -> list[str]:
-  return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in HELPERS)
