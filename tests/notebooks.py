@@ -17,7 +17,7 @@ from typing import Any
 
 
 def run(notebook: dict[str, Any], replace: Mapping[str, str] | None = None) -> dict[str, Any]:
-  """The names that its cells leave; their outputs are put in. `replace` changes their text first."""
+  """The names that its cells leave; outputs are put in. `replace` changes the text first."""
   names: dict[str, Any] = {"__name__": "__main__"}
   code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
   for number, cell in enumerate(code, 1):
