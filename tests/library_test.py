@@ -23,7 +23,6 @@ from tests import toys
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "library.md").read_text()
 KEY = jax.random.key(0)
-every_method = pytest.mark.parametrize("name", methods.names())
 prepared = [
   method
   for method in map(methods.make, methods.names())
@@ -94,23 +93,6 @@ def test_a_start_from_arrays_is_of_the_kind_that_a_run_has(method):
   batch = dict.fromkeys(method.streams, numbered)
   direction, _ = jax.eval_shape(step.direction, params, extras, batch, KEY, 1)
   assert jax.tree.map(jnp.shape, direction) == jax.tree.map(jnp.shape, params)
-
-
-@every_method
-def test_what_a_method_reads_of_its_rows_it_says(name):
-  """The draws follow the record numbers and the condition to map to only where it `needs` them."""
-  setup, extras = ours.make_setup(name), ours.started(name).extras
-  batch = setup.host_batch(0)
-
-  def draw(fields):
-    changed = {k: rows._replace(**fields) if k == "a" else rows for k, rows in batch.items()}
-    return setup.method.draw(ours.PROCESS, changed, KEY, extras, 0)
-
-  rows = np.zeros(ours.ROWS, np.int32)
-  program = jax.make_jaxpr(draw)({"index": rows, "to": rows}).jaxpr
-  read = {*program.outvars, *(var for line in program.eqns for var in line.invars if var.aval)}
-  found = {field for field, var in zip(("index", "to"), program.invars, strict=True) if var in read}
-  assert found <= set(setup.method.needs)
 
 
 def test_the_three_parts_of_a_direction_serve_micro_batches():

@@ -54,4 +54,4 @@ if __name__ == "__main__":
   path = pathlib.Path(sys.argv[1])
   book = json.loads(path.read_text())
   run(book)
-  path.write_text(json.dumps(book, indent=1, ensure_ascii=False) + "\n")
+  path.write_text(json.dumps(book, indent=1, ensure_ascii=False, sort_keys=True) + "\n")

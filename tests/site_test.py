@@ -14,7 +14,12 @@ NOTEBOOK = ROOT / "docs" / "quickstart.ipynb"
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md")), NOTEBOOK]
 CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)#?([^)\s]*)\)")
-FEW = {"STEPS, ROWS = 40, 32": "STEPS, ROWS = 2, 4", "T = 250": "T = 3", "steps=20": "steps=2"}
+FEW = {
+  "STEPS, ROWS = 40, 32": "STEPS, ROWS = 2, 4",
+  "T = 250": "T = 3",
+  "steps=20": "steps=2",
+  '"steps": 20': '"steps": 2',
+}
 
 
 def text_of(page):
