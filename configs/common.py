@@ -7,7 +7,7 @@ import dataclasses
 
 from ml_collections import ConfigDict, config_dict
 
-from jaxunlearn import data, methods
+from jaxunlearn import data, evals, methods
 
 
 def get_config() -> ConfigDict:
@@ -69,20 +69,7 @@ def get_config() -> ConfigDict:
       "sampler": "ddpm",
       "steps": 25,
       "seed": 0,
-      "reference": "heldout",  # or retain, train: the images that kept samples should be like
-      "target_name": "tshirt",
-      "classifier": "digits",  # of classes; evals/classifiers.py lists them
-      "style_classifier": "",  # of styles, where the data has them
-      "target_radius": 10.0,  # L2 in [0, 1] pixels within which a sample is the target
-      "inject_t": 250,
-      "inject_n": 16,
-      "inception_weights": "",  # a file; "": the published one, where it is cached
-      "fid_resize": "bilinear",  # as pytorch-fid; or clean, as clean-fid
-      "fid_batch": 32,  # images in the network at a time
-      "sscd_weights": "",  # a file; "": the published one, where it is cached
-      "sscd_protocol": "siss",  # or retrack
-      "nll_probes": 8,
-      "nll_tolerance": 1e-3,
+      **dataclasses.asdict(evals.Options(target_name="tshirt")),
     }
   )
   return config

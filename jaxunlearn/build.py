@@ -184,8 +184,9 @@ def start_params(setup: Setup) -> Tree:
 def make_state(setup: Setup, params: Tree) -> State:
   """Step 0: parameters, their EMA, optimiser state and the method's extras, laid on the mesh."""
   rng = jax.random.fold_in(jax.random.key(setup.config.seed), 2**32 - 1)
-  extras = setup.method.prepare(setup.net.apply, params, setup.process, setup.streams, rng)
-  params = setup.method.start(params, setup.streams, jax.random.fold_in(rng, 1))
+  params, extras = methods.begin(
+    setup.method, setup.net.apply, params, setup.process, setup.streams, rng
+  )
   params = jax.tree.map(jnp.asarray, params)
   state = State(
     step=jnp.zeros((), jnp.int32),

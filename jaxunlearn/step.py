@@ -223,12 +223,7 @@ def _applier(program: Program, structure: Any, leaves: tuple[Any, ...]) -> jax.s
 def apply_update(
   program: Program, state: State, grads: tuple[Tree, ...], metrics: Tree
 ) -> tuple[State, Tree]:
-  method = program.method
-  direction, combined = method.combine(grads, state.extras)
-  if type(method).penalty is not methods.Objective.penalty:
-    loss, grad = jax.value_and_grad(method.penalty)(state.params, state.extras)
-    direction = jax.tree.map(jnp.add, direction, grad)
-    combined |= {"loss_penalty": loss}
+  direction, combined = methods.direction(program.method, state.params, grads, state.extras)
   updates, opt = program.tx.update(direction, state.opt, state.params)
   params = optax.apply_updates(state.params, updates)
   ema = state.ema

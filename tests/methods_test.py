@@ -237,6 +237,24 @@ def test_draws_repeat_with_the_key_and_lead_with_the_batch_axis(name):
 
 
 @every_method
+def test_what_a_method_reads_of_its_rows_it_says(name):
+  """The draws follow the record numbers and the condition to map to only where it `needs` them."""
+  setup = make_setup(name)
+  batch, extras = jax.tree.map(jnp.asarray, (setup.host_batch(0), started(name).extras))
+
+  def draws(fields):
+    changed = {k: rows._replace(**fields) if k == "a" else rows for k, rows in batch.items()}
+    return setup.method.draw(PROCESS, changed, jax.random.key(0), extras, 0)
+
+  rows = np.zeros(ROWS, np.int32)
+  program = jax.make_jaxpr(draws)({"index": rows, "to": rows}).jaxpr
+  read = [*program.outvars, *(var for line in program.eqns for var in line.invars)]
+  given = zip(("index", "to"), program.invars, strict=True)
+  found = {field for field, var in given if any(var is other for other in read)}
+  assert found <= set(setup.method.needs)
+
+
+@every_method
 def test_no_random_key_is_used_twice(name, monkeypatch):
   """Nor one that was split: fold_in(key, 1) is split(key)[1]."""
   used = []

@@ -35,6 +35,26 @@ class Value(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class Options:
+  """What metrics can be told, with the defaults of `config.eval`."""
+
+  target_name: str = "target"
+  target_radius: float = 10.0  # L2 in [0, 1] pixels within which a sample is the target
+  reference: str = "heldout"  # or retain, train: the images that kept samples should be like
+  classifier: str = "digits"  # of classes; evals/classifiers.py lists them
+  style_classifier: str = ""  # of styles, where the data has them
+  inject_t: int = 250
+  inject_n: int = 16
+  inception_weights: str = ""  # a file; "": the published one, where it is cached
+  fid_resize: str = "bilinear"  # as pytorch-fid; or clean, as clean-fid
+  fid_batch: int = 32  # images in the network at a time
+  sscd_weights: str = ""  # a file; "": the published one, where it is cached
+  sscd_protocol: str = "siss"  # or retrack
+  nll_probes: int = 8
+  nll_tolerance: float = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
   """What a metric may look at besides the eps_fn. Images are float32 [N, H, W, C] in [-1, 1]."""
 
@@ -44,7 +64,7 @@ class Task:
   classes: tuple[str, ...]
   samples: np.ndarray  # generated from `eps_fn`, the same noise for every model
   identity: str  # how `samples` were made
-  options: Any  # config.eval
+  options: Any  # config.eval, or `Options`
   rng: jax.Array
   c: np.ndarray | None = None  # the samples' conditions [N] or [N, n]; None: unconditional
   concept: data.Concept | None = None  # the class or style to forget

@@ -43,8 +43,8 @@ class Rows(NamedTuple):
   """A batch of one stream: images in [-1, 1], their conditions if any, their record numbers."""
 
   image: Array | np.ndarray  # [B, H, W, C] float32
-  c: Array | np.ndarray | None  # int32 [B] (or [B, n]), or None for an unconditional model
-  index: Array | np.ndarray  # type: ignore[assignment]  # [B] int32, place in the data set
+  c: Array | np.ndarray | None = None  # int32 [B] (or [B, n]), or None for an unconditional model
+  index: Array | np.ndarray | None = None  # type: ignore[assignment]  # [B] int32, place in the set
   to: Array | np.ndarray | None = None  # the condition that a method maps c to, where it maps it
 
   def chunks(self, size: int = 256) -> Iterator["Rows"]:
@@ -54,8 +54,7 @@ class Rows(NamedTuple):
       yield self.at(rows)
 
   def at(self, rows: Any) -> "Rows":
-    pick = lambda part: None if part is None else part[rows]
-    return Rows(self.image[rows], pick(self.c), self.index[rows], pick(self.to))
+    return Rows(*(None if part is None else part[rows] for part in self))  # type: ignore[arg-type]
 
   def pick(self, n: int, seed: int) -> "Rows":
     """n rows at random, or all where there are fewer."""
@@ -81,6 +80,8 @@ class Objective:
 
   streams: ClassVar[tuple[str, ...]] = ("x",)  # the streams it reads, first the one it keeps
   terms: ClassVar[tuple[str, ...]] = ("x",)  # the names of the K losses
+  # What rows must have beside images: c of every stream; to, index of the stream a.
+  needs: ClassVar[tuple[str, ...]] = ()
   # Forward passes over a batch, and backward passes at most, of one step.
   forwards: ClassVar[int] = 1
   backwards: ClassVar[int] = 1
@@ -183,6 +184,31 @@ names = CHOICES.names
 def make(name: str, **hparams: Any) -> Objective:
   """methods/siss.py is named 'siss'; its hparams are the fields of its `Method`."""
   return errors.build(CHOICES.module(name).Method, f"method {name}", hparams)
+
+
+def begin(
+  objective: Objective,
+  apply: Callable[..., Array],
+  params: Tree,
+  process: Diffusion,
+  data: Mapping[str, Whole],
+  rng: Array,
+) -> tuple[Tree, Tree]:
+  """The parameters of step 0 and the extras: what a method does before the first step."""
+  extras = objective.prepare(apply, params, process, data, rng)
+  return objective.start(params, data, jax.random.fold_in(rng, 1)), extras
+
+
+def direction(
+  objective: Objective, params: Tree, grads: tuple[Tree, ...], extras: Tree
+) -> tuple[Tree, Metrics]:
+  """What an update follows: `combine` of the K whole-batch gradients, and the penalty's slope."""
+  total, metrics = objective.combine(grads, extras)
+  if type(objective).penalty is not Objective.penalty:
+    loss, slope = jax.value_and_grad(objective.penalty)(params, extras)
+    total = jax.tree.map(jnp.add, total, slope)
+    metrics |= {"loss_penalty": loss}
+  return total, metrics
 
 
 def term_grads(

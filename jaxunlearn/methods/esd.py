@@ -25,6 +25,7 @@ class Method(methods.Objective):
 
   streams = ("a",)
   terms = ("a",)
+  needs = ("c",)
   forwards = 3
   backwards = 1
 

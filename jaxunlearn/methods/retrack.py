@@ -26,6 +26,7 @@ class Method(methods.Objective):
 
   streams = ("x", "a")
   terms = ("x", "u")
+  needs = ("index",)
   forwards = 2
   backwards = 2
   shared_forward = False
