@@ -101,7 +101,7 @@ def build(config: ConfigDict) -> Setup:
     train, forget, takes, config.train.batch, config.seed, concept, bool(net.classes)
   )
   streams.check_attack(config.attack, made, train, forget)
-  return Setup(
+  setup = Setup(
     config=config,
     mesh=mesh,
     process=Diffusion(**config.process),
@@ -114,6 +114,22 @@ def build(config: ConfigDict) -> Setup:
     concept=concept,
     streams=made,
   )
+  check_needs(setup)
+  return setup
+
+
+def check_needs(setup: Setup) -> None:
+  """Raises ValueError where the method needs what the run does not have: methods.NEEDS."""
+  has = {
+    "c": bool(setup.net.classes),
+    "concept": setup.concept is not None,
+    "to": any(stream.take.to for stream in setup.streams.values()),
+    "teacher": bool(setup.config.init_from),
+  }
+  for word, what in methods.NEEDS.items():
+    if word in setup.method.needs and not has[word]:
+      name = setup.config.method.name
+      raise ValueError(f"method {name} needs {what}, or take another method")
 
 
 def check_conditions(net: Any, records: data.Records) -> bool:

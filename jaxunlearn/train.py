@@ -8,7 +8,7 @@ the data position from the step, so that a run which was killed resumes bit for 
 import contextlib
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxunlearn import build, checkpoint
+from jaxunlearn import build, checkpoint, methods
 from jaxunlearn.checkpoint import State
 from jaxunlearn.evaluation import STOPPED, Evaluation, Stopped
 from jaxunlearn.mesh import processes, profiling
@@ -29,6 +29,7 @@ from jaxunlearn.step import make_update
 
 Tree = Any
 
+IDLE = 10  # steps at the start of a run of which one has to forget something
 _ADVICE = "the last good checkpoint is kept. Lower config.optimizer.learning_rate, or stop earlier"
 
 
@@ -40,7 +41,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   """Trains from the newest checkpoint (or the start) to the last step; returns results.json.
 
   Raises:
-    ValueError: bad input, before any work.
+    ValueError: bad input, before any work; or the first IDLE steps forgot nothing at all.
     Diverged: a NaN or infinity; the last good checkpoint is kept.
     Damaged: every checkpoint of the run is damaged.
     Stopped: a signal; the state is saved.
@@ -81,6 +82,7 @@ def train(
   config = setup.config.train
   pending: list[tuple[int, Tree]] = []  # metrics still on the device
   first = int(state.step)
+  forgets = first > 0
   folder = saves.directory.parent / "profile"
   update = profiling.traced(make_update(setup, state), first, setup.config.profile, folder)
   batches = setup.batches(first, config.steps)
@@ -94,8 +96,15 @@ def train(
     save = stop or step % config.checkpoint_every == 0
     probing = setup.config.eval.every and step % setup.config.eval.every == 0
     if save or probing or step % config.log_every == 0 or step == config.steps:
-      last = _flush(pending, writer)
-      bar.set_postfix({k: f"{v:.4g}" for k, v in last.items() if k.startswith("loss")})
+      logged = _flush(pending, writer)
+      bar.set_postfix({k: f"{v:.4g}" for k, v in logged[-1].items() if k.startswith("loss")})
+      forgets = forgets or not all(is_idle(setup.method, metrics) for metrics in logged)
+      if not forgets and step >= min(IDLE, config.steps):
+        raise ValueError(
+          f"the gradient of what is to be forgotten was exactly 0 in all of the first {step} steps: "
+          f"method {setup.config.method.name} does nothing here; take other config.streams or "
+          "another method, and another --workdir"
+        )
     if probing:
       writer.write_scalars(step, probe(step, state.ema or state.params))
       if origin is not None:
@@ -130,17 +139,24 @@ def _finite(tree: Tree) -> jax.Array:
   return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
-def _flush(pending: list[tuple[int, Tree]], writer: Writer) -> dict[str, float]:
-  """Writes the metrics so far; raises Diverged at the first that is not finite."""
-  scalars: dict[str, float] = {}
+def is_idle(method: methods.Objective, metrics: Mapping[str, float]) -> bool:
+  """Whether a step forgot nothing: it moved nothing, or every loss of what goes was exactly 0."""
+  losses = [metrics[f"loss_{term}"] for term in method.terms if term != "x"]
+  return metrics["grad_norm"] == 0 or (bool(losses) and not any(losses))
+
+
+def _flush(pending: list[tuple[int, Tree]], writer: Writer) -> list[dict[str, float]]:
+  """Writes the metrics so far, of a step each; raises Diverged at the first that is not finite."""
+  logged = []
   for step, metrics in pending:
     scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
     bad = sorted(name for name, value in scalars.items() if not np.isfinite(value))
     writer.write_scalars(step, scalars)
+    logged.append(scalars)
     if bad:
       raise Diverged(f"{bad[0]} is {scalars[bad[0]]} at step {step}; {_ADVICE}")
   pending.clear()
-  return scalars
+  return logged
 
 
 def claim(workdir: pathlib.Path, config: ConfigDict) -> None:

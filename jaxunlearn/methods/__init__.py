@@ -34,6 +34,14 @@ from jaxunlearn import errors, ranges
 from jaxunlearn.diffusion import NULL, Diffusion, EpsFn
 
 HELPERS = ("embeddings", "importance")  # modules that are no method
+# What a method may need of a run, and how a user gives it; build.py checks it.
+NEEDS = {
+  "c": "a conditional model; set config.init_from and config.model.classes to one",
+  "concept": "a class or style to forget; set config.forget.label or config.forget.style",
+  "to": "a stream that maps the condition to forget to another; write streams.a in the config "
+  "file as {'take': 'forget', 'to': 'next'}",
+  "teacher": "a trained model to start from; set config.init_from",
+}
 
 Array = jax.Array
 Tree = Any  # a nested dict of arrays: parameters, their gradients
@@ -89,6 +97,8 @@ class Objective:
   shared_forward: ClassVar[bool] = True
   # The step is a rule on the gradients of the whole batch at once: no micro-batches.
   whole_batch: ClassVar[bool] = False
+  # What a run must have besides, or it is refused: words of NEEDS.
+  needs: ClassVar[tuple[str, ...]] = ()
 
   def __post_init__(self) -> None:
     ranges.check(self)

@@ -15,6 +15,7 @@ from jaxunlearn.methods import embeddings
 class Method(methods.Objective):
   streams = ("a",)
   terms = ("a",)
+  needs = ("c", "to")
 
   def start(self, params, data, rng):
     """Raises ValueError where the model has no table of embeddings."""

@@ -20,6 +20,7 @@ from jaxunlearn.methods import embeddings
 class Method(methods.Objective):
   streams = ("a",)
   terms = ("a",)
+  needs = ("c", "to")
 
   def prepare(self, apply, params, process, data, rng):
     """The mask that leaves one row of one table.

@@ -29,6 +29,7 @@ class Method(methods.Objective):
 
   streams = ("x", "a")
   terms = ("x", "u")
+  needs = ("c", "to")
   whole_batch = True
   shared_forward = False
 

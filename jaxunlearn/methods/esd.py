@@ -25,6 +25,7 @@ class Method(methods.Objective):
 
   streams = ("a",)
   terms = ("a",)
+  needs = ("c", "concept", "teacher")
   forwards = 3
   backwards = 1
 

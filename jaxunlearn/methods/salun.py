@@ -29,6 +29,7 @@ class Method(methods.Objective):
 
   streams = ("x", "a")
   terms = ("x", "u")
+  needs = ("c", "to")
   forwards = 3
   backwards = 2
   shared_forward = False
