@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jaxunlearn import checkpoint, data, errors, methods, models, streams
+from jaxunlearn import checkpoint, data, errors, fields, methods, models, streams
 from jaxunlearn.checkpoint import State
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.mesh import profiling, sharding
@@ -65,9 +65,7 @@ def build(config: ConfigDict) -> Setup:
   Raises:
     ValueError: a name, field, id or shape that does not fit, in one line.
   """
-  for field in ("batch", "micro_batches", "log_every", "checkpoint_every", "keep"):
-    if config.train[field] < 1:
-      raise ValueError(f"config.train.{field} is {config.train[field]}; use at least 1")
+  fields.check(config)
   profiling.window(config.profile)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
   if "sources" not in config:  # the rows of a source need not divide
@@ -79,6 +77,7 @@ def build(config: ConfigDict) -> Setup:
       f"{config.method.name} take whole batches; use 1"
     )
   pretrained.adopt(config)
+  fields.check(config)  # what a folder said
   net = models.make(**config.model)
   train, heldout = data.load(**config.data)
   request = data.Forget(**config.forget)

@@ -101,9 +101,9 @@ def train(
       forgets = forgets or not all(is_idle(setup.method, metrics) for metrics in logged)
       if not forgets and step >= min(IDLE, config.steps):
         raise ValueError(
-          f"the gradient of what is to be forgotten was exactly 0 in all of the first {step} steps: "
-          f"method {setup.config.method.name} does nothing here; take other config.streams or "
-          "another method, and another --workdir"
+          f"the gradient of what is to be forgotten was exactly 0 in each of the first {step} "
+          f"steps: method {setup.config.method.name} does nothing here; take other config.streams "
+          "or another method, and another --workdir"
         )
     if probing:
       writer.write_scalars(step, probe(step, state.ema or state.params))
