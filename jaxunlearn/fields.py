@@ -117,6 +117,15 @@ def check(config: ConfigDict) -> None:
   check_streams(config)
 
 
+def names() -> set[str]:
+  """Every name of a field, of whatever method, model or source."""
+  makers = {"method": methods, "model": models, "data": data, "router": routers}
+  made = [type(maker.make(name)) for maker in makers.values() for name in maker.names()]
+  classes = [*made, *adapters.KINDS.values(), *(k for k in GROUPS.values() if isinstance(k, type))]
+  of_classes = {field.name for cls in classes for field in dataclasses.fields(cls)}
+  return of_classes | {part for path in (*RULES, *SOURCES) for part in path.split(".")}
+
+
 def rules_of(config: ConfigDict) -> dict[str, Rule]:
   """The rule of every field of this config, by its path.
 

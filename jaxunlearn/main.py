@@ -9,7 +9,6 @@ Exit codes: 0 finished, 2 bad input, 3 diverged (NaN or inf), 5 another process 
 """
 
 import pathlib
-import re
 import sys
 import threading
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxunlearn import errors
+from jaxunlearn import errors, flag_errors
 from jaxunlearn.errors import BAD_INPUT, DIVERGED
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -70,20 +69,18 @@ def parse_flags(argv: list[str]) -> list[str]:
   try:
     args = flags.FLAGS(argv)
     getattr(_CONFIG.value, "keys", None)  # raises here what kept the file from being read
+    flag_errors.check_config(_CONFIG.value, flag_errors.config_path(argv))
     if len(args) > 1:
       raise flags.Error(f"{args[1]!r} is not a flag; write --config.FIELD=VALUE")
-    if _CONFIG.value is None:
-      raise flags.Error("--config is missing; try --config=configs/siss_mnist.py")
     if _TOPOLOGY.value and not _DRY_RUN.value:
       raise flags.Error("--topology is of --dry_run; add it, or leave --topology out")
-    if _WORKDIR.value is None and not _DRY_RUN.value:
+    if not _WORKDIR.value and not _DRY_RUN.value:
       raise flags.Error("--workdir is missing; try --workdir=runs/NAME")
     return args
-  except (KeyError, AttributeError) as error:
-    message = _no_field(str(error)) + "; configs/common.py has them all"
-  except (flags.Error, OSError) as error:
-    message = str(error).splitlines()[-1].strip() + "; see --help"
-  print(f"error: {message}", file=sys.stderr)
+  except (Exception, SystemExit) as error:  # a config file may raise anything
+    if isinstance(error, SystemExit) and not flag_errors.of_config_file(error, argv):
+      raise  # --help
+    print(f"error: {flag_errors.said(error, argv)}", file=sys.stderr)
   sys.exit(BAD_INPUT)
 
 
@@ -100,15 +97,6 @@ def _shown(record: Any) -> bool:
   """
   warns = record.levelno > 20 and not record.exc_info
   return warns or "jaxunlearn" in record.pathname or logging.level_debug()
-
-
-def _no_field(message: str) -> str:
-  """ml_collections' `'trian'\\nDid you mean "train" instead ...` in this project's words."""
-  match = re.fullmatch(r"\W*(\w+?)\W*(?:n?Did you mean \"(\w+)\".*)?", message)
-  if not match:
-    return message
-  field, near = match.groups()
-  return f"no config field {field!r}" + (f" (did you mean {near!r}?)" if near else "")
 
 
 if __name__ == "__main__":
