@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-BAD_INPUT, DIVERGED, PROCESS_LOST = 2, 3, 5  # exit codes; 4 is cdm.verify's
+BAD_INPUT, DIVERGED, PROCESS_LOST, QUIT = 2, 3, 5, 130  # exit codes; 4 is cdm.verify's
 
 
 def advised(error: Exception) -> str:

@@ -164,9 +164,9 @@ def of_dataclass(cls: type, group: str) -> dict[str, Rule]:
 
 
 def leaves(config: ConfigDict, without: set[str], path: str = "") -> Iterator[tuple[str, Any]]:
-  """Every field that is no group, by its path."""
+  """Every field that is no group with fields, by its path."""
   for name, value in config.items():
-    if isinstance(value, ConfigDict) and name not in without:
+    if isinstance(value, ConfigDict) and len(value) and name not in without:
       yield from leaves(value, set(), f"{path}{name}.")
     elif name not in without:
       yield f"{path}{name}", value

@@ -5,7 +5,7 @@ would be and what one step costs, and stops. The fields stand in configs/common.
 choices in its file. A run that was killed goes on from its newest checkpoint when launched again.
 
 Exit codes: 0 finished, 2 bad input, 3 diverged (NaN or inf), 5 another process of the run was lost,
-143 stopped by a signal.
+130 quit by a second Ctrl-C, or by one before the run began; 143 stopped by a signal, and all saved.
 """
 
 import pathlib
@@ -17,7 +17,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxunlearn import errors, flag_errors
-from jaxunlearn.errors import BAD_INPUT, DIVERGED
+from jaxunlearn.errors import BAD_INPUT, DIVERGED, QUIT
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A file of configs/; FILE.py:NAME picks a variant.", lock_config=True
@@ -99,5 +99,13 @@ def _shown(record: Any) -> bool:
   return warns or "jaxunlearn" in record.pathname or logging.level_debug()
 
 
+def start() -> None:
+  try:
+    app.run(main, flags_parser=parse_flags)
+  except KeyboardInterrupt:  # while it begins or ends: a run itself reads signals
+    print("\nquit; launch again to go on", file=sys.stderr)
+    sys.exit(QUIT)
+
+
 if __name__ == "__main__":
-  app.run(main, flags_parser=parse_flags)
+  start()

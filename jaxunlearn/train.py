@@ -8,7 +8,8 @@ the data position from the step, so that a run which was killed resumes bit for 
 import contextlib
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,12 +24,13 @@ from jaxunlearn import build, checkpoint, methods
 from jaxunlearn.checkpoint import State
 from jaxunlearn.evaluation import STOPPED, Evaluation, Stopped
 from jaxunlearn.mesh import processes, profiling
-from jaxunlearn.reports import report
+from jaxunlearn.reports import headline, report
 from jaxunlearn.reports.writer import Writer, replace
 from jaxunlearn.step import make_update
 
 Tree = Any
 
+OWN = ("config.json", "evals", "samples", "metrics.jsonl", "tensorboard", "checkpoints", "profile")
 IDLE = 10  # steps at the start of a run of which one has to forget something
 _ADVICE = "the last good checkpoint is kept. Lower config.optimizer.learning_rate, or stop earlier"
 
@@ -49,9 +51,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   setup = build.build(config)
   workdir = pathlib.Path(workdir)
   with processes.stop_signal() as stopped, contextlib.ExitStack() as stack:
+    stack.enter_context(unbound_if_refused(workdir))
     params = build.start_params(setup)
     evaluation = Evaluation(setup, workdir, stopped)
     processes.from_first(lambda: claim(workdir, config))
+    _say(opening(setup, _newest(workdir)))
     if config.eval.before:
       evaluation.once("before", params)
     saves = checkpoint.Checkpoints(workdir / "checkpoints", config.train.keep)
@@ -67,6 +71,45 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     if config.eval.after:
       evaluation.once("after", state.ema or state.params)
   return processes.from_first(lambda: report.write(workdir))
+
+
+def opening(setup: build.Setup, done: int = 0) -> str:
+  """One line of what a run will do."""
+  devices = setup.mesh.devices.ravel().tolist()
+  config = setup.config.to_dict()
+  return headline.opening(config, report.deleted(config), int(setup.forget.sum()), devices, done)
+
+
+def _say(text: str) -> None:
+  if processes.first():
+    print(text, flush=True)
+
+
+@contextlib.contextmanager
+def unbound_if_refused(workdir: pathlib.Path) -> Iterator[None]:
+  """A launch that is refused before its first checkpoint leaves nothing that binds the next one.
+
+  What stood in the directory before it stays.
+  """
+  made = not workdir.exists()
+  new = [workdir / name for name in OWN if not (workdir / name).exists()]
+  try:
+    yield
+  except ValueError:
+    if processes.first() and not _newest(workdir):
+      for path in new:
+        shutil.rmtree(path, ignore_errors=True)
+        path.unlink(missing_ok=True)
+      with contextlib.suppress(OSError):  # something else is in it
+        if made:
+          workdir.rmdir()
+    raise
+
+
+def _newest(workdir: pathlib.Path) -> int:
+  """The step of the newest checkpoint, whole or not; 0 for none."""
+  names = [path.name for path in workdir.glob("checkpoints/*")]
+  return max([int(name) for name in names if name.isdigit()], default=0)
 
 
 def train(
@@ -103,7 +146,7 @@ def train(
         raise ValueError(
           f"the gradient of what is to be forgotten was exactly 0 in each of the first {step} "
           f"steps: method {setup.config.method.name} does nothing here; take other config.streams "
-          "or another method, and another --workdir"
+          "or another method"
         )
     if probing:
       writer.write_scalars(step, probe(step, state.ema or state.params))
