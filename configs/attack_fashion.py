@@ -10,6 +10,7 @@ data, from 1, 10 or 100 images of the class, or by its embedding alone.
 from ml_collections import ConfigDict
 
 from configs import common, unlearn_fashion
+from jaxunlearn import errors
 
 FEW = lambda n: {"take": "forget", "first": n}
 # name -> kind, method, what its stream takes
@@ -32,6 +33,7 @@ def get_config(variant: str = "dimra_retain"):
 
 def attack(config: ConfigDict, variant: str, rate: float) -> ConfigDict:
   """The config of a trained or unlearned model, made an attack on it: Adam at a constant rate."""
+  errors.check_choice("variant", variant, ATTACKS)
   config.attack, method, streams = ATTACKS[variant]
   config.method = common.method(method)
   config.streams = streams

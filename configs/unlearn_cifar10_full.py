@@ -16,6 +16,7 @@ in samples.npz, and `unlearning_accuracy` in config.eval.metrics takes config.ev
 from ml_collections import ConfigDict
 
 from configs import common, pretrain_cifar10_full, unlearn_fashion
+from jaxunlearn import errors
 
 BASE = "runs/pretrain_cifar10"
 # variant of unlearn_fashion -> fields of its method, steps and learning rate
@@ -41,6 +42,7 @@ def get_config(variant: str = "dimum"):
 
 def unlearning(config: ConfigDict, origin: str, variant: str) -> ConfigDict:
   """The config of a full-size base model, made one that unlearns from it."""
+  errors.check_choice("variant", variant, PAPERS)
   fields, steps, rate = PAPERS[variant]
   asked = config.eval.asked
   config = unlearn_fashion.unlearning(config, origin, variant)

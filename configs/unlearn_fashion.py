@@ -9,6 +9,7 @@ result are in attack_fashion.py; expected: results/audit_fashion.md.
 from ml_collections import ConfigDict
 
 from configs import common, pretrain_fashion
+from jaxunlearn import errors
 
 ALT = {"take": "retain", "c": "forget"}  # a mixture of the other classes, under the one to forget
 NEXT = {"take": "forget", "to": "next"}
@@ -34,6 +35,7 @@ def get_config(variant: str = "dimum"):
 
 def unlearning(config: ConfigDict, origin: str, variant: str) -> ConfigDict:
   """The config of a conditional base model, made one that unlearns from it."""
+  errors.check_choice("variant", variant, METHODS)
   name, fields, streams, steps, rate = METHODS[variant]
   config.init_from = origin
   config.method = common.method(name, **fields)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
-from jaxunlearn import errors
+from jaxunlearn import errors, ranges
 from jaxunlearn.diffusion import NULL
 from jaxunlearn.models import uvit
 
@@ -53,8 +53,8 @@ class Prompts:
   each has its tokens.
   """
 
-  tokens: int = 256
-  per_class: int = 0
+  tokens: ranges.Count = 256
+  per_class: ranges.From0 = 0
 
   def __post_init__(self) -> None:
     if self.tokens < 1 or self.per_class < 0:
@@ -104,8 +104,8 @@ class Prompts:
 class Lora:
   """A product of `rank` beside each matrix of a U-ViT's blocks; B is 0 at first."""
 
-  rank: int = 8
-  alpha: float | int = 8.0
+  rank: ranges.Count = 8
+  alpha: ranges.AtLeast0 = 8.0
 
   def __post_init__(self) -> None:
     if self.rank < 1:

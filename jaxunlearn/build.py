@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jaxunlearn import checkpoint, data, errors, methods, models, streams
+from jaxunlearn import checkpoint, data, errors, fields, methods, models, streams
 from jaxunlearn.checkpoint import State
 from jaxunlearn.data import roll
 from jaxunlearn.diffusion import Diffusion
@@ -71,9 +71,7 @@ def build(config: ConfigDict) -> Setup:
   Raises:
     ValueError: a name, field, id or shape that does not fit, in one line.
   """
-  for field in ("batch", "micro_batches", "log_every", "checkpoint_every", "keep"):
-    if config.train[field] < 1:
-      raise ValueError(f"config.train.{field} is {config.train[field]}; use at least 1")
+  fields.check(config)
   profiling.window(config.profile)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
   if "sources" not in config:  # the rows of a source need not divide
@@ -86,6 +84,7 @@ def build(config: ConfigDict) -> Setup:
     )
   of_file = config.model.name == "pretrained"
   pretrained.adopt(config)
+  fields.check(config)  # what a folder said
   net = models.make(**config.model)
   train, heldout = data.load(**config.data)
   request = data.Forget(**config.forget)
@@ -109,7 +108,7 @@ def build(config: ConfigDict) -> Setup:
     train, forget, takes, config.train.batch, config.seed, concept, bool(net.classes)
   )
   streams.check_attack(config.attack, made, train, forget)
-  return Setup(
+  setup = Setup(
     config=config,
     mesh=mesh,
     process=Diffusion(**config.process),
@@ -122,6 +121,22 @@ def build(config: ConfigDict) -> Setup:
     concept=concept,
     streams=made,
   )
+  check_needs(setup)
+  return setup
+
+
+def check_needs(setup: Setup) -> None:
+  """Raises ValueError where the method needs what the run does not have: methods.NEEDS."""
+  has = {
+    "c": bool(setup.net.classes),
+    "concept": setup.concept is not None,
+    "to": any(stream.take.to for stream in setup.streams.values()),
+    "teacher": bool(setup.config.init_from),
+  }
+  for word, what in methods.NEEDS.items():
+    if word in setup.method.needs and not has[word]:
+      name = setup.config.method.name
+      raise ValueError(f"method {name} needs {what}, or take another method")
 
 
 def size_advice(

@@ -280,7 +280,7 @@ def _rows(method: methods.Objective, name: str, given: Any) -> Rows:
       f"images of stream {name!r} are {rows.image.dtype} {rows.image.shape}; give floats "
       "[B, H, W, C] in [-1, 1], as jaxunlearn.to_model makes of pixels"
     )
-  needs = [field for field in method.needs if field == "c" or name == "a"]
+  needs = [f for f in method.needs if f in Rows._fields and (f == "c" or name == "a")]
   if missing := [field for field in needs if getattr(rows, field) is None]:
     asked = ", ".join(f"{field}={field}" for field in needs)
     raise ValueError(

@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from jaxunlearn import errors, train
+from jaxunlearn import errors, fields, ranges, train
 from jaxunlearn.cdm import run as compartments
 from jaxunlearn.evals import statistics
 from jaxunlearn.mesh import processes
@@ -36,16 +36,28 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   one that ends last writes the table.
 
   Raises:
-    ValueError: run:NAME is none of the runs; besides, what those raise.
+    ValueError: as `check`, before the first run; besides, what those raise.
   """
-  for name in _ANOTHER.findall(config.runs.to_json()):
-    errors.check_choice("run", name, config.runs)
+  check(config)
   workdir = pathlib.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   jax.config.update("jax_compilation_cache_dir", str((workdir / "xla_cache").absolute()))
   while [name for name, sub in config.runs.items() if _run_one(name, sub, workdir)]:
     pass  # what waited for another run may have its turn now
   return processes.from_first(lambda: _finish(config, workdir))
+
+
+def check(config: ConfigDict) -> None:
+  """Raises ValueError for a field of a run that has no such value, or a run:NAME that is none."""
+  if not isinstance(config.get("runs"), ConfigDict):
+    raise ValueError(f"config.runs is {ranges.shown(config.get('runs'))}; use NAME to a config")
+  for name in _ANOTHER.findall(config.runs.to_json()):
+    errors.check_choice("run", name, config.runs)
+  for name, sub in config.runs.items():
+    try:
+      fields.check(sub)
+    except ValueError as error:
+      raise ValueError(f"run {name}: {error}") from error
 
 
 def _finish(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:

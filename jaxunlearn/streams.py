@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn import data, errors
+from jaxunlearn import data, errors, ranges
 from jaxunlearn.diffusion import NULL
 from jaxunlearn.methods import Rows
 
@@ -37,7 +37,7 @@ class Take:
   """What a stream takes, and which conditions its rows get."""
 
   take: str = "all"
-  first: int = 0  # only so many of the records, picked by the seed; 0: all
+  first: ranges.From0 = 0  # only so many of the records, picked by the seed; 0: all
   c: str = "own"  # or forget: the one to forget; null: none; kept: any of those to keep, at random
   to: str = ""  # Rows.to, where a method maps the condition: next, random (of the others), null
 

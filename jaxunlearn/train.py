@@ -8,7 +8,8 @@ the data position from the step, so that a run which was killed resumes bit for 
 import contextlib
 import json
 import pathlib
-from collections.abc import Callable, Collection, Mapping
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,17 +20,19 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxunlearn import build, checkpoint
+from jaxunlearn import build, checkpoint, methods
 from jaxunlearn.checkpoint import State
 from jaxunlearn.data import roll
 from jaxunlearn.evaluation import STOPPED, Evaluation, Stopped
 from jaxunlearn.mesh import processes, profiling
-from jaxunlearn.reports import report
+from jaxunlearn.reports import headline, report
 from jaxunlearn.reports.writer import Writer, replace
 from jaxunlearn.step import make_update
 
 Tree = Any
 
+OWN = ("config.json", "evals", "samples", "metrics.jsonl", "tensorboard", "checkpoints", "profile")
+IDLE = 10  # steps at the start of a run of which one has to forget something
 _ADVICE = "the last good checkpoint is kept. Lower config.optimizer.learning_rate, or stop earlier"
 
 
@@ -41,7 +44,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   """Trains from the newest checkpoint (or the start) to the last step; returns results.json.
 
   Raises:
-    ValueError: bad input, before any work.
+    ValueError: bad input, before any work; or the first IDLE steps forgot nothing at all.
     Diverged: a NaN or infinity; the last good checkpoint is kept.
     Damaged: every checkpoint of the run is damaged.
     Stopped: a signal; the state is saved.
@@ -49,9 +52,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   setup = build.build(config)
   workdir = pathlib.Path(workdir)
   with processes.stop_signal() as stopped, contextlib.ExitStack() as stack:
+    stack.enter_context(unbound_if_refused(workdir))
     params = build.start_params(setup)
     evaluation = Evaluation(setup, workdir, stopped)
     processes.from_first(lambda: claim(workdir, config, setup.entries()))
+    _say(opening(setup, _newest(workdir)))
     if config.eval.before:
       evaluation.once("before", params)
     saves = checkpoint.Checkpoints(workdir / "checkpoints", config.train.keep)
@@ -69,6 +74,45 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   return processes.from_first(lambda: report.write(workdir))
 
 
+def opening(setup: build.Setup, done: int = 0) -> str:
+  """One line of what a run will do."""
+  devices = setup.mesh.devices.ravel().tolist()
+  config = setup.config.to_dict()
+  return headline.opening(config, report.deleted(config), int(setup.forget.sum()), devices, done)
+
+
+def _say(text: str) -> None:
+  if processes.first():
+    print(text, flush=True)
+
+
+@contextlib.contextmanager
+def unbound_if_refused(workdir: pathlib.Path) -> Iterator[None]:
+  """A launch that is refused before its first checkpoint leaves nothing that binds the next one.
+
+  What stood in the directory before it stays.
+  """
+  made = not workdir.exists()
+  new = [workdir / name for name in OWN if not (workdir / name).exists()]
+  try:
+    yield
+  except ValueError:
+    if processes.first() and not _newest(workdir):
+      for path in new:
+        shutil.rmtree(path, ignore_errors=True)
+        path.unlink(missing_ok=True)
+      with contextlib.suppress(OSError):  # something else is in it
+        if made:
+          workdir.rmdir()
+    raise
+
+
+def _newest(workdir: pathlib.Path) -> int:
+  """The step of the newest checkpoint, whole or not; 0 for none."""
+  names = [path.name for path in workdir.glob("checkpoints/*")]
+  return max([int(name) for name in names if name.isdigit()], default=0)
+
+
 def train(
   setup: build.Setup,
   state: State,
@@ -82,6 +126,7 @@ def train(
   config = setup.config.train
   pending: list[tuple[int, Tree]] = []  # metrics still on the device
   first = int(state.step)
+  forgets = first > 0
   folder = saves.directory.parent / "profile"
   update = profiling.traced(make_update(setup, state), first, setup.config.profile, folder)
   batches = setup.batches(first, config.steps)
@@ -95,8 +140,15 @@ def train(
     save = stop or step % config.checkpoint_every == 0
     probing = setup.config.eval.every and step % setup.config.eval.every == 0
     if save or probing or step % config.log_every == 0 or step == config.steps:
-      last = _flush(pending, writer)
-      bar.set_postfix({k: f"{v:.4g}" for k, v in last.items() if k.startswith("loss")})
+      logged = _flush(pending, writer)
+      bar.set_postfix({k: f"{v:.4g}" for k, v in logged[-1].items() if k.startswith("loss")})
+      forgets = forgets or not all(is_idle(setup.method, metrics) for metrics in logged)
+      if not forgets and step >= min(IDLE, config.steps):
+        raise ValueError(
+          f"the gradient of what is to be forgotten was exactly 0 in each of the first {step} "
+          f"steps: method {setup.config.method.name} does nothing here; take other config.streams "
+          "or another method"
+        )
     if probing:
       writer.write_scalars(step, probe(step, state.ema or state.params))
       if origin is not None:
@@ -131,17 +183,24 @@ def _finite(tree: Tree) -> jax.Array:
   return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
-def _flush(pending: list[tuple[int, Tree]], writer: Writer) -> dict[str, float]:
-  """Writes the metrics so far; raises Diverged at the first that is not finite."""
-  scalars: dict[str, float] = {}
+def is_idle(method: methods.Objective, metrics: Mapping[str, float]) -> bool:
+  """Whether a step forgot nothing: it moved nothing, or every loss of what goes was exactly 0."""
+  losses = [metrics[f"loss_{term}"] for term in method.terms if term != "x"]
+  return metrics["grad_norm"] == 0 or (bool(losses) and not any(losses))
+
+
+def _flush(pending: list[tuple[int, Tree]], writer: Writer) -> list[dict[str, float]]:
+  """Writes the metrics so far, of a step each; raises Diverged at the first that is not finite."""
+  logged = []
   for step, metrics in pending:
     scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
     bad = sorted(name for name, value in scalars.items() if not np.isfinite(value))
     writer.write_scalars(step, scalars)
+    logged.append(scalars)
     if bad:
       raise Diverged(f"{bad[0]} is {scalars[bad[0]]} at step {step}; {_ADVICE}")
   pending.clear()
-  return scalars
+  return logged
 
 
 def claim(

@@ -116,7 +116,7 @@ BAD = {
     "batch 60 does not divide over 8 devices x 1 micro-batches; use a multiple of 8",
   ),
   "micro-batches": ({"train.micro_batches": 3}, "16 does not divide over 8 devices x 3 micro-"),
-  "no batch": ({"train.batch": 0}, "config.train.batch is 0; use at least 1"),
+  "no batch": ({"train.batch": 0}, "config.train.batch is 0; use a whole number, 1 or more"),
   "never saved": ({"train.checkpoint_every": 0}, "config.train.checkpoint_every is 0"),
   "mesh": ({"mesh.data": 3, "mesh.fsdp": 5}, "mesh data=3 fsdp=5 does not fit 8 devices"),
   "size": (

@@ -82,8 +82,13 @@ def test_every_variant_builds(variant):
 @pytest.mark.parametrize(
   "name", [n for n in methods.names() if "alt" not in methods.make(n).streams]
 )
-def test_any_method_of_its_streams_runs_by_its_module_name(name):
-  assert build.build(siss_mnist.get_config(name)).method == methods.make(name)
+def test_any_method_of_its_streams_runs_by_its_module_name_or_says_what_it_needs(name):
+  config, method = siss_mnist.get_config(name), methods.make(name)
+  if method.needs:
+    with pytest.raises(ValueError, match=f"^method {name} needs a conditional model; set config"):
+      build.build(config)
+  else:
+    assert build.build(config).method == method
 
 
 def test_a_wrong_variant_lists_the_choices():

@@ -14,7 +14,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from jaxunlearn import build, data, methods, step, streams
+from jaxunlearn import build, data, methods, step, streams, train
 from jaxunlearn.diffusion import NULL, Diffusion
 from jaxunlearn.mesh import sharding
 from tests import counting
@@ -70,6 +70,7 @@ def random_params():
 @dataclasses.dataclass(frozen=True)
 class Net:
   apply: object
+  classes: tuple[int, ...]
 
 
 def images(seed, n):
@@ -92,10 +93,19 @@ def make_setup(name, apply=apply, conditional=True, micro_batches=1, **fields):
   optimizer = {"learning_rate": 1e-2}
   trained = {"steps": 4, "micro_batches": micro_batches}
   return build.Setup(
-    config=ConfigDict({"seed": 0, "ema": 0.0, "optimizer": optimizer, "train": trained}),
+    config=ConfigDict(
+      {
+        "seed": 0,
+        "ema": 0.0,
+        "init_from": "",
+        "method": {"name": name},
+        "optimizer": optimizer,
+        "train": trained,
+      }
+    ),
     mesh=sharding.make_mesh(1),
     process=PROCESS,
-    net=Net(apply),
+    net=Net(apply, (4,) if conditional else ()),
     method=method,
     tx=optax.adam(**optimizer),
     train=RECORDS,
@@ -366,23 +376,55 @@ def test_conditions_are_dropped_of_what_is_kept_alone(name):
       np.testing.assert_array_equal(c == NULL, np.isin(own, rows["x"].c))
 
 
+CONDITIONAL = {  # what each says it needs; the others need nothing
+  "dimum": ("c", "concept"),
+  "dimum_meta": ("c", "concept"),
+  "embedding_copy": ("c", "to"),
+  "embedding_inversion": ("c", "to"),
+  "erasediff_bilevel": ("c", "to"),
+  "esd": ("c", "concept", "teacher"),
+  "salun": ("c", "to"),
+  "selective_amnesia": ("c", "concept"),
+}
+
+
 @every_method
-def test_an_unconditional_model_is_stepped_or_refused_in_one_line(name):
+def test_what_a_run_lacks_of_what_a_method_needs_is_one_line(name):
+  """A need is lifted by giving it, one after the other, until the run is accepted."""
   setup = make_setup(name, conditional=False)
-  try:
-    state = build.make_state(setup, random_params())
-  except ValueError as error:
-    assert "config." in str(error) and "\n" not in str(error)
-    return
+  assert setup.method.needs == CONDITIONAL.get(name, ())
+  given = {
+    "c": lambda s: dataclasses.replace(s, net=make_setup(name).net),
+    "concept": lambda s: dataclasses.replace(s, concept=make_setup(name).concept),
+    "to": lambda s: dataclasses.replace(s, streams=make_setup(name).streams),
+    "teacher": lambda s: dataclasses.replace(s, config=ConfigDict({"init_from": "runs/x"})),
+  }
+  assert given.keys() == methods.NEEDS.keys()
+  for word in setup.method.needs:
+    with pytest.raises(ValueError, match=rf"^method {name} needs ") as error:
+      build.check_needs(setup)
+    assert methods.NEEDS[word] in str(error.value) and "\n" not in str(error.value)
+    setup = given[word](setup)
+  build.check_needs(setup)
 
-  def direction(params, batch):
-    draws = setup.method.draw(PROCESS, batch, jax.random.key(0), state.extras, 0)
-    grads, _ = setup.method.gradients(apply, params, PROCESS, draws, state.extras)
-    return setup.method.combine(grads, state.extras)[0]
 
-  got = jax.eval_shape(direction, state.params, setup.host_batch(0))
-  shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)
-  assert shapes(got) == shapes(state.params)
+@methods_with(lambda method: not method.needs)
+def test_an_unconditional_model_is_moved_by_every_other_method(name):
+  setup = make_setup(name, conditional=False)
+  state = build.make_state(setup, random_params())
+  _, metrics = step.make_update(setup, state)(state, setup.batch(0))
+  assert not train.is_idle(setup.method, jax.tree.map(float, metrics))
+
+
+@every_method
+def test_a_run_that_forgets_nothing_is_told_from_one_that_does(name):
+  metrics = jax.tree.map(float, run(name, 2)[1])
+  method = methods.make(name)
+  assert not all(train.is_idle(method, one) for one in metrics)
+  still = [one | {"grad_norm": 0.0} for one in metrics]
+  unmoved = [one | {f"loss_{term}": 0.0 for term in method.terms if term != "x"} for one in metrics]
+  assert all(train.is_idle(method, one) for one in still)
+  assert all(train.is_idle(method, one) for one in unmoved) or method.terms == ("x",)
 
 
 @every_method

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from jaxunlearn.reports import charts, pictures, report
+from jaxunlearn.reports import charts, headline, pictures, report
 
 EVIL = "<script>alert(1)</script>"
 CONFIG = {
@@ -79,7 +79,8 @@ def test_results_are_what_was_evaluated(tmp_path, capsys):
   assert results == {"before": BEFORE, "after": AFTER}
   assert list(results) == ["before", "after"]
   assert json.loads((tmp_path / "results.json").read_text()) == results
-  assert capsys.readouterr().out == report.table(results) + "\n"
+  page = tmp_path / "report.html"
+  assert capsys.readouterr().out == headline.closing(results, page) + "\n"
   assert not list(tmp_path.rglob("*.tmp"))
 
 

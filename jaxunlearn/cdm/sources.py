@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxunlearn import data, errors
+from jaxunlearn import data, errors, ranges
 from jaxunlearn.reports import writer
 
 FILE = "sources.csv"
@@ -29,7 +29,7 @@ class Split:
   """How records are told apart into sources."""
 
   by: str = "uniform"  # folder, class, style, uniform, or file:PATH of a CSV with id,source
-  n: int = 2  # sources; 0: one for each value
+  n: ranges.From0 = 2  # sources; 0: one for each value
 
   def __post_init__(self) -> None:
     if not self.by.startswith("file:"):

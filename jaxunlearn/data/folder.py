@@ -24,7 +24,7 @@ from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
-from jaxunlearn import data, errors, weights
+from jaxunlearn import data, errors, ranges, weights
 from jaxunlearn.data import looks, pixels, walk
 from jaxunlearn.data.pixels import MODES
 
@@ -50,13 +50,13 @@ class Checked(NamedTuple):
 class Source:
   path: str = ""  # the folder
   layout: str = "class"  # what its folders are: classes, or style/class: classes in each style
-  size: int = 256  # pixels a side
-  channels: int = 3  # 3 or 1
-  heldout: int = 0  # one file in this many is held out; 0: none
+  size: ranges.Count = 256  # pixels a side
+  channels: ranges.Count = 3  # 3 or 1
+  heldout: ranges.From0 = 0  # one file in this many is held out; 0: none
   resize: str = "bicubic"
   convert: bool = False  # other modes too, alpha over white; False: they are bad input
   unreadable: str = "stop"  # or skip: go on without the files that cannot be used
-  threads: int = 16
+  threads: ranges.Count = 16
   verify: bool = True  # decode all files at the start; False: headers, and damage stops the run
 
   def load(self) -> tuple[data.Records, data.Records]:

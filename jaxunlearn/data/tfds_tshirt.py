@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from jaxunlearn import data
+from jaxunlearn import data, ranges
 from jaxunlearn.data.mnist_tshirt import with_tshirt
 from jaxunlearn.data.tfds_images import prepared, read
 
@@ -16,7 +16,7 @@ from jaxunlearn.data.tfds_images import prepared, read
 @dataclasses.dataclass(frozen=True)
 class Source:
   data_dir: str = "~/tensorflow_datasets"
-  share: float = 606 / 60606
+  share: ranges.Under1 = 606 / 60606
   digits: str = "mnist"
   clothes: str = "fashion_mnist"
 

@@ -8,14 +8,14 @@ broadcasting one against the other happens here and nowhere else.
 
 import dataclasses
 import functools
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxunlearn import errors
+from jaxunlearn import errors, ranges
 
 SCHEDULES = ("linear", "scaled_linear")
 NULL = -1  # the value of a condition that is not given: its learned null
@@ -37,9 +37,9 @@ class Diffusion:
   """A DDPM's forward process over the times 0 .. T-1."""
 
   schedule: str = "linear"  # linear in beta, or scaled_linear: linear in sqrt(beta)
-  T: int = 1000
-  beta_1: float = 1e-4
-  beta_T: float = 0.02
+  T: Annotated[int, ranges.Range(1, 10**6, whole=True)] = 1000
+  beta_1: ranges.Inside1 = 1e-4
+  beta_T: ranges.Inside1 = 0.02
 
   def __post_init__(self) -> None:
     errors.check_choice("schedule", self.schedule, SCHEDULES)

@@ -33,6 +33,14 @@ from jaxunlearn import errors, plugins, ranges
 from jaxunlearn.diffusion import NULL, Diffusion, EpsFn
 
 HELPERS = ("embeddings", "importance")  # modules that are no method
+# What a method may need of a run, and how a user gives it; build.py checks it.
+NEEDS = {
+  "c": "a conditional model; set config.init_from and config.model.classes to one",
+  "concept": "a class or style to forget; set config.forget.label or config.forget.style",
+  "to": "a stream that maps the condition to forget to another; write streams.a in the config "
+  "file as {'take': 'forget', 'to': 'next'}",
+  "teacher": "a trained model to start from; set config.init_from",
+}
 
 Array = jax.Array
 Tree = Any  # a nested dict of arrays: parameters, their gradients
@@ -80,8 +88,6 @@ class Objective:
 
   streams: ClassVar[tuple[str, ...]] = ("x",)  # the streams it reads, first the one it keeps
   terms: ClassVar[tuple[str, ...]] = ("x",)  # the names of the K losses
-  # What rows must have beside images: c of every stream; to, index of the stream a.
-  needs: ClassVar[tuple[str, ...]] = ()
   # Forward passes over a batch, and backward passes at most, of one step.
   forwards: ClassVar[int] = 1
   backwards: ClassVar[int] = 1
@@ -89,6 +95,9 @@ class Objective:
   shared_forward: ClassVar[bool] = True
   # The step is a rule on the gradients of the whole batch at once: no micro-batches.
   whole_batch: ClassVar[bool] = False
+  # What a run must have besides, or it is refused: words of NEEDS. Of the rows in a batch it means
+  # c of every stream; to and index (which every run has) of the stream a.
+  needs: ClassVar[tuple[str, ...]] = ()
 
   def __post_init__(self) -> None:
     ranges.check(self)

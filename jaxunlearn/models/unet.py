@@ -18,7 +18,7 @@ type of the other activations and of the weights while they are used (bfloat16 o
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import einops
 import flax.linen as nn
@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real, UInt32
 
-from jaxunlearn import errors
+from jaxunlearn import errors, ranges
 from jaxunlearn.diffusion import NULL
 from jaxunlearn.models.predictor import Predictor
 
@@ -49,22 +49,22 @@ _POSITIVE = (
 class Net(Predictor):
   """The fields of diffusers' `config.json`, under its names; sequences are kept as tuples."""
 
-  sample_size: int = 28
-  in_channels: int = 1
-  out_channels: int = 1
-  block_out_channels: Sequence[int] = (64, 128, 256)
+  sample_size: ranges.Count = 28
+  in_channels: ranges.Count = 1
+  out_channels: ranges.Count = 1
+  block_out_channels: Sequence[ranges.Count] = (64, 128, 256)
   down_block_types: Sequence[str] = ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D")
   up_block_types: Sequence[str] = ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D")
-  layers_per_block: int = 2
-  attention_head_dim: int | None = 8  # None: one head as wide as the block
-  norm_num_groups: int = 32
-  norm_eps: float = 1e-5
-  downsample_padding: int = 1
-  patch_size: int = 1  # p > 1 folds p x p pixels into channels first (not in diffusers; cheap)
+  layers_per_block: ranges.Count = 2
+  attention_head_dim: ranges.Count | None = 8  # None: one head as wide as the block
+  norm_num_groups: ranges.Count = 32
+  norm_eps: ranges.Above0 = 1e-5
+  downsample_padding: Annotated[int, ranges.Range(0, 1, whole=True)] = 1
+  patch_size: ranges.Count = 1  # p > 1 folds p x p pixels into channels first (not in diffusers)
   flip_sin_to_cos: bool = True
-  freq_shift: int = 0
-  dropout: float = 0.0  # share of a residual block's activations that a training step drops
-  classes: Sequence[int] = ()  # how many values each condition has; (): unconditional
+  freq_shift: Annotated[int, ranges.Range(0, 1, whole=True)] = 0
+  dropout: ranges.Under1 = 0.0  # share of a block's activations that a training step drops
+  classes: Sequence[ranges.Count] = ()  # how many values each condition has; (): unconditional
   dtype: str = "float32"
 
   def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 
 from jaxunlearn import data
-from jaxunlearn.reports import charts, writer
+from jaxunlearn.reports import charts, headline, writer
 from jaxunlearn.reports.charts import number
 
 Results = dict[str, dict[str, dict[str, Any]]]  # phase -> metric -> value, ci95, identity
@@ -45,7 +45,7 @@ MEANING = {
 
 
 def write(workdir: pathlib.Path) -> Results:
-  """Writes results.json and report.html into a run's folder, prints the table, returns results."""
+  """Writes results.json and report.html into a run's folder, says so, returns results."""
   workdir = pathlib.Path(workdir)
   results = read_results(workdir / "evals")
   writer.replace(workdir / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
@@ -58,7 +58,7 @@ def write(workdir: pathlib.Path) -> Results:
     json.loads(sources.read_text()) if sources.exists() else {},
   )
   writer.replace(workdir / "report.html", html)
-  print(table(results))
+  print(headline.closing(results, workdir / "report.html"))
   return results
 
 

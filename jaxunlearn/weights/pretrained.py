@@ -263,6 +263,6 @@ def _meaning(model: Mapping[str, Any], process: Mapping[str, Any]) -> dict[str, 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError) as error:
+    return dict(json.loads(path.read_text()))
+  except (OSError, ValueError, TypeError) as error:
     raise ValueError(f"cannot read {path} ({error}); fetch or make it again") from error
