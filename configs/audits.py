@@ -91,7 +91,7 @@ def as_it_is(base: ConfigDict, origin: str) -> ConfigDict:
 def unlearned(base: ConfigDict, origin: str, variant: str) -> ConfigDict:
   config = unlearn_fashion.unlearning(base.copy_and_resolve_references(), origin, variant)
   if variant == "selective_amnesia":
-    config.streams.x = "samples:run:replay"
+    config.streams.update(x="samples:run:replay", all="all_samples:run:replay")
   return config
 
 

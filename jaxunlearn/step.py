@@ -231,9 +231,10 @@ def apply_update(
     combined |= {"loss_penalty": loss}
   updates, opt = program.tx.update(direction, state.opt, state.params)
   params = optax.apply_updates(state.params, updates)
+  params, extras = method.settle(params, state.extras, state.step)
   ema = state.ema
   if program.ema:
     decay = jnp.minimum(program.ema, (1 + state.step) / (10 + state.step))
     ema = optax.incremental_update(params, ema, 1 - decay)
   metrics |= combined | {"grad_norm": optax.tree.norm(direction)}
-  return State(state.step + 1, params, ema, opt, state.extras), metrics
+  return State(state.step + 1, params, ema, opt, extras), metrics

@@ -42,8 +42,9 @@ def methods_with(what):
   return pytest.mark.parametrize("name", found)
 
 
-def has_dropout(method):
-  return hasattr(method, "c_dropout")
+def dropouts(method):
+  """Its fields that are the share of rows, in a step, whose condition is dropped."""
+  return [name for name in ("c_dropout", "a_dropout") if hasattr(method, name)]
 
 
 def apply(params, x_t, t, c=None):
@@ -332,7 +333,7 @@ def passes(name, rows, number, **fields):
 def test_each_row_of_a_conditional_model_gets_its_own_condition(name, columns):
   """Or in a pass for a target what its own is mapped to, or none."""
   rows = told(methods.make(name).streams, columns)
-  fields = {"c_dropout": 0.0} if has_dropout(methods.make(name)) else {}
+  fields = dict.fromkeys(dropouts(methods.make(name)), 0.0)
   for number in (0, 1):
     seen = passes(name, rows, number, **fields)
     assert any(np.array_equal(c, own) for own, c in seen)
@@ -340,12 +341,16 @@ def test_each_row_of_a_conditional_model_gets_its_own_condition(name, columns):
       assert any(np.array_equal(c, allowed) for allowed in (own, own + 1000, 0 * own + NULL))
 
 
-@methods_with(has_dropout)
-def test_conditions_are_dropped_of_what_is_kept_alone(name):
-  rows = told(methods.make(name).streams)
-  for number in (0, 1):
-    for own, c in passes(name, rows, number, c_dropout=1.0):
-      np.testing.assert_array_equal(c == NULL, np.isin(own, rows["x"].c))
+@methods_with(dropouts)
+def test_conditions_are_dropped_of_the_rows_that_a_field_names_alone(name):
+  """c_dropout those of what is kept, a_dropout those of `a`, and what they are mapped to."""
+  rows, fields = told(methods.make(name).streams), dropouts(methods.make(name))
+  kept = rows["x"].c
+  for field in fields:
+    dropped = kept if field == "c_dropout" else rows["a"].c
+    for number in (0, 1):
+      for own, c in passes(name, rows, number, **dict.fromkeys(fields, 0.0) | {field: 1.0}):
+        np.testing.assert_array_equal(c == NULL, np.isin(own, dropped))
 
 
 @every_method
