@@ -18,6 +18,7 @@ METHODS = {
   "SFR-on": "sfron",
   "Selective Amnesia": "selective_amnesia",
   "EraseDiff": "erasediff",
+  "EraseDiff, BOME": "erasediff_bome",
   "ESD": "esd",
   "DiMUM": "dimum",
   "DiMUM, meta": "dimum_meta",

@@ -12,6 +12,7 @@ from configs import common, pretrain_fashion
 
 ALT = {"take": "retain", "c": "forget"}  # a mixture of the other classes, under the one to forget
 NEXT = {"take": "forget", "to": "next"}
+RANDOM = {"take": "forget", "to": "random"}
 # name -> method, its fields, streams, steps and learning rate
 METHODS = {
   "embedding_copy": ("embedding_copy", {}, {"a": NEXT}, 0, 0.0),
@@ -25,7 +26,14 @@ METHODS = {
     120,
     1e-4,
   ),
-  "erasediff": ("erasediff_bilevel", {}, {"a": {"take": "forget", "to": "random"}}, 120, 2e-4),
+  "erasediff": (
+    "erasediff_bilevel",
+    {"inner_steps": 60, "outer_steps": 30},
+    {"a": RANDOM},
+    360,  # 120 of them outer
+    2e-4,
+  ),
+  "erasediff_bome": ("erasediff_bome", {}, {"a": RANDOM}, 120, 2e-4),
   "esd": ("esd", {}, {"a": "forget"}, 120, 1e-4),
   "dimum": ("dimum", {}, {"alt": ALT}, 120, 2e-4),
   "dimum_meta": ("dimum_meta", {"inner_rate": 2e-4}, {"alt": ALT, "a": "forget"}, 120, 2e-4),

@@ -29,6 +29,8 @@ TAKES = {
   "alt": {"take": "retain", "c": "forget"},
 }  # any other stream: retain
 
+RUN = {"seed": 0, "ema": 0.0, "ema_warmup": True, "init_optimizer": False}
+
 COMPILED = []  # the programs so far
 jax.monitoring.register_event_duration_secs_listener(
   lambda event, *_, **__: COMPILED.append(event) if event.endswith("compile_duration") else None
@@ -93,7 +95,7 @@ def make_setup(name, apply=apply, conditional=True, micro_batches=1, **fields):
   optimizer = {"learning_rate": 1e-2}
   trained = {"steps": 4, "micro_batches": micro_batches}
   return build.Setup(
-    config=ConfigDict({"seed": 0, "ema": 0.0, "optimizer": optimizer, "train": trained}),
+    config=ConfigDict(RUN | {"optimizer": optimizer, "train": trained}),
     mesh=sharding.make_mesh(1),
     process=PROCESS,
     net=Net(apply),
