@@ -297,7 +297,7 @@ def test_erasediff_goes_back_to_where_its_inner_steps_set_out_and_keeps_adam():
 
 @pytest.mark.parametrize("eta", [0.0, 50.0])
 def test_bomes_control_is_eta_times_the_squared_norm(eta):
-  draws, grads, direction, metrics = one_step("erasediff_bome", batch=RANDOM, eta=eta)
+  draws, _, direction, metrics = one_step("erasediff_bome", batch=RANDOM, eta=eta)
   loss_x, g_x = denoising(draws, *KEPT)
   a_t = toys.noised(PROCESS, draws["a"], draws["t_a"], draws["eps_a"])
   target = toys.linear_eps(THETA, a_t, draws["to"])
@@ -343,7 +343,9 @@ def test_esd_moves_only_what_is_named():
   np.testing.assert_array_equal(direction[:-SIZE], grads[0][:-SIZE])
   np.testing.assert_array_equal(direction[-SIZE:], 0)
   assert np.any(direction) and np.all(grads[0][-SIZE:])
-  with pytest.raises(ValueError, match=r"^only is attn; use a part of .*, like class_embedding_0/emb"):
+  with pytest.raises(
+    ValueError, match=r"^only is attn; use a part of .*, like class_embedding_0/emb"
+  ):
     prepare("esd", only="attn")
 
 

@@ -6,6 +6,8 @@ step.py as in a run, on a network of three leaves: a matrix, a bias and a table 
 
 import dataclasses
 import functools
+import importlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -391,6 +393,12 @@ def test_a_senseless_number_is_refused_in_one_line(name):
       bad = -1 if isinstance(field.default, int) else float("nan")
       with pytest.raises(ValueError, match=rf"^{field.name} is {bad}; use [^\n]+$"):
         methods.make(name, **{field.name: bad})
+
+
+@every_method
+def test_a_method_says_how_it_deviates_from_its_paper(name):
+  module = importlib.import_module(f"jaxunlearn.methods.{name}")
+  assert re.search(r"^Deviations\b.*:", module.__doc__, re.MULTILINE)
 
 
 @every_method

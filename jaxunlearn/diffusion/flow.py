@@ -82,13 +82,13 @@ def follow(
 
 
 def follow_whole_times(rates: Rates, process: Diffusion, x: Float[Array, "B H W C"]) -> End:
-  """The flow of the variance-preserving SDE over v in [1e-5, 1], as Alberti et al. (2025) take it:
+  """The flow of the variance-preserving SDE over v in [1e-5, 1], as Alberti et al. take it:
 
       dx/dv = -beta(v)/2 [x - eps(x, k) / sigma_k],   k = floor((T - 1) v)
 
-  beta(v) is T beta_k between whole times too, and linear there. The image stands at v = 1e-5 without
-  noise. k and sigma_k jump at each whole time, where adaptive steps stumble: so the solver takes one
-  Runge-Kutta step of fourth order from each to the next.
+  beta(v) is T beta_k at whole times and linear between them. The image stands at v = 1e-5, without
+  noise. k and sigma_k jump at each whole time, where adaptive steps stumble: so the solver takes
+  one Runge-Kutta step of fourth order from each to the next.
   """
   last = process.T - 1
   edges = np.append(WHOLE_START, np.arange(1, process.T) / last)
@@ -112,11 +112,14 @@ def follow_whole_times(rates: Rates, process: Diffusion, x: Float[Array, "B H W 
     slope = jax.tree.map(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, k_1, k_2, k_3, k_4)
     return ahead(slope, 1.0), None
 
-  shapes = jax.eval_shape(lambda x: field((x, None), edges[0], jnp.int32(0))[1], x)
+  first = jnp.zeros(len(x), jnp.int32)
+  shapes = jax.eval_shape(lambda x: rates(x, first, jnp.float32(sigma[0]))[1], x)
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
   spans = (np.arange(last, dtype=np.int32), np.float32(edges[:-1]), np.float32(np.diff(edges)))
   (x_T, integrals), _ = jax.lax.scan(step, (x, zeros), spans)
-  log_gamma = -0.5 * np.trapezoid(np.interp(edges * last, np.arange(process.T), rates_of_noise), edges)
+  log_gamma = -0.5 * np.trapezoid(
+    np.interp(edges * last, np.arange(process.T), rates_of_noise), edges
+  )
   return End(x_T, jnp.float32(log_gamma), integrals, jnp.isfinite(x_T).all())
 
 

@@ -5,7 +5,8 @@ Both are read as image files would be, as uint8 pixels, a batch at a time: only 
 image comes to 299 x 299 changes the value, so config.eval.fid_resize stands in its identity:
 
 bilinear      as pytorch-fid does: four neighbours, no antialiasing; x / 127.5 - 1
-clean         as clean-fid does (Parmar et al., 2022): antialiased bicubic, in float; (x - 128) / 128
+clean         as clean-fid does (Parmar et al., 2022): antialiased bicubic, in float;
+              (x - 128) / 128
 torchmetrics  as torchmetrics does: four neighbours from the upper left, as in TensorFlow 1;
               (x - 128) / 128. Pixels of samples are cut to whole numbers, not rounded
 

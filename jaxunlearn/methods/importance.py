@@ -103,9 +103,10 @@ def summed(grads: Iterator[Tree]) -> Tree:
 def mean_square(grads: Iterator[Tree]) -> Tree:
   """The mean of their squares, entry by entry."""
   total, count = None, 0
-  for count, grad in enumerate(grads, start=1):
+  for grad in grads:
     square = jax.tree.map(jnp.square, grad)
     total = square if total is None else jax.tree.map(jnp.add, total, square)
+    count += 1
   return jax.tree.map(lambda leaf: leaf / count, total)
 
 

@@ -2,7 +2,7 @@
 
     L = E_{u ~ U[-1,1]^d} ||eps - eps_theta(u_t, t, c_u)||^2      noise in place of the concept
       + E_{(x, c)} ||eps - eps_theta(x_t, t, c)||^2                generative replay
-      + lam sum_i F_i (theta_i - theta0_i)^2                       elastic weight consolidation (EWC)
+      + lam sum_i F_i (theta_i - theta0_i)^2                      elastic weight consolidation, EWC
     F_i = E_{(x, c)} [(sum_{t=0}^{T-1} d/d theta_i ||eps_t - eps_theta(x_t, t, c)||^2)^2]  at theta0
 
 F sums the gradients of all times of a record before it squares them, since the bound on log p(x)
