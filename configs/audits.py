@@ -17,6 +17,7 @@ METHODS = {
   "SalUn": "salun",
   "SFR-on": "sfron",
   "Selective Amnesia": "selective_amnesia",
+  "Selective Amnesia, λ = 1/(2T)": "selective_amnesia_laplace",
   "EraseDiff": "erasediff",
   "EraseDiff, BOME": "erasediff_bome",
   "ESD": "esd",
@@ -91,7 +92,7 @@ def as_it_is(base: ConfigDict, origin: str) -> ConfigDict:
 
 def unlearned(base: ConfigDict, origin: str, variant: str) -> ConfigDict:
   config = unlearn_fashion.unlearning(base.copy_and_resolve_references(), origin, variant)
-  if variant == "selective_amnesia":
+  if config.method.name == "selective_amnesia":
     config.streams.update(x="samples:run:replay", all="all_samples:run:replay")
   return config
 

@@ -16,7 +16,8 @@ Deviations, besides those of the methods:
   - Images are not mirrored; the releases mirror half of them.
   - x0 is clipped to [-1, 1] in sampling; the releases leave it as it is.
   - The average of Selective Amnesia's weights starts at the raw ones, not at the pretrained
-    average, whose weight after 20,000 steps is .14. EraseDiff's release evaluates an average of decay .99.
+    average, whose weight after 20,000 steps is .14.
+  - EraseDiff's raw weights are evaluated; the release takes an average of decay .99.
   - Selective Amnesia replays the 50,000 samples of `pretrain_cifar10_full`, not 500 a class.
   - The steps of ESD, and all of `erasediff_bome` and `dimum_meta`, are chosen here.
 """

@@ -228,8 +228,9 @@ def select(
     return records, np.flatnonzero(wanted.matches(records.conditions) & ~forget)
   if kind in ("samples", "all_samples"):
     chosen = samples(pathlib.Path(name), records)
-    without = concept and kind == "samples"
-    gone = concept.matches(chosen.conditions) if without else np.zeros(len(chosen), bool)
+    gone = np.zeros(len(chosen), bool)
+    if concept and kind == "samples":
+      gone = concept.matches(chosen.conditions)
     return chosen, np.flatnonzero(~gone)
   chosen = data.load(name)[0]
   data.check_one_size({chosen.image.shape[1:], records.image.shape[1:]})

@@ -102,7 +102,7 @@ def follow_whole_times(rates: Rates, process: Diffusion, x: Float[Array, "B H W 
     drift = -half * (state[0] - eps / sigma_k)
     return drift, jax.tree.map(lambda r: half / sigma_k**2 * r, rate)
 
-  def step(state: tuple[Array, Any], span: tuple[Array, Array, Array]) -> tuple[Any, None]:
+  def step(state: tuple[Array, Any], span: Any) -> tuple[Any, None]:
     k, v, h = span
     ahead = lambda slope, part: jax.tree.map(lambda a, b: a + part * h * b, state, slope)
     k_1 = field(state, v, k)

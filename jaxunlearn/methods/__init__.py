@@ -165,7 +165,7 @@ class TwoSets(Objective):
 
   c_dropout: ranges.Share = 0.1
 
-  streams = ("x", "a")
+  streams: ClassVar[tuple[str, ...]] = ("x", "a")
   terms = ("x", "a")
   forwards = 2
   backwards = 2

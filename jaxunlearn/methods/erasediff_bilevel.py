@@ -1,7 +1,7 @@
 """EraseDiff as its authors released it: a bi-level problem in turns (Wu et al., 2024).
 
-    f(theta) = E ||eps_theta(a_t, t, c_u) - sg eps_theta(a_t, t, c')||^2 / d     c' another condition
-    L_r(theta) = E ||eps - eps_theta(x_t, t, c)||^2 / d                          d pixels
+    f(theta) = E ||eps_theta(a_t, t, c_u) - sg eps_theta(a_t, t, c')||^2 / d    c' another condition
+    L_r(theta) = E ||eps - eps_theta(x_t, t, c)||^2 / d                         d pixels
     inner steps   phi <- Adam(grad f(phi)) from phi = theta; then theta is put back
     outer steps   theta <- Adam(grad L_r(theta) + share grad f(theta))
     share = lam, or where lam is None  max(eta - cos(grad L_r, grad f), 0)
