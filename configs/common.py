@@ -14,6 +14,7 @@ def get_config() -> ConfigDict:
   config = ConfigDict()
   config.seed = 0
   config.init_from = ""  # "": random; assets:NAME, a run's directory or a diffusers folder
+  config.init_optimizer = False  # the state of the optimiser too, from a run's directory
   config.model = ConfigDict({"name": "unet", "dtype": "float32"})
   config.process = ConfigDict({"schedule": "linear", "T": 1000, "beta_1": 1e-4, "beta_T": 0.02})
   config.data = source("mnist_tshirt")
@@ -28,12 +29,13 @@ def get_config() -> ConfigDict:
       "b1": 0.9,
       "b2": 0.999,
       "weight_decay": 1e-6,
-      "clip": 1.0,
+      "clip": 1.0,  # the largest norm of a gradient; None: any
       "warmup": 0,
       "schedule": "constant",
     }
   )
   config.ema = 0.0  # the largest decay; 0 keeps no average
+  config.ema_warmup = True  # the decay grows from .1; False: it is the same from the first step
   config.train = ConfigDict(
     {
       "steps": 100,

@@ -5,10 +5,14 @@
         --workdir=runs/pretrain_cifar10
 
 One GPU or more, some days; not run here. The gold standard is the same without a class:
-`--config.forget.label=airplane --config.streams.x=retain`. The papers mirror half of the images at
-random, this does not. The 50,000 samples at the end, guided, are kept: Selective Amnesia replays
-them. FID needs Inception's weights (`python -m jaxunlearn.weights`); the training images are its
-reference.
+`--config.forget.label=airplane --config.streams.x=retain`. The 50,000 samples at the end, guided,
+are kept: Selective Amnesia replays them. FID needs Inception's weights (`python -m
+jaxunlearn.weights`); the training images are its reference.
+
+Deviations:
+  - Images are not mirrored; the papers mirror half of them.
+  - The average of the weights warms up; theirs has its decay from the first step.
+  - x0 is clipped to [-1, 1] in sampling; theirs is not.
 """
 
 from configs import common

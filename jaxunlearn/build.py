@@ -168,7 +168,10 @@ def check_conditions(net: Any, records: data.Records) -> bool:
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-  """AdamW after a clip of the global norm, under a constant or cosine schedule with warm-up."""
+  """AdamW after a clip of the global norm, under a constant or cosine schedule with warm-up.
+
+  clip None takes gradients of any norm as they are.
+  """
   opt, steps = config.optimizer, max(config.train.steps, 1)
   start = 0.0 if opt.warmup else opt.learning_rate
   rates = {
@@ -179,7 +182,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
   }
   errors.check_choice("learning-rate schedule", opt.schedule, rates)
   return optax.chain(
-    optax.clip_by_global_norm(opt.clip),
+    optax.identity() if opt.clip is None else optax.clip_by_global_norm(opt.clip),
     optax.adamw(rates[opt.schedule], opt.b1, opt.b2, weight_decay=opt.weight_decay),
   )
 
@@ -207,7 +210,20 @@ def make_state(setup: Setup, params: Tree) -> State:
     step=jnp.zeros((), jnp.int32),
     params=params,
     ema=params if setup.config.ema else {},
-    opt=setup.tx.init(params),
+    opt=start_optimizer(setup, params),
     extras=extras,
   )
   return sharding.put(state, sharding.state_sharding(setup.mesh, state))
+
+
+def start_optimizer(setup: Setup, params: Tree) -> Tree:
+  """Its state at step 0: nothing yet, or what the run that this one starts from ended with.
+
+  Raises:
+    ValueError: config.init_from is no run, or one of another optimiser.
+  """
+  if not setup.config.init_optimizer:
+    return setup.tx.init(params)
+  shapes = jax.eval_shape(setup.tx.init, params)
+  whole = sharding.shaped(setup.mesh, shapes, sharding.replicated(setup.mesh))
+  return checkpoint.read_params(pretrained.locate(setup.config.init_from), whole, "opt")

@@ -106,6 +106,13 @@ class Step:
     """One direction from the K gradients of the whole batch."""
     return methods.direction(self.method, params, grads, extras)
 
+  def settle(self, params: Tree, extras: Tree, step: Array | int) -> tuple[Tree, Tree]:
+    """The parameters and extras after the optimiser's step: most methods leave both as they are.
+
+    Only a method with steps within steps, like `erasediff_bilevel`, needs it.
+    """
+    return self.method.settle(params, extras, step)
+
 
 def eps_fn(apply: Apply, params: Tree, guidance: float = 0.0) -> EpsFn:
   """The network with its parameters bound, as `sample` and `measure` take it.

@@ -6,6 +6,8 @@ step.py as in a run, on a network of three leaves: a matrix, a bias and a table 
 
 import dataclasses
 import functools
+import importlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,14 @@ TAKES = {
   "alt": {"take": "retain", "c": "forget"},
 }  # any other stream: retain
 
+RUN = {
+  "seed": 0,
+  "ema": 0.0,
+  "ema_warmup": True,
+  "init_from": "",
+  "init_optimizer": False,
+}
+
 COMPILED = []  # the programs so far
 jax.monitoring.register_event_duration_secs_listener(
   lambda event, *_, **__: COMPILED.append(event) if event.endswith("compile_duration") else None
@@ -42,8 +52,9 @@ def methods_with(what):
   return pytest.mark.parametrize("name", found)
 
 
-def has_dropout(method):
-  return hasattr(method, "c_dropout")
+def dropouts(method):
+  """Its fields that are the share of rows, in a step, whose condition is dropped."""
+  return [name for name in ("c_dropout", "a_dropout") if hasattr(method, name)]
 
 
 def apply(params, x_t, t, c=None):
@@ -94,14 +105,7 @@ def make_setup(name, apply=apply, conditional=True, micro_batches=1, **fields):
   trained = {"steps": 4, "micro_batches": micro_batches}
   return build.Setup(
     config=ConfigDict(
-      {
-        "seed": 0,
-        "ema": 0.0,
-        "init_from": "",
-        "method": {"name": name},
-        "optimizer": optimizer,
-        "train": trained,
-      }
+      RUN | {"method": {"name": name}} | {"optimizer": optimizer, "train": trained}
     ),
     mesh=sharding.make_mesh(1),
     process=PROCESS,
@@ -360,7 +364,7 @@ def passes(name, rows, number, **fields):
 def test_each_row_of_a_conditional_model_gets_its_own_condition(name, columns):
   """Or in a pass for a target what its own is mapped to, or none."""
   rows = told(methods.make(name).streams, columns)
-  fields = {"c_dropout": 0.0} if has_dropout(methods.make(name)) else {}
+  fields = dict.fromkeys(dropouts(methods.make(name)), 0.0)
   for number in (0, 1):
     seen = passes(name, rows, number, **fields)
     assert any(np.array_equal(c, own) for own, c in seen)
@@ -368,12 +372,16 @@ def test_each_row_of_a_conditional_model_gets_its_own_condition(name, columns):
       assert any(np.array_equal(c, allowed) for allowed in (own, own + 1000, 0 * own + NULL))
 
 
-@methods_with(has_dropout)
-def test_conditions_are_dropped_of_what_is_kept_alone(name):
-  rows = told(methods.make(name).streams)
-  for number in (0, 1):
-    for own, c in passes(name, rows, number, c_dropout=1.0):
-      np.testing.assert_array_equal(c == NULL, np.isin(own, rows["x"].c))
+@methods_with(dropouts)
+def test_conditions_are_dropped_of_the_rows_that_a_field_names_alone(name):
+  """c_dropout those of what is kept, a_dropout those of `a`, and what they are mapped to."""
+  rows, fields = told(methods.make(name).streams), dropouts(methods.make(name))
+  kept = rows["x"].c
+  for field in fields:
+    dropped = kept if field == "c_dropout" else rows["a"].c
+    for number in (0, 1):
+      for own, c in passes(name, rows, number, **dict.fromkeys(fields, 0.0) | {field: 1.0}):
+        np.testing.assert_array_equal(c == NULL, np.isin(own, dropped))
 
 
 CONDITIONAL = {  # what each says it needs; the others need nothing
@@ -444,6 +452,12 @@ def test_a_senseless_number_is_refused_in_one_line(name):
       bad = -1 if isinstance(field.default, int) else float("nan")
       with pytest.raises(ValueError, match=rf"^{field.name} is {bad}; use [^\n]+$"):
         methods.make(name, **{field.name: bad})
+
+
+@every_method
+def test_a_method_says_how_it_deviates_from_its_paper(name):
+  module = importlib.import_module(f"jaxunlearn.methods.{name}")
+  assert re.search(r"^Deviations\b.*:", module.__doc__, re.MULTILINE)
 
 
 @every_method

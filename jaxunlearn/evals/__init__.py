@@ -46,12 +46,13 @@ class Options:
   inject_t: int = 250
   inject_n: int = 16
   inception_weights: str = ""  # a file; "": the published one, where it is cached
-  fid_resize: str = "bilinear"  # as pytorch-fid; or clean, as clean-fid
+  fid_resize: str = "bilinear"  # as pytorch-fid; or clean, as clean-fid, or torchmetrics
   fid_batch: int = 32  # images in the network at a time
   sscd_weights: str = ""  # a file; "": the published one, where it is cached
   sscd_protocol: str = "siss"  # or retrack
   nll_probes: int = 8
-  nll_tolerance: float = 1e-3
+  nll_protocol: str = "interpolated"  # or siss, as the release of SISS
+  nll_tolerance: float = 1e-3  # of the steps of interpolated
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ A method says what one optimisation step minimises, in parts of which most need 
     gradients  how their gradients are taken, where backpropagation is not all of it
     penalty    a term of the parameters alone                             -> loss
     combine    one update direction from the K whole-batch gradients      -> direction, metrics
+    settle     what follows the optimiser's update, like taking it back   -> params, extras
 
 In `losses`, extras also has networks without gradient: `current`, with the parameters as they are,
 and `teacher`, with those that `prepare` put under that name.
@@ -158,6 +159,11 @@ class Objective:
     del extras
     return jax.tree.map(lambda *g: sum(g), *grads), {}
 
+  def settle(self, params: Tree, extras: Tree, step: Array) -> tuple[Tree, Tree]:
+    """What becomes of parameters and extras after the update of step 0, 1, ...: nothing."""
+    del step
+    return params, extras
+
 
 @dataclasses.dataclass(frozen=True)
 class TwoSets(Objective):
@@ -168,7 +174,7 @@ class TwoSets(Objective):
 
   c_dropout: ranges.Share = 0.1
 
-  streams = ("x", "a")
+  streams: ClassVar[tuple[str, ...]] = ("x", "a")
   terms = ("x", "a")
   forwards = 2
   backwards = 2
@@ -314,10 +320,12 @@ def one_denoising_loss(
   return (denoising_loss(eps_fn, process, a, c, t, eps),), {}
 
 
-def draw_two(process: Diffusion, x: Rows, a: Rows, rng: Array, c_dropout: float) -> dict[str, Any]:
+def draw_two(
+  process: Diffusion, x: Rows, a: Rows, rng: Array, c_dropout: float, a_dropout: float = 0.0
+) -> dict[str, Any]:
   """The rows of two streams, the second as `a`; each row with a time and a noise of its own.
 
-  The condition of x is dropped for a share of its rows.
+  The conditions of x and of a are dropped for a share of their rows.
   """
   k_x, k_a, k_c = jax.random.split(rng, 3)
   noise_a = draw_noise(process, a.image.shape, k_a)
@@ -326,7 +334,8 @@ def draw_two(process: Diffusion, x: Rows, a: Rows, rng: Array, c_dropout: float)
     "c_x": drop_conditions(x.c, c_dropout, k_c),
     **draw_noise(process, x.image.shape, k_x),
     "a": a.image,
-    "c_a": a.c,
+    # Not 0, 1 or 2: those are the three keys.
+    "c_a": drop_conditions(a.c, a_dropout, jax.random.fold_in(rng, 3)),
     "t_a": noise_a["t"],
     "eps_a": noise_a["eps"],
   }
@@ -342,7 +351,7 @@ def two_denoising_losses(
   return loss_x, denoising_loss(eps_fn, process, a, c_a, t_a, eps_a)
 
 
-def weighted(grads: Sequence[Tree], weights: Sequence[float]) -> Tree:
+def weighted(grads: Sequence[Tree], weights: Sequence[Array | float]) -> Tree:
   """The weighted sum of trees."""
   return jax.tree.map(lambda *g: sum(w * v for w, v in zip(weights, g, strict=True)), *grads)
 

@@ -4,6 +4,8 @@
 
 Two forward passes where SISS has one. A pair of rows shares t and eps, and the forget gradient
 gets its norm by the same rule: the step is g_x - c g_a, `methods.subtract_scaled`.
+
+Deviations: none.
 """
 
 import dataclasses
