@@ -83,8 +83,9 @@ def path(points: Iterable[tuple[float, float]]) -> str:
 
 
 def number(value: float | int | str) -> str:
-  """Four digits; `value` may be one of the strings nan, inf and -inf."""
-  return f"{float(value):.4g}"
+  """Four digits, or 12,345; `value` may be one of the strings nan, inf and -inf."""
+  value = float(value)
+  return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
 
 
 def span(values: np.ndarray) -> tuple[float, float]:
