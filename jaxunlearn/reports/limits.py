@@ -37,6 +37,8 @@ def _of_kind(config: Config, results: Results) -> Iterator[str]:
   kind, what = subject.kind(config), subject.target(config)
   if kind == "attack":
     yield from _attack(config)
+  elif kind == "compartments" and config["sources"].get("n") == 1:
+    yield "One network has seen all of the data: nothing can be deleted from it exactly."
   elif kind == "compartments":
     yield (
       "A source that is deleted goes exactly: its network, and its part of a router that each has "

@@ -9,7 +9,7 @@ compartments  a network a source (CDM)
 measuring     no step at all: a model as it is
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxunlearn import data, methods, streams
@@ -17,6 +17,7 @@ from jaxunlearn.reports import names
 
 DELETING = ("retraining", "naive", "unlearning")
 Config = Mapping[str, Any]  # a run's config.json; fields may be missing
+_DELETES = {("x", "retain"), ("a", "forget")}  # streams of a run that deletes
 
 
 def kind(config: Config) -> str:
@@ -25,25 +26,27 @@ def kind(config: Config) -> str:
     return "compartments"
   if config.get("attack"):
     return "attack"
-  method = config.get("method", {}).get("name")
-  trained = method != "denoising"
-  if config.get("train", {}).get("steps") == 0 and not trained:
+  if _is_left(config):
     return "measuring"
   if not deletes(config):
     return "training"
-  if trained:
+  if config.get("method", {}).get("name") != "denoising":
     return "unlearning"
   return "naive" if config.get("init_from") else "retraining"
 
 
+def _is_left(config: Config) -> bool:
+  """Whether the run leaves a model as it is: no step, and nothing that a method does before one."""
+  idle = config.get("method", {}).get("name") == "denoising"
+  return idle and config.get("train", {}).get("steps") == 0
+
+
 def deletes(config: Config) -> bool:
   """Whether the run kept its forget set out of its data, or trained against it; no attack does."""
-  if config.get("attack") or "sources" in config or not deleted(config):
+  other = config.get("attack") or "sources" in config or _is_left(config)
+  if other or not deleted(config):
     return False
-  return bool({k: take.take for k, take in takes(config).items()}.items() & _DELETES)
-
-
-_DELETES = {("x", "retain"), ("a", "forget")}
+  return bool({name: take.take for name, take in takes(config).items()}.items() & _DELETES)
 
 
 def takes(config: Config) -> dict[str, streams.Take]:
@@ -178,20 +181,19 @@ def facts(
 
 def _of_kind(config: Config, compartments: Mapping[str, Any]) -> dict[str, str]:
   what = deleted(config)
-  return {
-    "training": {"Deleted": "nothing"},
-    "retraining": {"Left out": what},
-    "naive": {"Deleted": what},
-    "unlearning": {"Deleted": what},
-    "attack": {"Unlearned before": what, "Shown": learnt_from(config)}
-    if config.get("attack")
-    else {},
-    "compartments": {
-      "Each source": config.get("compartment", {}).get("name", ""),
+  lines: dict[str, Callable[[], dict[str, str]]] = {
+    "training": lambda: {"Deleted": "nothing"},
+    "retraining": lambda: {"Left out": what},
+    "naive": lambda: {"Deleted": what},
+    "unlearning": lambda: {"Deleted": what},
+    "attack": lambda: {"Unlearned before": what, "Shown": learnt_from(config)},
+    "compartments": lambda: {
+      "Each source": names.spaced(config.get("compartment", {}).get("name", "")),
       "Deleted": "; ".join(compartments.get("deleted", ())) or "nothing",
     },
-    "measuring": {"Looked for": what or "nothing"},
-  }[kind(config)]
+    "measuring": lambda: {"Looked for": what or "nothing"},
+  }
+  return lines[kind(config)]()
 
 
 def _named(called: Any, section: Mapping[str, Any], key: str) -> str:

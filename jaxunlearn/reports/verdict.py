@@ -61,7 +61,7 @@ def headline(config: Config, results: Results, metrics: Lines = ()) -> str:
     return f"{said}, {ends}" if said else "not measured: no AR, no UA"
   if kind == "compartments":
     return _of_compartments(results).line
-  found = _find(results, FORGETS) if subject.deletes(config) else None
+  found = _find(results, FORGETS) if subject.deleted(config) else ""
   parts = [_arrow(config, results, found)] if found else []
   parts += [part for name in _judged(results, KEEPS)[:2] if (part := _kept(results, name))]
   return ", ".join(parts[:2]) or "nothing was evaluated"
@@ -97,15 +97,12 @@ def _of_deletion(config: Config, results: Results) -> Verdict:
 
 
 def _seen(config: Config, results: Results) -> str:
-  """How many samples show what was to be forgotten."""
+  """How many samples show what was to be forgotten; else what another metric says."""
   name = next((n for n in results["after"] if n.endswith("_rate") or n == "ar"), "")
   if not name:
     found = _find(results, FORGETS)
-    return (
-      f"{_sentence(_compared(results, found))}"
-      if found
-      else ("No metric looks for it: this page does not say whether it is gone.")
-    )
+    other = "No metric looks for it: this page does not say whether it is gone."
+    return _sentence(_compared(results, found)) if found else other
   asked = " asked for it" if name == "ar" else ""
   parts = [
     f"in {_count(results[phase][name])} samples{asked} {phase}"
@@ -121,12 +118,10 @@ def _seen(config: Config, results: Results) -> str:
 
 def _count(entry: Entry) -> str:
   """`2 of 24`, from a share and its identity."""
-  facts = rows.pairs_of(entry["identity"])
+  facts, share = rows.pairs_of(entry["identity"]), float(entry["value"])
   n = facts.get("asked") or facts.get("n") or ""
-  share = float(entry["value"])
-  return (
-    f"{round(share * int(n))} of {n}" if n.isdigit() and math.isfinite(share) else f"{share:.1%} of"
-  )
+  known = n.isdigit() and math.isfinite(share)
+  return f"{round(share * int(n))} of {n}" if known else f"{share:.1%} of"
 
 
 def _changes(results: Results) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -221,7 +216,7 @@ def _of_compartments(results: Results) -> Verdict:
   if not mixed:
     return Verdict("No quality was measured.")
   best, title = min(mixed, key=lambda p: mixed[p]), names.metric(name)
-  line = f"{title} {mixed[best]:.3g} at best ({names.phase(best)})"
+  line = f"{_capital(title)} {mixed[best]:.3g} at best ({names.phase(best)})"
   if not alone:
     return Verdict(f"{line}.")
   least = min(alone.values())
