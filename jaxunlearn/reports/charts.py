@@ -95,7 +95,7 @@ def span(values: np.ndarray) -> tuple[float, float]:
   low, high = float(values.min()), float(values.max())
   if high - low > 1e-9 * max(abs(low), abs(high)):
     return low, high
-  return low - 0.1 * (abs(low) or 1), high + 0.1 * (abs(high) or 1)
+  return (low - 0.1 * abs(low), high + 0.1 * abs(high)) if low else (0.0, 0.1)
 
 
 def thin(points: np.ndarray, limit: int = 400) -> np.ndarray:
