@@ -337,8 +337,8 @@ KINDS = {
     kind="compartments",
     title="4 compartments of digits and clothes, split by class",
     fact=("Deleted", "nothing"),
-    line="Feature FID 12 at best (the largest weight alone); a source alone 30 to 30.",
-    headline="Feature FID 12 at best (the largest weight alone); a source alone 30 to 30.",
+    line="Feature FID 12 at best (the largest weight alone), 50 at worst (plain average); a source",
+    headline="Feature FID 12 at best (the largest weight alone), 50 at worst (plain average)",
     limits={"compartments", "averaged", "pixels", *MEASURED},
     card="",
     results=COMPOSED,
@@ -348,7 +348,7 @@ KINDS = {
     make=lambda: cdm_digits_clothes.get_config("uniform1"),
     kind="compartments",
     title="One network for all of digits and clothes, the monolith",
-    fact=("Each source", "full"),
+    fact=("Each source", "a network of its own"),
     line="Feature FID 50 at best (plain average).",
     headline="Feature FID 50 at best (plain average).",
     limits={"monolith", "averaged", "pixels", *MEASURED},
@@ -455,6 +455,18 @@ def test_the_headline_is_one_line(name):
 
 
 # The verdict.
+
+
+def test_compositions_are_told_apart_by_their_intervals():
+  said = verdict.verdict(config_of("compartments"), COMPOSED)
+  assert said.line.endswith("50 at worst (plain average); a source alone 30.")
+  assert said.pro == ("Better than the best source alone, 30: 12 (the largest weight alone).",)
+  assert said.contra[0] == "Not clearly better than the best source alone, 30: 50 (plain average)."
+  alike = {"naive": COMPOSED["naive"], "soft": {"feature_fid": entry(49.0, [44.0, 54.0], PIXELS)}}
+  assert verdict.verdict(config_of("compartments"), alike).line == (
+    "Feature FID 49 at best (weighted by the router), 50 at worst (plain average), "
+    "no clear difference."
+  )
 
 
 def judged(before, after, config="unlearning the T-shirt"):

@@ -110,6 +110,10 @@ def method(name: str) -> str:
   return METHODS.get(name, spaced(name))
 
 
+def compartment(name: str) -> str:
+  return "a network of its own" if name == "full" else spaced(name)
+
+
 def source(name: str) -> str:
   return SOURCES.get(name, spaced(name))
 

@@ -74,8 +74,8 @@ class Row:
 
   @property
   def spread(self) -> bool:
-    """Whether its values differ, so that there is something to draw."""
-    return len({cell.text for cell in self.cells if cell}) > 1
+    """Whether any of its values has an interval."""
+    return any(cell and cell.entry["ci95"] for cell in self.cells)
 
   @property
   def identities(self) -> dict[str, list[str]]:

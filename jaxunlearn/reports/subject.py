@@ -188,7 +188,7 @@ def _of_kind(config: Config, compartments: Mapping[str, Any]) -> dict[str, str]:
     "unlearning": lambda: {"Deleted": what},
     "attack": lambda: {"Unlearned before": what, "Shown": learnt_from(config)},
     "compartments": lambda: {
-      "Each source": names.spaced(config.get("compartment", {}).get("name", "")),
+      "Each source": _named(names.compartment, config.get("compartment", {}), "name"),
       "Deleted": "; ".join(compartments.get("deleted", ())) or "nothing",
     },
     "measuring": lambda: {"Looked for": what or "nothing"},

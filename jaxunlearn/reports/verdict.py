@@ -210,27 +210,31 @@ def _worse(results: Results) -> list[str]:
 
 def _of_compartments(results: Results) -> Verdict:
   name = next((n for n in ("fid", "feature_fid") if any(n in p for p in results.values())), "")
-  values = {p: float(entries[name]["value"]) for p, entries in results.items() if name in entries}
-  alone = {p: v for p, v in values.items() if p.startswith("alone_")}
-  mixed = {p: v for p, v in values.items() if p not in alone}
+  entries = {phase: values[name] for phase, values in results.items() if name in values}
+  value = lambda phase: float(entries[phase]["value"])
+  alone = sorted((p for p in entries if p.startswith("alone_")), key=value)
+  mixed = sorted((p for p in entries if p not in alone), key=value)
   if not mixed:
     return Verdict("No quality was measured.")
-  best, title = min(mixed, key=lambda p: mixed[p]), names.metric(name)
-  line = f"{_capital(title)} {mixed[best]:.3g} at best ({names.phase(best)})"
+  told = lambda phase, end="": f"{value(phase):.3g}{end} ({names.phase(phase)})"
+  line = f"{_capital(names.metric(name))} {told(mixed[0], ' at best')}"
+  if len(mixed) > 1:
+    line += f", {told(mixed[-1], ' at worst')}"
+    line += "" if _apart(entries[mixed[0]], entries[mixed[-1]]) else ", no clear difference"
   if not alone:
     return Verdict(f"{line}.")
-  least = min(alone.values())
-  told = lambda phases: ", ".join(f"{names.phase(p)} {mixed[p]:.3g}" for p in phases)
-  better = [p for p in mixed if mixed[p] < least]
-  worse = [p for p in mixed if p not in better]
-  against = f"than the best source alone, {least:.3g}"
-  pro = (f"Better {against}: {told(better)}.",) if better else ()
-  contra = (f"Not better {against}: {told(worse)}.",) if worse else ()
-  return Verdict(
-    f"{line}; a source alone {least:.3g} to {max(alone.values()):.3g}.",
-    pro,
-    (*contra, "One network of all data was not measured here: what the split costs is not shown."),
+  against = f"than the best source alone, {value(alone[0]):.3g}"
+  clear = lambda p: value(p) < value(alone[0]) and _apart(entries[p], entries[alone[0]])
+  better, others = ([p for p in mixed if clear(p) == is_clear] for is_clear in (True, False))
+  pro = (f"Better {against}: {', '.join(map(told, better))}.",) if better else ()
+  contra = (f"Not clearly better {against}: {', '.join(map(told, others))}.",) if others else ()
+  lost = "One network of all data was not measured here: what the split costs is not shown."
+  span = (
+    f"{value(alone[0]):.3g} to {value(alone[-1]):.3g}"
+    if len(alone) > 1
+    else f"{value(alone[0]):.3g}"
   )
+  return Verdict(f"{line}; a source alone {span}.", pro, (*contra, lost))
 
 
 def _of_training(results: Results) -> Verdict:
