@@ -116,7 +116,9 @@ def verdict(config: ConfigDict, results: Mapping[str, Any]) -> Verdict:
   An attack that brings it to a model which never saw it teaches it, and is not counted. A method
   stays where the intervals of its ARs end below RECOVERED.
   """
-  rows = {label: results[label] for label, names, _ in config.rows if _is_method(config, names)}
+  rows = {
+    label: results[label] for label, names, _ in config.rows if _is_method(config, label, names)
+  }
   never = [results[label] for label, names, _ in config.rows if _never_saw(config, label, names)]
   attacks = {metric: title for metric, title, _ in config.attacks}
   taught = [m for m in attacks if any(_ends(row, m)[0] >= RECOVERED for row in never)]
@@ -153,9 +155,9 @@ def _kind(config: ConfigDict, names: Sequence[str]) -> str:
   return subject.kind(config.runs[names[0]].to_dict())
 
 
-def _is_method(config: ConfigDict, names: Sequence[str]) -> bool:
-  control = config.runs[names[0]].get("method", {}).get("name", "") == CONTROL
-  return _kind(config, names) != "measuring" and not control
+def _is_method(config: ConfigDict, label: str, names: Sequence[str]) -> bool:
+  other = label.startswith(_base(config)) or label in _controls(config)
+  return _kind(config, names) != "measuring" and not other
 
 
 def _never_saw(config: ConfigDict, label: str, names: Sequence[str]) -> bool:
@@ -181,9 +183,9 @@ def _concept(config: ConfigDict, name: str) -> str:
 
 
 def _titles(attacks: Attacks) -> dict[str, str]:
-  """suffix -> the attack's title, with the suffix where the attack is several runs."""
+  """suffix -> the attack's title, with the learning rate where the attack is several runs."""
   return {
-    suffix: f"{title} ({suffix})" if len(suffixes) > 1 else title
+    suffix: f"{title}, rate {suffix.rpartition('_')[2]}" if len(suffixes) > 1 else title
     for _, title, suffixes in attacks
     for suffix in suffixes
   }
