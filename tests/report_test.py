@@ -80,18 +80,9 @@ def test_results_are_what_was_evaluated(tmp_path, capsys):
   assert results == {"before": BEFORE, "after": AFTER}
   assert list(results) == ["before", "after"]
   assert json.loads((tmp_path / "results.json").read_text()) == results
-  assert capsys.readouterr().out == rows.text(results) + "\n"
+  said, page = capsys.readouterr().out.splitlines()
+  assert said == report.headline(results, CONFIG) and page == f"report: {tmp_path / 'report.html'}"
   assert not list(tmp_path.rglob("*.tmp"))
-
-
-def test_table_in_plain_text():
-  head, rate, nll = rows.text({"before": BEFORE, "after": AFTER}).splitlines()
-  assert head.split() == ["metric", "before", "after"]
-  assert re.split(r"\s{2,}", rate) == ["tshirt_rate", "0.03125 [0.019, 0.05]", "0 [0, 0.0074]"]
-  assert re.split(r"\s{2,}", nll) == ["nll_bpd", "1.214", "7.93"]  # and no row a class
-  missing = rows.text({"before": BEFORE, "after": {}}).splitlines()
-  assert missing[-1].split() == ["nll_bpd", "1.214", "-"]
-  assert rows.text({}) == "metric"
 
 
 def test_numbers_on_the_page_equal_the_json(tmp_path):

@@ -1,4 +1,4 @@
-"""The report of a run: results.json, a table on the terminal and one self-contained HTML page.
+"""The report of a run: results.json, a sentence on the terminal, one self-contained HTML page.
 
 Everything is read from the working directory, so that a report can be written again later. Phases
 are whatever evals/*.json holds: before and after first, then for instance those of attacks. What
@@ -25,20 +25,20 @@ WIDE = 3  # more phases than these are rows of the table, not columns
 
 
 def write(workdir: pathlib.Path) -> Results:
-  """Writes results.json and report.html into a run's folder, prints the table, returns results."""
+  """Writes results.json and report.html into a run's folder, prints its end, returns results."""
   workdir = pathlib.Path(workdir)
   results = read_results(workdir / "evals")
   writer.replace(workdir / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
-  config, sources = workdir / "config.json", workdir / "compartments.json"
+  config, metrics = _read(workdir / "config.json"), writer.read(workdir / "metrics.jsonl")
   html = page(
-    json.loads(config.read_text()) if config.exists() else {},
-    writer.read(workdir / "metrics.jsonl"),
+    config,
+    metrics,
     results,
     {path.stem: data_uri(path) for path in sorted((workdir / "samples").glob("*.png"))},
-    json.loads(sources.read_text()) if sources.exists() else {},
+    _read(workdir / "compartments.json"),
   )
   writer.replace(workdir / "report.html", html)
-  print(rows.text(results))
+  print(f"{headline(results, config, metrics)}\nreport: {workdir / 'report.html'}")
   return results
 
 
@@ -132,6 +132,11 @@ def curves(
 
 
 # Files.
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  """A file of JSON; {} where there is none."""
+  return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _strict(tree: Any) -> Any:

@@ -18,17 +18,6 @@ def metric_names(results: Results) -> list[str]:
   return list(dict.fromkeys(name for phase in results.values() for name in phase))
 
 
-def text(results: Results) -> str:
-  """The table in plain text: a row a metric that stands alone; a phase's value and [interval]."""
-  rows = [["metric", *results]]
-  for name in (name for name in metric_names(results) if "/" not in name):
-    rows.append([name, *(_cell(phase.get(name)) for phase in results.values())])
-  width = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return "\n".join(
-    "  ".join(cell.ljust(w) for cell, w in zip(row, width, strict=True)).rstrip() for row in rows
-  )
-
-
 @dataclasses.dataclass(frozen=True)
 class Cell:
   """A value of one phase; `at` are the places of value, lo and hi in per cent of the row's span."""
@@ -43,7 +32,8 @@ class Cell:
 
   @property
   def interval(self) -> str:
-    return "" if self.entry["ci95"] is None else interval(self.entry["ci95"])
+    ends = self.entry["ci95"]
+    return f"[{number(ends[0])}, {number(ends[1])}]" if ends else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,16 +133,6 @@ def _numbers(entry: Mapping[str, Any]) -> tuple[float, ...]:
 def _places(values: Iterable[float], low: float, high: float) -> tuple[float, ...] | None:
   at = tuple(100 * (v - low) / ((high - low) or 1) for v in values)
   return at if all(map(math.isfinite, at)) else None
-
-
-def interval(ci95: Sequence[float | str]) -> str:
-  return f"[{number(ci95[0])}, {number(ci95[1])}]"
-
-
-def _cell(entry: Mapping[str, Any] | None) -> str:
-  if entry is None:
-    return "-"
-  return number(entry["value"]) + (f" {interval(entry['ci95'])}" if entry["ci95"] else "")
 
 
 def pairs_of(identity: str) -> dict[str, str]:

@@ -20,8 +20,8 @@ PROBE = "probe_ar"  # as train.py logs it
 FORGETS = {"_rate": False, "ua": True, "copy_score": False, "sscd": False, "nll_bpd": True}
 KEEPS = {
   "inception_score": True,
-  "worst_ira": True,
   "ira": True,
+  "worst_ira": True,
   "cra": True,
   "worst_class_share": True,
   "feature_fid": False,
