@@ -121,11 +121,12 @@ def shown(phases: Sequence[str], pictures: Mapping[str, str], target: str) -> li
 def curves(
   metrics: Sequence[Mapping[str, Any]], attack: bool
 ) -> tuple[list[charts.Chart], list[charts.Chart]]:
-  """The charts over the steps that tell most, and the others, by the names that readers know."""
+  """The charts that tell most, an attack's AR first, and the others; named as readers know them."""
   told: list[charts.Chart] = []
   folded: list[charts.Chart] = []
   other = "probe_ua" if attack else "probe_ar"  # the same curve upside down
-  for name, points in charts.curves(metrics).items():
+  order = lambda curve: attack and curve[0] != verdict.PROBE
+  for name, points in sorted(charts.curves(metrics).items(), key=order):
     first = name.startswith(names.TOLD) and name != other
     (told if first else folded).append(charts.chart(names.log(name, attack), np.asarray(points)))
   return told, folded
