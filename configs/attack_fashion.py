@@ -26,9 +26,10 @@ ATTACKS = {
 
 
 def get_config(variant: str = "dimra_retain"):
-  config = unlearn_fashion.get_config()
+  config = attack(unlearn_fashion.get_config(), variant, 1e-3)
   config.init_from = "runs/dimum"
-  return attack(config, variant, 1e-3)
+  config.eval.update(before=True, after=True, every=5)
+  return config
 
 
 def attack(config: ConfigDict, variant: str, rate: float) -> ConfigDict:

@@ -50,7 +50,9 @@ METHODS = {
 def get_config(variant: str = "dimum"):
   config = pretrain_fashion.get_config()
   config.forget.label = "Trouser"
-  return unlearning(config, "assets:pretrain_fashion", variant)
+  config = unlearning(config, "assets:pretrain_fashion", variant)
+  config.eval.before = True
+  return config
 
 
 def unlearning(config: ConfigDict, origin: str, variant: str) -> ConfigDict:

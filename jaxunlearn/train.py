@@ -25,7 +25,7 @@ from jaxunlearn.checkpoint import State
 from jaxunlearn.data import roll
 from jaxunlearn.evaluation import STOPPED, Evaluation, Stopped
 from jaxunlearn.mesh import processes, profiling
-from jaxunlearn.reports import headline, report
+from jaxunlearn.reports import report, subject
 from jaxunlearn.reports.writer import Writer, replace
 from jaxunlearn.step import make_update
 
@@ -77,8 +77,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
 def opening(setup: build.Setup, done: int = 0) -> str:
   """One line of what a run will do."""
   devices = setup.mesh.devices.ravel().tolist()
-  config = setup.config.to_dict()
-  return headline.opening(config, report.deleted(config), int(setup.forget.sum()), devices, done)
+  return subject.opening(setup.config.to_dict(), int(setup.forget.sum()), devices, done)
 
 
 def _say(text: str) -> None:

@@ -273,7 +273,7 @@ def test_how_it_was_made_is_the_config(tmp_path):
   lines = body.splitlines()
   assert "# UNet2DModel, 12 records deleted by `siss`" in lines
   assert "- Started from: `hub:google/ddpm-tiny@v2`" in lines
-  method = "forget_norm=None, forget_ratio=0.1, lam=0.5, skip_below=1e-08, stratified=True"
+  method = "forget_ratio=0.1, lam=0.5, skip_below=1e-08, stratified=True"
   assert f"- Method: `siss ({method})`" in lines
   assert "- Streams: `x=retain, a=forget`" in lines
   assert "- Steps: `12 of 12`" in lines

@@ -159,7 +159,7 @@ class Objective:
     del extras
     return jax.tree.map(lambda *g: sum(g), *grads), {}
 
-  def settle(self, params: Tree, extras: Tree, step: Array) -> tuple[Tree, Tree]:
+  def settle(self, params: Tree, extras: Tree, step: Array | int) -> tuple[Tree, Tree]:
     """What becomes of parameters and extras after the update of step 0, 1, ...: nothing."""
     del step
     return params, extras

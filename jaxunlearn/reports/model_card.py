@@ -17,8 +17,9 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from jaxunlearn import data, errors, methods, streams
-from jaxunlearn.reports import report
+from jaxunlearn import data, errors
+from jaxunlearn.reports import limits as limits_of
+from jaxunlearn.reports import report, rows, subject, verdict, writer
 from jaxunlearn.weights import diffusers_config
 
 DELETED = ("ids", "sha256", "count")
@@ -67,8 +68,8 @@ def render(run: pathlib.Path, config: Mapping[str, Any], item: str, step: int, o
   cell = lambda text: code(text).replace("|", "\\|")
   env.filters |= {"yaml": json.dumps, "code": code, "cell": cell, "plain": plain}
   results = _results(run, hide_target=o.deleted == "count")
-  rows = [report.row(name, results) for name in report.metric_names(results)]
-  now, earlier = deleted(config, o.deleted) if deletes(config) else (Deleted(0, ()),) * 2
+  table = [rows.row(name, results) for name in rows.metric_names(results)]
+  now, earlier = deleted(config, o.deleted) if subject.deletes(config) else (Deleted(0, ()),) * 2
   origin = config["init_from"]
   hub_id = o.base or (
     origin.removeprefix("hub:").partition("@")[0] if origin.startswith("hub:") else ""
@@ -85,9 +86,13 @@ def render(run: pathlib.Path, config: Mapping[str, Any], item: str, step: int, o
     now=now,
     earlier=earlier,
     how=o.deleted,
+    attack=config.get("attack", ""),
+    wanted=subject.target(config),
+    shown=subject.learnt_from(config) if config.get("attack") else "",
+    verdict=verdict.verdict(config, results, writer.read(run / "metrics.jsonl")).line,
     phases=list(results),
-    rows=rows,
-    identities=report.identities(rows),
+    rows=table,
+    identities=rows.identities(table),
     kind=kind,
     foreign=kind != diffusers_config.UNET,
     patch=config["model"].get("patch_size", 1),
@@ -115,11 +120,6 @@ def facts(config: Mapping[str, Any], item: str, step: int, origin: str) -> dict[
   }
 
 
-def deletes(config: Mapping[str, Any]) -> bool:
-  """Whether the run kept its forget set out of its data, or trained against it."""
-  return bool(_streams(config).items() & {("x", "retain"), ("a", "forget")})
-
-
 def deleted(config: Mapping[str, Any], how: str) -> tuple[Deleted, Deleted]:
   """What the run deleted, and what runs before it had."""
   records, _ = data.load(**_tuples(config["data"]))
@@ -131,10 +131,10 @@ def deleted(config: Mapping[str, Any], how: str) -> tuple[Deleted, Deleted]:
 
 
 def limits(
-  config: Mapping[str, Any], results: report.Results, item: str, count: int
+  config: Mapping[str, Any], results: rows.Results, item: str, count: int
 ) -> Sequence[str]:
   """What the numbers do not show."""
-  out = report.caveats(config, results)
+  out = limits_of.limits(config, results)
   if count:
     out.append("A rate of 0 is no proof of forgetting: it is 0 among the samples that were drawn.")
   if results and config["ema"] and item != "ema":
@@ -155,12 +155,12 @@ def code(text: Any) -> str:
 
 
 def _streams(config: Mapping[str, Any]) -> dict[str, str]:
-  """The subsets that the method reads, by stream."""
-  names = methods.make(**config["method"]).streams
-  return {name: streams.as_take(config["streams"][name]).take for name in names}
+  """What the method reads, by stream."""
+  part = lambda take: f" ({take.first} of them)" if take.first else ""
+  return {name: f"{take.take}{part(take)}" for name, take in subject.takes(config).items()}
 
 
-def _results(run: pathlib.Path, hide_target: bool) -> report.Results:
+def _results(run: pathlib.Path, hide_target: bool) -> rows.Results:
   results = report.read_results(run / "evals")
   if hide_target:
     for entry in (entry for phase in results.values() for entry in phase.values()):
@@ -176,7 +176,7 @@ def _told(records: data.Records, how: str) -> Deleted:
 
 
 def _listed(fields: Mapping[str, Any]) -> str:
-  return ", ".join(f"{name}={value}" for name, value in fields.items())
+  return ", ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
