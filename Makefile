@@ -10,7 +10,7 @@ demo: .venv/core
 	$(BIN)/python -m jaxunlearn.main --config=configs/siss_mnist.py --workdir=$(WORKDIR)
 
 test: .venv/test lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist=worksteal
 
 lint: .venv/test
 	$(BIN)/ruff check .

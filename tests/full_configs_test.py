@@ -37,13 +37,6 @@ SMALL = {  # one level inside, at 4 px
 VARIANTS = [name for name in unlearn_cifar10_full.PAPERS if name != "embedding_copy"]
 
 
-@pytest.fixture(autouse=True)
-def _compile_fast():
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
   """A folder with 40 CIFAR-10 images, a tree of styles and objects, and a run's samples."""

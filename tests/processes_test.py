@@ -16,7 +16,7 @@ import pytest
 from jaxunlearn import build, checkpoint
 from jaxunlearn.cdm import delete, ledger
 from jaxunlearn.mesh import processes
-from tests import meshes, tiny_config
+from tests import meshes, nets, tiny_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 DEVICES, STEPS = 4, 24
@@ -46,7 +46,7 @@ class Run:
   def launch(self, n, *flags):
     environment = os.environ | {
       "PYTHONPATH": str(ROOT),
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // n}",
+      "JAX_NUM_CPU_DEVICES": str(DEVICES // n),
       "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", "jaxunlearn.main", *self.flags, *flags]
@@ -82,7 +82,7 @@ class Run:
     config.mesh.update(data=1, fsdp=1)
     setup = build.build(config)
     saves = checkpoint.Checkpoints(self.workdir / "checkpoints")
-    state = saves.restore(build.make_state(setup, setup.net.init(jax.random.key(1))))
+    state = saves.restore(build.make_state(setup, nets.random_params(setup.net)))
     saves.close()
     return jax.device_get(state)
 

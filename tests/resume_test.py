@@ -2,11 +2,10 @@
 
 import subprocess
 
-import jax
 import pytest
 
 from jaxunlearn import build, checkpoint
-from tests import runs, tiny_config
+from tests import nets, runs, tiny_config
 from tests.runs import Run
 
 STEPS = 40
@@ -51,7 +50,7 @@ def target():
   config = tiny_config.get_config("siss")
   config.mesh.update(data=1, fsdp=1)
   setup = build.build(config)
-  return build.make_state(setup, setup.net.init(jax.random.key(1)))
+  return build.make_state(setup, nets.random_params(setup.net))
 
 
 @pytest.fixture(scope="module")
