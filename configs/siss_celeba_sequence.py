@@ -35,8 +35,9 @@ def get_config(variant: str = "authors"):
   config.out = f"results/celeba_sequence_{form}"
   for i, face in enumerate(faces):
     run = siss_celeba.get_config()
-    others = faces[:i] + faces[i + 1 :]
-    run.forget.update(ids=(face,), earlier=others if form == "authors" else faces[:i])
+    run.forget.update(ids=(face,), earlier=faces[:i])
+    if form == "authors":
+      run.forget.later = faces[i + 1 :]
     run.init_optimizer = form == "authors" and i > 0
     run.seed = i
     run.eval.before = False

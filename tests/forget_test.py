@@ -197,6 +197,9 @@ def test_files_that_are_there_and_not_read(folder):
   left = data.Forget(earlier=("cat/0001.png",)).remaining(mine)
   with pytest.raises(ValueError, match=r"\(deleted earlier: forget\.earlier\)"):
     chosen(left, "cat/0001.png")
+  left = data.Forget(later=("cat/0001.png",)).remaining(mine)
+  with pytest.raises(ValueError, match=r"\(to be deleted later: forget\.later\)"):
+    chosen(left, "cat/0001.png")
 
 
 # Copies.

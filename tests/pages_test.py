@@ -63,6 +63,7 @@ LIMITS = {
   "never saw": "^The model never saw the records",
   "fine-tuned": "^The weights were fine-tuned, not retrained",
   "earlier": "^Earlier runs deleted ",
+  "later": "^No stream of this run has ",
   "control": "^This method is a control",
   "compartments": "^A source that is deleted goes exactly",
   "monolith": "^One network has seen all of the data: nothing can be deleted",
@@ -97,7 +98,7 @@ class Kind:
 
 def with_forget(make, **forget):
   config = make()
-  config.forget.update(label="", **forget)
+  config.forget.update(label="", copies="keep", **forget)
   return config
 
 
@@ -251,9 +252,9 @@ KINDS = {
     fact=("Started from", "run:face_01"),
     line="Nothing was measured after",
     headline="nothing was evaluated",
-    limits={*DELETED, "earlier", "no before", "no after"},
+    limits={*DELETED, "earlier", "later", "no before", "no after"},
     card="",
-    says=("Earlier runs deleted 1 record,",),
+    says=("Earlier runs deleted 1 record,", "has 48 more records either"),
   ),
   "unlearning a class": Kind(
     make=unlearn_fashion.get_config,

@@ -38,6 +38,9 @@ class Concept(NamedTuple):
     return out.reshape(c.shape)
 
 
+ASIDE = {"earlier": "deleted earlier", "later": "to be deleted later"}  # fields of `Forget`
+
+
 @dataclasses.dataclass(frozen=True)
 class Forget:
   """What to delete: exactly one of ids, file, label and style; all empty where nothing is.
@@ -50,30 +53,40 @@ class Forget:
   label: str = ""  # every record of this class
   style: str = ""  # every record of this style
   earlier: tuple[str, ...] = ()  # what runs before this one deleted: no longer in the set
+  later: tuple[str, ...] = ()  # what runs after it are to delete: not in the set either
   copies: str = "forget"  # of single records, byte for byte: forget them as well, or keep
   # Bits of 63 in which the look of a kept picture may differ from one to delete before it is named
   # as a near copy; -1: none is looked for.
   near: Annotated[int, ranges.Range(-1.0, 63.0, whole=True)] = 6
 
   def __post_init__(self) -> None:
-    for field in ("ids", "earlier"):
+    for field in ("ids", *ASIDE):
       object.__setattr__(self, field, ids.as_ids(f"forget.{field}", getattr(self, field)))
     errors.check_choice("way with byte copies", self.copies, COPIES)
     ranges.check(self)
 
   def remaining(self, records: Records) -> Records:
-    """The records without those that were deleted earlier.
+    """The records without those that were deleted earlier, or are to be later.
 
     Raises:
       ValueError: an id that does not exist, or none that remains.
     """
-    gone = self._with_copies(find(self.earlier, records), records)
-    if gone.all():
-      raise ValueError(f"forget.earlier selects all {len(records)} records; keep at least one")
-    if not gone.any():
+    gone = {
+      field: self._with_copies(find(getattr(self, field), records), records) for field in ASIDE
+    }
+    out = np.logical_or(*gone.values())
+    if out.all():
+      raise ValueError(
+        f"forget.earlier and later select all {len(records)} records; keep at least one"
+      )
+    if not out.any():
       return records
-    left = records.take(np.flatnonzero(~gone))
-    aside = dict.fromkeys(records.ids[gone].tolist(), "deleted earlier: forget.earlier")
+    left = records.take(np.flatnonzero(~out))
+    aside = {
+      name: f"{ASIDE[field]}: forget.{field}"
+      for field, mask in gone.items()
+      for name in records.ids[mask].tolist()
+    }
     return dataclasses.replace(left, aside={**left.aside, **aside})
 
   def mask(self, records: Records) -> np.ndarray:

@@ -66,6 +66,12 @@ def _of_kind(config: Config, results: Results) -> Iterator[str]:
       f"Earlier runs deleted {records}, which no stream of this run has. Whether this run brought "
       "any of them back was not measured."
     )
+  if later := len(config.get("forget", {}).get("later") or ()):
+    records = "1 more record" if later == 1 else f"{later} more records"
+    yield (
+      f"No stream of this run has {records} either, which later runs are to delete: they were not "
+      "kept, and what the model still holds of them was not measured."
+    )
   if config.get("method", {}).get("name") == "embedding_copy":
     yield (
       "This method is a control: it overwrites the vector that names what is to be unlearned, and "

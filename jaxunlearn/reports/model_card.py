@@ -126,7 +126,8 @@ def deleted(config: Mapping[str, Any], how: str) -> tuple[Deleted, Deleted]:
   request = data.Forget(**_tuples(config["forget"]))
   left = request.remaining(records)
   now = left.take(np.flatnonzero(request.mask(left)))
-  earlier = records.take(np.flatnonzero(~np.isin(records.ids, left.ids)))
+  before = dataclasses.replace(request, later=()).remaining(records)
+  earlier = records.take(np.flatnonzero(~np.isin(records.ids, before.ids)))
   return _told(now, how), _told(earlier, how)
 
 

@@ -196,7 +196,10 @@ def facts(
 
 
 def _of_kind(config: Config, compartments: Mapping[str, Any]) -> dict[str, str]:
-  what = deleted(config)
+  forget = config.get("forget", {})
+  single = forget.get("ids") or forget.get("file")
+  copies = single and forget.get("copies") == "forget"
+  what = deleted(config) + (", and every byte copy" if copies else "")
   lines: dict[str, Callable[[], dict[str, str]]] = {
     "training": lambda: {"Deleted": "nothing"},
     "retraining": lambda: {"Left out": what},
