@@ -87,6 +87,13 @@ def test_the_headline_is_one_line(name):
   assert said.startswith(kind.headline) and "\n" not in said
 
 
+def test_a_deleted_source_is_told():
+  deleted = {"sources": {f"class-{i}": {"records": 9} for i in (1, 2, 3)}, "seen": {}}
+  deleted |= {"deleted": ["source class-0, 9 records"], "calibration": [], "attribution": []}
+  text = Page(report.page(config_of("compartments"), [], COMPOSED, {}, deleted)).text
+  assert "3 compartments of digits and clothes" in text and "source class-0, 9 records" in text
+
+
 # The verdict.
 
 
