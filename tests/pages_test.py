@@ -117,12 +117,16 @@ def test_what_speaks_for_a_deletion_and_what_against():
   before = TSHIRT["before"] | {
     "copy_score": entry(0.95),
     "inception_score": entry(7.0, [6.5, 7.5]),
+    "worst_class_share": entry(0.06, [0.03, 0.11]),
     "feature_fid": entry(50.0, [40.0, 60.0]),
+    "retain_grad_norm": entry(5.0),
   }
   after = TSHIRT["after"] | {
     "copy_score": entry(0.94),
     "inception_score": entry(6.8, [6.4, 7.2]),
+    "worst_class_share": entry(0.02, [0.01, 0.06]),
     "feature_fid": entry(90.0, [80.0, 99.0]),
+    "retain_grad_norm": entry("nan"),
   }
   said = judged(before, after)
   assert said.pro == (
@@ -130,9 +134,13 @@ def test_what_speaks_for_a_deletion_and_what_against():
     "Inception score 7 → 6.8 (-3%), no clear change.",
   )
   assert said.contra == (
-    "T-shirt rate 0.0312 → 0 (-100%), no clear change.",  # of 64 samples each
     "Copy score 0.95 → 0.94 (-1%), no clear change.",
     "Feature FID 50 → 90 (+80%).",
+    "Slope of the retain loss 5 → nan.",
+  )
+  assert said.unclear == (
+    "T-shirt rate 0.0312 → 0 (-100%), no clear change.",  # of 64 samples each
+    "Share of the rarest class 0.06 → 0.02 (-67%), no clear change.",
   )
 
 
