@@ -4,7 +4,8 @@
         --config.init_from=runs/dimum
 
 `:NAME` takes another of ATTACKS: relearning on what is kept (DiMRA), on generated samples, on other
-data, from 1, 10 or 100 images of the class, or by its embedding alone.
+data, from 1, 10 or 100 images of the class, or by its embedding alone. The run is evaluated before
+and after, and probed every 5 steps: its page tells UA x -> y and the step of first recovery.
 """
 
 from ml_collections import ConfigDict

@@ -194,9 +194,9 @@ def test_the_verdict_counts_methods_and_what_stays():
     "3 of 4 methods unlearn, with a UA of at least 0.5; 1 of them (good) clearly stays below an AR "
     "of 0.5 under every attack here."
   )
-  assert said.pro == ("good: AR 0.2 at most (AR few), and with its interval 0.3.",)
+  assert said.pro == ("good: AR 0.2 at most (AR few), up to 0.3 with its interval.",)
   assert said.contra == (
-    "unclear: AR 0.4 at most (AR few), and with its interval 0.7.",
+    "unclear: AR 0.4 at most (AR few), up to 0.7 with its interval.",
     "back: AR 0.8 at most (AR few).",
   )
 
@@ -206,7 +206,7 @@ def test_an_attack_that_teaches_it_is_not_counted():
   said = judge(never, good={"ua": (0.9,), "ar_few": (0.9,), "ar_relearn": (0.1,)})
   assert said.pro == ("good: AR 0.1 at most (AR relearn).",)
   assert "under the attacks that count" in said.line
-  assert said.contra == ("Not counted: AR few. Models that never saw it learn it so.",)
+  assert said.contra == ("Not counted: AR few. Models that never saw it learn it too.",)
 
 
 def test_a_diverged_row_and_the_control_are_named(tmp_path):

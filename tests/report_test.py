@@ -322,3 +322,23 @@ def test_what_a_reader_knows_is_not_lost():
   assert names.fields({"name": "m", "a": None, "b": (), "c": 0.0, "d": False}, "name") == (
     "c 0, not d"
   )
+
+
+def test_compositions_come_before_sources_and_each_source_has_its_loss(tmp_path):
+  phases = {
+    "alone_a": {"fid": entry(3.0)},
+    "soft": {"fid": entry(2.0)},
+    "top1": {"fid": entry(1.0)},
+  }
+  for name in ("a", "b"):
+    (tmp_path / "shards" / name).mkdir(parents=True)
+    line = json.dumps({"step": 1, "loss_x": 1.0}) + "\n"
+    (tmp_path / "shards" / name / "metrics.jsonl").write_text(line if name == "a" else "")
+  config = CONFIG | {"sources": {"by": "class", "n": 2}, "compartment": {"name": "full"}}
+  make_run(tmp_path, phases, config=config)
+  text = read_page(tmp_path).text
+  table = text[text.index("Values with") :]
+  places = [table.index(n) for n in ("weighted by the router", "the largest weight", "a alone")]
+  assert places == sorted(places)
+  assert "loss of a" in text and "loss of b" not in text
+  assert list(json.loads((tmp_path / "results.json").read_text())) == ["alone_a", "soft", "top1"]

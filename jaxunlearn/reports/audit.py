@@ -130,7 +130,7 @@ def verdict(config: ConfigDict, results: Mapping[str, Any]) -> Verdict:
     worst = max(counted, key=lambda m: _ends(row, m)[0])
     highest = max(_ends(row, m)[1] for m in counted)
     stay += [label] if highest < RECOVERED else []
-    up_to = f", and with its interval {highest:.2g}" if highest > _ends(row, worst)[0] else ""
+    up_to = f", up to {highest:.2g} with its interval" if highest > _ends(row, worst)[0] else ""
     words[label] = f"{label}: AR {_ends(row, worst)[0]:.2g} at most ({attacks[worst]}){up_to}."
   line = f"{len(gone)} of {len(rows)} methods unlearn, with a UA of at least {RECOVERED}"
   if attacked:
@@ -138,7 +138,7 @@ def verdict(config: ConfigDict, results: Mapping[str, Any]) -> Verdict:
     line += f"; {which} clearly stay{'s' if len(stay) < 2 else ''} below an AR of {RECOVERED}"
     line += " under the attacks that count" if taught else " under every attack here"
   note = (
-    f"Not counted: {', '.join(attacks[m] for m in taught)}. Models that never saw it learn it so."
+    f"Not counted: {', '.join(attacks[m] for m in taught)}. Models that never saw it learn it too."
   )
   contra = (*(words[label] for label in words if label not in stay), *([note] if taught else ()))
   return Verdict(f"{line}.", tuple(words[label] for label in stay), contra)

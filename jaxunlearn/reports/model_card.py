@@ -112,12 +112,16 @@ def facts(config: Mapping[str, Any], item: str, step: int, origin: str) -> dict[
     "Streams": _listed(_streams(config)),
     "Data": f"{config['data']['source']} ({_listed(source)})",
     "Steps": f"{step} of {train['steps']}",
-    "Batch": f"{train['batch']} in {train['micro_batches']} micro-batches",
+    "Batch": f"{train['batch']}{_parts(train['micro_batches'])}",
     "Optimizer": f"AdamW ({_listed(optimizer)})",
     "Process": _listed(config["process"]),
     "Parameters": averaged if item == "ema" else "raw",
     "Seed": str(config["seed"]),
   }
+
+
+def _parts(count: int) -> str:
+  return f" in {count} micro-batches" if count > 1 else ""
 
 
 def deleted(config: Mapping[str, Any], how: str) -> tuple[Deleted, Deleted]:

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jinja2
-import numpy as np
 
 from jaxunlearn.reports import charts, limits, names, rows, subject, verdict, writer
 from jaxunlearn.reports.rows import Results
@@ -36,6 +35,9 @@ def write(workdir: pathlib.Path) -> Results:
     results,
     {path.stem: data_uri(path) for path in sorted((workdir / "samples").glob("*.png"))},
     _read(workdir / "compartments.json"),
+    {
+      path.parent.name: writer.read(path) for path in sorted(workdir.glob("shards/*/metrics.jsonl"))
+    },
   )
   writer.replace(workdir / "report.html", html)
   print(f"{headline(results, config, metrics)}\nreport: {workdir / 'report.html'}")
@@ -67,10 +69,19 @@ def page(
   results: Results,
   pictures: Mapping[str, str],
   compartments: Mapping[str, Any] | None = None,
+  sources: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> str:
-  """The HTML page; `pictures` are data URIs by name, `compartments` those of cdm/explain.py."""
+  """The HTML page.
+
+  Args:
+    pictures: data URIs by name.
+    compartments: what cdm/explain.py says.
+    sources: of a compartmentalised model the metrics of each source.
+  """
+  results = dict(sorted(results.items(), key=lambda phase: phase[0].startswith("alone_")))
   table = [rows.row(name, results) for name in rows.metric_names(results)]
   told, folded = curves(metrics, attack=subject.kind(config) == "attack")
+  told += losses(sources or {})
   return render(
     "report.html.j2",
     title=subject.title(config, compartments),
@@ -118,6 +129,12 @@ def shown(phases: Sequence[str], pictures: Mapping[str, str], target: str) -> li
   return [part for part in parts if part.pictures]
 
 
+def losses(sources: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[charts.Chart]:
+  """The loss of each source that has one."""
+  found = {name: charts.curves(lines) for name, lines in sources.items()}
+  return [charts.chart(f"loss of {n}", c["loss_x"]) for n, c in found.items() if "loss_x" in c]
+
+
 def curves(
   metrics: Sequence[Mapping[str, Any]], attack: bool
 ) -> tuple[list[charts.Chart], list[charts.Chart]]:
@@ -128,7 +145,7 @@ def curves(
   order = lambda curve: attack and curve[0] != verdict.PROBE
   for name, points in sorted(charts.curves(metrics).items(), key=order):
     first = name.startswith(names.TOLD) and name != other
-    (told if first else folded).append(charts.chart(names.log(name, attack), np.asarray(points)))
+    (told if first else folded).append(charts.chart(names.log(name, attack), points))
   return told, folded
 
 

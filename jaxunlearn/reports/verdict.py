@@ -1,7 +1,8 @@
 """The verdict on a run: one sentence, what speaks for it and what against, and its headline.
 
-Made from the metrics that there are. Two values differ where their intervals lie apart, or, without
-intervals, by more than SMALL of the first.
+Made from the metrics that there are. Two values differ clearly where their intervals lie apart, or,
+without intervals, by more than SMALL of the first. A change that is larger than that, of which the
+intervals do not say whether it is one, is on neither side.
 """
 
 import dataclasses
@@ -37,6 +38,7 @@ class Verdict:
   line: str
   pro: tuple[str, ...] = ()  # that it is gone, and the rest is kept
   contra: tuple[str, ...] = ()
+  unclear: tuple[str, ...] = ()
 
 
 def verdict(config: Config, results: Results, metrics: Lines = ()) -> Verdict:
@@ -90,10 +92,11 @@ def _of_deletion(config: Config, results: Results) -> Verdict:
   after = results.get("after", {})
   if not after:
     return Verdict("Nothing was measured after: this page does not say whether it is gone.")
-  pro, contra = _changes(results)
+  changes = _changes(results)
   if "before" not in results and subject.kind(config) != "measuring":
-    contra += ("Nothing was measured before: how much of this the run itself did is not shown.",)
-  return Verdict(_seen(config, results), pro, contra)
+    lost = "Nothing was measured before: how much of this the run itself did is not shown."
+    changes["contra"] += (lost,)
+  return Verdict(_seen(config, results), **changes)
 
 
 def _seen(config: Config, results: Results) -> str:
@@ -124,34 +127,35 @@ def _count(entry: Entry) -> str:
   return f"{round(share * int(n))} of {n}" if known else f"{share:.1%} of"
 
 
-def _changes(results: Results) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """What the metrics say for it and against it."""
-  pro: list[str] = []
-  contra: list[str] = []
-  for aims, forgets in ((FORGETS, True), (KEEPS, False)):
+def _changes(results: Results) -> dict[str, tuple[str, ...]]:
+  """What the metrics say for it, against it, and not clearly: fields of a Verdict."""
+  out: dict[str, tuple[str, ...]] = {"pro": (), "contra": (), "unclear": ()}
+  for aims in (FORGETS, KEEPS):
     for name in _judged(results, aims):
-      good = _good(results, name, _aim(aims, name), forgets)
-      if good is not None:
-        (pro if good else contra).append(_sentence(_compared(results, name)))
-  return tuple(pro), tuple(contra)
+      if side := _side(results, name, aims):
+        out[side] += (_sentence(_compared(results, name)),)
+  return out
 
 
-def _good(results: Results, name: str, rises: bool, forgets: bool) -> bool | None:
-  """Whether a metric speaks for the run; None where nothing can be said."""
-  after = results["after"][name]
+def _side(results: Results, name: str, aims: Mapping[str, bool]) -> str:
+  """The side that a metric is on: pro, contra, unclear; "" where it says nothing."""
+  value = float(results["after"][name]["value"])
   if not _has(results, "before", name):
-    value = float(after["value"])
-    return (
-      {"_rate": value == 0, "ua": value >= RECOVERED}.get(_end(FORGETS, name)) if forgets else None
-    )
+    passed = {"_rate": value == 0, "ua": value >= RECOVERED}.get(_end(aims, name))
+    return "" if passed is None else "pro" if passed else "contra"
   if rows.row(name, {p: results[p] for p in ("before", "after")}).differs:
-    return None
+    return ""
+  if math.isnan(value):
+    return "" if aims is FORGETS else "contra"
   before = results["before"][name]
-  moved = float(after["value"]) - float(before["value"])
-  differs = _apart(before, after)
-  if forgets:
-    return bool(differs and (moved > 0) == rises)
-  return not (differs and (moved > 0) != rises)
+  moved = value - float(before["value"])
+  well = (moved > 0) == aims[_end(aims, name)]
+  if _apart(before, results["after"][name]):
+    return "pro" if well else "contra"
+  small = abs(moved) <= SMALL * abs(float(before["value"]))
+  if aims is FORGETS:
+    return "contra" if small or not well else "unclear"
+  return "pro" if small or well else "unclear"
 
 
 def _apart(before: Entry, after: Entry) -> bool:
@@ -199,10 +203,8 @@ def _of_attack(config: Config, results: Results, metrics: Lines) -> Verdict:
 
 def _worse(results: Results) -> list[str]:
   """What of the kept got worse by an attack, in words: the first such metric."""
-  judged = (
-    (name, _good(results, name, _aim(KEEPS, name), False)) for name in _judged(results, KEEPS)
-  )
-  return [_compared(results, name) for name, good in judged if good is False][:1]
+  bad = [n for n in _judged(results, KEEPS) if _side(results, n, KEEPS) == "contra"]
+  return [_compared(results, name) for name in bad[:1]]
 
 
 # Compartments, and training.
@@ -279,10 +281,6 @@ def _judged(results: Results, aims: Mapping[str, bool]) -> list[str]:
 
 def _find(results: Results, aims: Mapping[str, bool]) -> str:
   return next(iter(_judged(results, aims)), "")
-
-
-def _aim(aims: Mapping[str, bool], name: str) -> bool:
-  return aims[_end(aims, name)]
 
 
 def _end(aims: Iterable[str], name: str) -> str:
