@@ -106,6 +106,10 @@ class Step:
     """One direction from the K gradients of the whole batch."""
     return methods.direction(self.method, params, grads, extras)
 
+  def settle(self, params: Tree, extras: Tree, step: Array | int = 0) -> tuple[Tree, Tree]:
+    """What few methods change after the update of step 0, 1, ...; the others nothing."""
+    return self.method.settle(params, extras, jnp.asarray(step))
+
 
 def eps_fn(apply: Apply, params: Tree, guidance: float = 0.0) -> EpsFn:
   """The network with its parameters bound, as `sample` and `measure` take it.
@@ -280,7 +284,10 @@ def _rows(method: methods.Objective, name: str, given: Any) -> Rows:
       f"images of stream {name!r} are {rows.image.dtype} {rows.image.shape}; give floats "
       "[B, H, W, C] in [-1, 1], as jaxunlearn.to_model makes of pixels"
     )
-  needs = [field for field in method.needs if field == "c" or name == "a"]
+  needs = [
+    field for field in ("c", "to") if field in method.needs and (field == "c" or name == "a")
+  ]
+  needs += ["index"] if method.numbered and name == "a" else []
   if missing := [field for field in needs if getattr(rows, field) is None]:
     asked = ", ".join(f"{field}={field}" for field in needs)
     raise ValueError(

@@ -9,6 +9,7 @@ A method says what one optimisation step minimises, in parts of which most need 
     gradients  how their gradients are taken, where backpropagation is not all of it
     penalty    a term of the parameters alone                             -> loss
     combine    one update direction from the K whole-batch gradients      -> direction, metrics
+    settle     what follows the optimiser's update, like taking it back   -> params, extras
 
 In `losses`, extras also has networks without gradient: `current`, with the parameters as they are,
 and `teacher`, with those that `prepare` put under that name.
@@ -34,6 +35,14 @@ from jaxunlearn import errors, ranges
 from jaxunlearn.diffusion import NULL, Diffusion, EpsFn
 
 HELPERS = ("embeddings", "importance")  # modules that are no method
+# What a method may need of a run, and how a user gives it; build.py checks it.
+NEEDS = {
+  "c": "a conditional model; set config.init_from and config.model.classes to one",
+  "concept": "a class or style to forget; set config.forget.label or config.forget.style",
+  "to": "a stream that maps the condition to forget to another; write streams.a in the config "
+  "file as {'take': 'forget', 'to': 'next'}",
+  "teacher": "a trained model to start from; set config.init_from",
+}
 
 Array = jax.Array
 Tree = Any  # a nested dict of arrays: parameters, their gradients
@@ -80,9 +89,8 @@ class Objective:
   """The contract; the fields of a subclass are its paper's hyper-parameters."""
 
   streams: ClassVar[tuple[str, ...]] = ("x",)  # the streams it reads, first the one it keeps
+  numbered: ClassVar[bool] = False  # whether it reads the record numbers of the stream a
   terms: ClassVar[tuple[str, ...]] = ("x",)  # the names of the K losses
-  # What rows must have beside images: c of every stream; to, index of the stream a.
-  needs: ClassVar[tuple[str, ...]] = ()
   # Forward passes over a batch, and backward passes at most, of one step.
   forwards: ClassVar[int] = 1
   backwards: ClassVar[int] = 1
@@ -90,6 +98,8 @@ class Objective:
   shared_forward: ClassVar[bool] = True
   # The step is a rule on the gradients of the whole batch at once: no micro-batches.
   whole_batch: ClassVar[bool] = False
+  # What a run must have besides, or it is refused: words of NEEDS.
+  needs: ClassVar[tuple[str, ...]] = ()
 
   def __post_init__(self) -> None:
     ranges.check(self)
@@ -149,6 +159,11 @@ class Objective:
     """One update direction from the K gradients of the whole batch: their sum by default."""
     del extras
     return jax.tree.map(lambda *g: sum(g), *grads), {}
+
+  def settle(self, params: Tree, extras: Tree, step: Array) -> tuple[Tree, Tree]:
+    """What becomes of parameters and extras after the update of step 0, 1, ...: nothing."""
+    del step
+    return params, extras
 
 
 @dataclasses.dataclass(frozen=True)

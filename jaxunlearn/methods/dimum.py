@@ -22,7 +22,7 @@ class Method(methods.TwoSets):
 
   streams = ("x", "alt")
   terms = ("x", "alt")
-  needs = ("c",)
+  needs = ("c", "concept")
 
   def combine(self, grads, extras):
     return methods.weighted(grads, (1.0, self.lam)), {}

@@ -29,7 +29,7 @@ class Method(methods.Objective):
 
   streams = ("x", "alt", "a")
   terms = ("x", "alt", "meta")
-  needs = ("c",)
+  needs = ("c", "concept")
   whole_batch = True
   shared_forward = False
 

@@ -25,7 +25,7 @@ class Method(methods.Objective):
 
   streams = ("a",)
   terms = ("a",)
-  needs = ("c",)
+  needs = ("c", "concept", "teacher")
   forwards = 3
   backwards = 1
 

@@ -23,7 +23,7 @@ class Method(methods.TwoSets):
   fisher_rows: ranges.Count = 128
 
   terms = ("x", "u")
-  needs = ("c",)
+  needs = ("c", "concept")
 
   def prepare(self, apply, params, process, data, rng):
     information = importance.fisher(apply, params, process, data["x"], rng, self.fisher_rows)
