@@ -106,12 +106,9 @@ class Step:
     """One direction from the K gradients of the whole batch."""
     return methods.direction(self.method, params, grads, extras)
 
-  def settle(self, params: Tree, extras: Tree, step: Array | int) -> tuple[Tree, Tree]:
-    """The parameters and extras after the optimiser's step: most methods leave both as they are.
-
-    Only a method with steps within steps, like `erasediff_bilevel`, needs it.
-    """
-    return self.method.settle(params, extras, step)
+  def settle(self, params: Tree, extras: Tree, step: Array | int = 0) -> tuple[Tree, Tree]:
+    """What few methods change after the update of step 0, 1, ...; the others nothing."""
+    return self.method.settle(params, extras, jnp.asarray(step))
 
 
 def eps_fn(apply: Apply, params: Tree, guidance: float = 0.0) -> EpsFn:
@@ -287,7 +284,8 @@ def _rows(method: methods.Objective, name: str, given: Any) -> Rows:
       f"images of stream {name!r} are {rows.image.dtype} {rows.image.shape}; give floats "
       "[B, H, W, C] in [-1, 1], as jaxunlearn.to_model makes of pixels"
     )
-  needs = [f for f in method.needs if f in Rows._fields and (f == "c" or name == "a")]
+  of_a = (*(["to"] if "to" in method.needs else []), *(["index"] if method.numbered else []))
+  needs = [*(["c"] if "c" in method.needs else []), *(of_a if name == "a" else [])]
   if missing := [field for field in needs if getattr(rows, field) is None]:
     asked = ", ".join(f"{field}={field}" for field in needs)
     raise ValueError(

@@ -225,7 +225,8 @@ def _applier(program: Program, structure: Any, leaves: tuple[Any, ...]) -> jax.s
 def apply_update(
   program: Program, state: State, grads: tuple[Tree, ...], metrics: Tree
 ) -> tuple[State, Tree]:
-  direction, combined = methods.direction(program.method, state.params, grads, state.extras)
+  method = program.method
+  direction, combined = methods.direction(method, state.params, grads, state.extras)
   updates, opt = program.tx.update(direction, state.opt, state.params)
   params = optax.apply_updates(state.params, updates)
   params, extras = program.method.settle(params, state.extras, state.step)

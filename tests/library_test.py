@@ -67,13 +67,14 @@ def test_the_callers_loop_takes_the_steps_of_ours(name):
   opt = setup.tx.init(params)
 
   @jax.jit
-  def update(params, opt, batch, i):
+  def update(params, extras, opt, batch, i):
     direction, metrics = step.direction(params, extras, batch, KEY, i)
     updates, opt = setup.tx.update(direction, opt, params)
-    return optax.apply_updates(params, updates), opt, metrics
+    params, extras = step.settle(optax.apply_updates(params, updates), extras, i)
+    return params, extras, opt, metrics
 
   for i in range(2):
-    params, opt, metrics = update(params, opt, setup.host_batch(i), i)
+    params, extras, opt, metrics = update(params, extras, opt, setup.host_batch(i), i)
   want, logged = ours.run(name, 2)
   ours.assert_trees_close(params, want[-1], rtol=1e-4)
   for key in metrics.keys() - {"passes"}:

@@ -88,6 +88,7 @@ class Objective:
   """The contract; the fields of a subclass are its paper's hyper-parameters."""
 
   streams: ClassVar[tuple[str, ...]] = ("x",)  # the streams it reads, first the one it keeps
+  numbered: ClassVar[bool] = False  # whether it reads the record numbers of the stream a
   terms: ClassVar[tuple[str, ...]] = ("x",)  # the names of the K losses
   # Forward passes over a batch, and backward passes at most, of one step.
   forwards: ClassVar[int] = 1
@@ -96,8 +97,7 @@ class Objective:
   shared_forward: ClassVar[bool] = True
   # The step is a rule on the gradients of the whole batch at once: no micro-batches.
   whole_batch: ClassVar[bool] = False
-  # What a run must have besides, or it is refused: words of NEEDS. Of the rows in a batch it means
-  # c of every stream; to and index (which every run has) of the stream a.
+  # What a run must have besides, or it is refused: words of NEEDS.
   needs: ClassVar[tuple[str, ...]] = ()
 
   def __post_init__(self) -> None:
@@ -159,7 +159,7 @@ class Objective:
     del extras
     return jax.tree.map(lambda *g: sum(g), *grads), {}
 
-  def settle(self, params: Tree, extras: Tree, step: Array | int) -> tuple[Tree, Tree]:
+  def settle(self, params: Tree, extras: Tree, step: Array) -> tuple[Tree, Tree]:
     """What becomes of parameters and extras after the update of step 0, 1, ...: nothing."""
     del step
     return params, extras

@@ -29,7 +29,7 @@ class Method(methods.Objective):
 
   streams = ("x", "a")
   terms = ("x", "u")
-  needs = ("index",)
+  numbered = True
   forwards = 2
   backwards = 2
   shared_forward = False
