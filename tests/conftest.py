@@ -29,6 +29,10 @@ jaxtyping.install_import_hook("jaxunlearn", "beartype.beartype")
 import jax  # noqa: E402
 
 
+def pytest_addoption(parser):
+  parser.addoption("--full-size", action="store_true", help="celeba_test.py at 256 px")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _no_more_programs_than_a_module_needs():
   """Thousands of compiled programs in one process would use up its memory, and its memory maps."""
