@@ -300,12 +300,12 @@ def test_what_was_deleted_is_told_as_the_owner_chose(tmp_path):
 
 def test_what_earlier_runs_deleted_is_told_too(tmp_path):
   config = make_config()
-  config["forget"] = {"ids": ["tshirt/00003"], "earlier": ["tshirt/00001", "tshirt/00002"]}
+  config["forget"] = {"ids": ["mnist/00003"], "earlier": ["mnist/00001", "mnist/00002"]}
   _, body = card(tmp_path, config, deleted="ids")
   assert "# UNet2DModel, 1 record deleted by" in body
-  assert "Deleted by this run: 1 record, by record id:\n\n- `tshirt/00003`\n" in body
+  assert "Deleted by this run: 1 record, by record id:\n\n- `mnist/00003`\n" in body
   assert (
-    "Deleted by runs before it: 2 records, by record id:\n\n- `tshirt/00001`\n- `tshirt/00002`"
+    "Deleted by runs before it: 2 records, by record id:\n\n- `mnist/00001`\n- `mnist/00002`"
     in body
   )
 

@@ -123,8 +123,8 @@ def test_a_sequence_goes_on_from_the_parameters_and_without_the_records_of_befor
   config = ConfigDict({"runs": {}, "columns": (), "published": (), "out": str(tmp_path / "table")})
   config.rows = (("both", ("first", "second"), ()),)
   for name, steps, ids, earlier in (
-    ("first", 2, ("tshirt/00000",), ()),
-    ("second", 0, ("tshirt/00001",), ("tshirt/00000",)),
+    ("first", 2, ("mnist/00000",), ()),
+    ("second", 0, ("mnist/00001",), ("mnist/00000",)),
   ):
     run = tiny_config.get_config("siss")
     run.mesh.update(data=1, fsdp=1)
@@ -136,8 +136,8 @@ def test_a_sequence_goes_on_from_the_parameters_and_without_the_records_of_befor
   assert pipeline.run(config, tmp_path / "runs")["both"]["runs"] == 2
 
   setup = build.build(pipeline._placed(config.runs.second, tmp_path / "runs"))
-  assert "tshirt/00000" not in setup.train.ids
-  assert "tshirt/00000" in build.build(config.runs.first).train.ids
+  assert "mnist/00000" not in setup.train.ids
+  assert "mnist/00000" in build.build(config.runs.first).train.ids
   target = sharding.shaped(setup.mesh, jax.eval_shape(setup.net.init, jax.random.key(0)))
   first, second = (
     checkpoint.read_params(tmp_path / "runs" / name, target) for name in ("first", "second")
