@@ -310,7 +310,7 @@ def test_a_folder_without_weights(tmp_path):
 def pickled(tmp_path):
   model = torch_unet(NET)
   model.save_pretrained(tmp_path, safe_serialization=False)
-  assert (tmp_path / pretrained.PICKLED).is_file()
+  assert (tmp_path / layout.PICKLED).is_file()
   return tmp_path, model
 
 
@@ -343,7 +343,7 @@ class Evil:
   "dump", [torch.save, lambda evil, path: path.write_bytes(pickle.dumps(evil))]
 )
 def test_a_pickle_that_would_run_code_does_not(dump, tmp_path):
-  dump({"conv_in.weight": Evil(tmp_path / "ran")}, tmp_path / pretrained.PICKLED)
+  dump({"conv_in.weight": Evil(tmp_path / "ran")}, tmp_path / layout.PICKLED)
   with pytest.raises(ValueError, match="cannot be read as weights alone") as error:
     pretrained.load(tmp_path, tiny_unet.shapes(NET))
   assert "\n" not in str(error.value)
@@ -387,7 +387,7 @@ def test_weights_of_the_hub_by_name_and_revision(hub):
   hub("main", "1" * 40, lambda folder: pretrained.save(folder, NET, params[0], PROCESS))
   hub("v2", "2" * 40, lambda folder: pretrained.save(folder, NET, params[1], PROCESS))
   for origin, want in (("hub:google/ddpm-tiny", 0), ("hub:google/ddpm-tiny@v2", 1)):
-    net, got, process = load(pretrained.locate(origin))
+    net, got, process = load(layout.locate(origin))
     assert (net, process) == (NET, PROCESS)
     assert_same(got, params[want])
 
@@ -398,7 +398,7 @@ def test_a_pickle_of_the_hub_where_there_are_no_safetensors(hub):
     "1" * 40,
     lambda folder: torch_unet(NET).save_pretrained(folder, safe_serialization=False),
   )
-  folder = pretrained.locate("hub:google/ddpm-tiny")
+  folder = layout.locate("hub:google/ddpm-tiny")
   assert_same(pretrained.load(folder, tiny_unet.shapes(NET)), from_torch(torch_unet(NET)))
 
 
@@ -419,12 +419,12 @@ def test_only_the_needed_files_are_asked_of_the_hub(tmp_path, monkeypatch):
 
   monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
   for _ in range(2):
-    assert pretrained.locate("hub:google/ddpm-tiny@abc") == tmp_path
+    assert layout.locate("hub:google/ddpm-tiny@abc") == tmp_path
   names = [(name, revision) for name, revision, _ in asked]
   assert names == [("google/ddpm-tiny", "abc")] * 3  # the pickle only where it has to be
   assert asked[0][2] == asked[2][2]
   assert {"unet/config.json", "scheduler/scheduler_config.json", "config.json"} < set(asked[0][2])
-  assert {pathlib.Path(p).name for p in asked[1][2]} == {pretrained.PICKLED}
+  assert {pathlib.Path(p).name for p in asked[1][2]} == {layout.PICKLED}
   assert not any("*" in pattern for _, _, patterns in asked for pattern in patterns)
 
 
@@ -432,11 +432,11 @@ def test_only_the_needed_files_are_asked_of_the_hub(tmp_path, monkeypatch):
 def test_what_the_hub_has_not_is_one_line(hub, origin):
   hub("main", "1" * 40, lambda folder: folder.mkdir(parents=True))
   with pytest.raises(ValueError, match=rf"{origin} cannot be fetched \(.*\); check the") as error:
-    pretrained.locate(origin)
+    layout.locate(origin)
   assert "\n" not in str(error.value)
 
 
 def test_the_hub_without_its_client_is_one_line(monkeypatch):
   monkeypatch.setitem(sys.modules, "huggingface_hub", None)
   with pytest.raises(ValueError, match="needs huggingface_hub; run: pip install"):
-    pretrained.locate("hub:google/ddpm-tiny")
+    layout.locate("hub:google/ddpm-tiny")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from jaxunlearn import models
-from jaxunlearn.models import unet
+from jaxunlearn.models import unet, unet_blocks
 from jaxunlearn.weights import pretrained
 from tests import tiny_unet, unet_parity
 from tests.unet_parity import CIFAR10, DDPM, distance, nchw
@@ -79,9 +79,9 @@ def tiny(**fields):
 @pytest.mark.parametrize(
   ("layer", "torch_layer"),
   [
-    (unet.Conv(64), torch.nn.Conv2d(32, 64, 3)),
-    (unet.Conv(64, size=1), torch.nn.Conv2d(32, 64, 1)),
-    (unet.Linear(64), torch.nn.Linear(32, 64)),
+    (unet_blocks.Conv(64), torch.nn.Conv2d(32, 64, 3)),
+    (unet_blocks.Conv(64, size=1), torch.nn.Conv2d(32, 64, 1)),
+    (unet_blocks.Linear(64), torch.nn.Linear(32, 64)),
   ],
 )
 def test_initial_weights_are_spread_as_pytorchs(layer, torch_layer):
@@ -141,7 +141,7 @@ def test_float_times_continue_the_whole_ones():
 def test_group_norm_keeps_its_precision_where_the_mean_is_large():
   rng = np.random.default_rng(0)
   x = rng.normal(size=(2, 16, 16, 16)).astype(np.float32)
-  norm = unet.GroupNorm(tiny_unet.NET, silu=False)
+  norm = unet_blocks.GroupNorm(tiny_unet.NET, silu=False)
   scale, bias = rng.normal(size=(2, 16)).astype(np.float32)
   apply = jax.jit(lambda x: norm.apply({"params": {"scale": scale, "bias": bias}}, x))
   for mean, limit in ((0, 1e-6), (30, 1e-5), (1000, 1e-4)):

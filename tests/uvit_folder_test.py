@@ -23,7 +23,7 @@ def test_there_and_back(classes, tmp_path):
   assert models.make(**fields) == net and Diffusion(**of_process) == process
   again = pretrained.load(tmp_path, jax.eval_shape(net.init, jax.random.key(0)))
   jax.tree.map(np.testing.assert_array_equal, again, params)
-  assert not (tmp_path / pretrained.PIPELINE).exists()  # diffusers has none of it
+  assert not (tmp_path / layout.PIPELINE).exists()  # diffusers has none of it
 
 
 def test_a_config_takes_it_over(tmp_path):

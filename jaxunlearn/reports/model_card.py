@@ -109,7 +109,7 @@ def facts(config: Mapping[str, Any], item: str, step: int, origin: str) -> dict[
     "Steps": f"{step} of {train['steps']}",
     "Batch": f"{train['batch']} in {train['micro_batches']} micro-batches",
     "Optimizer": f"AdamW ({_listed(optimizer)})",
-    "Process": _listed(config["process"]),
+    "Process": _listed({k: v for k, v in config["process"].items() if v != []}),
     "Parameters": averaged if item == "ema" else "raw",
     "Seed": str(config["seed"]),
   }
