@@ -80,7 +80,7 @@ def export(run: pathlib.Path, out: pathlib.Path, raw: bool = False, **card: str)
   with tempfile.TemporaryDirectory(dir=out) as temporary:
     made = pathlib.Path(temporary)
     process = diffusion.Diffusion(**config["process"])
-    sampler = sampling.Options(**config.get("sampler", {}))
+    sampler = sampling.Options.of(config.get("sampler", {}))
     pretrained.save(made, net, params, process, sampler, config.get("scheduler", {}))
     (made / "training.json").write_text(json.dumps(training) + "\n")
     (made / "README.md").write_text(readme, encoding="utf-8")

@@ -20,7 +20,7 @@ from configs import (
 )
 from jaxunlearn import build, data, methods, streams
 from jaxunlearn.data import folder, mnist_tshirt, tfds_tshirt
-from jaxunlearn.weights import pretrained
+from jaxunlearn.weights import layout, pretrained
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(

@@ -22,7 +22,7 @@ from jaxunlearn import adapters, data, evals, methods, models, pipeline, streams
 from jaxunlearn.cdm import delete, ledger, routers, sources
 from jaxunlearn.cdm.model import Cdm
 from jaxunlearn.reports import charts, model_card, report
-from jaxunlearn.weights import pretrained
+from jaxunlearn.weights import layout, pretrained
 from tests import ledger_test, report_test, tfds_files, tiny_unet
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -230,9 +230,10 @@ def test_an_index_that_names_files_outside_is_refused_unread(snapshot, tmp_path)
   index = {"weight_map": {"conv_in.weight": "../../evil.safetensors", "a": "/etc/passwd"}}
   (snapshot / layout.SHARDED).write_text(json.dumps(index))
   before = files(tmp_path)
-  folder = layout.locate("hub:google/evil")
-  with pytest.raises(ValueError, match="lists weights in several files; save them") as error:
-    pretrained.load(folder, tiny_unet.shapes(tiny_unet.NET))
+  with pytest.raises(ValueError, match="is no index of weights files beside it") as error:
+    layout.locate("hub:google/evil")
+  with pytest.raises(ValueError, match="is no index of weights files beside it"):
+    pretrained.load(snapshot, tiny_unet.shapes(tiny_unet.NET))
   assert one_line(error) and files(tmp_path) == before
 
 

@@ -7,7 +7,7 @@ import pytest
 from configs import common
 from jaxunlearn import models
 from jaxunlearn.diffusion import Diffusion
-from jaxunlearn.weights import pretrained
+from jaxunlearn.weights import layout, pretrained
 from tests import nets
 
 FIELDS = {"sample_size": 8, "in_channels": 1, "patch_size": 4, "width": 8, "depth": 2, "heads": 2}

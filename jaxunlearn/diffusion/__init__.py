@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxunlearn import errors
+from jaxunlearn import errors, ranges
 
 NULL = -1  # the value of a condition that is not given: its learned null
 
@@ -65,7 +65,7 @@ class Diffusion:
   """A DDPM's forward process over the times 0 .. T-1."""
 
   schedule: str = "linear"  # one of SCHEDULES, from beta_1 to beta_T
-  T: int = 1000
+  T: ranges.Count = 1000
   beta_1: float = 1e-4
   beta_T: float = 0.02
   betas: Sequence[float] = ()  # all T of them, in the place of a schedule
@@ -73,6 +73,7 @@ class Diffusion:
   def __post_init__(self) -> None:
     object.__setattr__(self, "betas", tuple(self.betas))
     errors.check_choice("schedule", self.schedule, SCHEDULES)
+    ranges.check(self)
     if self.betas and len(self.betas) != self.T:
       raise ValueError(f"{len(self.betas)} betas for T {self.T} times; give one for each")
     if bad := [beta for beta in self.betas if not 0 < beta < 1]:

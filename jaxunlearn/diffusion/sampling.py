@@ -14,6 +14,7 @@ go: DDPM from each time to the next in the list, DDIM from t to t - T // steps.
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -43,6 +44,12 @@ class Options:
     errors.check_choice("timestep spacing", self.timestep_spacing, SPACINGS)
     errors.check_choice("variance type", self.variance_type, VARIANCES)
     ranges.check(self)
+
+  @classmethod
+  def of(cls, fields: Mapping[str, Any]) -> "Options":
+    """Those of config.sampler, where None is the default; raises ValueError for another field."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    return errors.build(cls, "sampler", given)
 
   def facts(self) -> dict[str, Any]:
     """What stands in the identity of a value: the options that are not the default."""
@@ -176,7 +183,7 @@ def times(process: Diffusion, steps: int, options: Options = DEFAULT) -> Int[np.
   if options.timestep_spacing == "linspace":
     return np.linspace(0, T - 1, steps).round()[::-1].astype(int)
   if options.timestep_spacing == "trailing":
-    return np.round(T - i * (T / steps)).astype(int) - 1
+    return np.arange(T, 0, -T / steps)[:steps].round().astype(int) - 1
   t = i[::-1] * (T // steps) + options.steps_offset
   if t[0] >= T:
     raise ValueError(

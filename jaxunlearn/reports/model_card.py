@@ -73,7 +73,8 @@ def render(run: pathlib.Path, config: Mapping[str, Any], item: str, step: int, o
   hub_id = o.base or (
     origin.removeprefix("hub:").partition("@")[0] if origin.startswith("hub:") else ""
   )
-  kind = "Class-conditional UNet" if config["model"].get("classes") else diffusers_config.UNET
+  ours = config["model"].get("classes") and not config["model"].get("num_class_embeds")
+  kind = "Class-conditional UNet" if ours else diffusers_config.UNET
   kind = diffusers_config.UVIT if config["model"]["name"] == "uvit" else kind
   return env.get_template("model_card.md.j2").render(
     license=o.license,

@@ -121,7 +121,8 @@ def _shards(path: pathlib.Path) -> list[str]:
   """The files that an index names; they lie beside it."""
   named = read_json(path).get("weight_map")
   files = sorted(set(map(str, named.values()))) if isinstance(named, dict) else []
-  if not files or any(pathlib.Path(file).name != file for file in files):
+  kind = "safetensors" if ".safetensors." in path.name else "bin"
+  if not files or not all(re.fullmatch(rf"\w[\w.-]*\.{kind}", file) for file in files):
     raise ValueError(f"{path} is no index of weights files beside it; fetch it again")
   return files
 

@@ -232,9 +232,11 @@ def _described(folder: pathlib.Path) -> Described | None:
   if not path.is_file():
     return None
   if (folder / "checkpoints").is_dir():
-    run = layout.read_json(path)
-    given = (run.get(name, {}) for name in ("sampler", "scheduler"))
-    return Described(run["model"], run["process"], *given)
+    run = {"sampler": {}, "scheduler": {}, **layout.read_json(path)}
+    parts = [run.get(name) for name in ("model", "process", "sampler", "scheduler")]
+    if not all(isinstance(part, dict) for part in parts):
+      raise ValueError(f"{path} is not of a run; name a run's working directory")
+    return Described(*parts)
   model, _ = read_config(folder)
   return Described(model, *(read_scheduler(folder) or ({}, {}, {})))
 
