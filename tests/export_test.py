@@ -395,6 +395,11 @@ def test_the_folded_images_are_explained_where_they_are(tmp_path):
   assert "4 times the channels" in body
 
 
+def test_a_class_conditional_unet_of_diffusers_is_no_pipeline(tmp_path):
+  _, body = card(tmp_path, make_config(model={"num_class_embeds": 3, "classes": (3,)}))
+  assert "UNet2DModel.from_pretrained" in body and "DDPMPipeline" not in body
+
+
 EVIL = 'a`b\n---\n| c: "d" <script>'
 
 

@@ -102,7 +102,7 @@ def test_scale_shift_resampling_blocks_and_odd_sizes_equal_diffusers():
 @pytest.mark.parametrize(("classes", "c"), [((3,), [2, 1]), ((2,), [-1, 1])])
 def test_a_table_of_classes_and_an_odd_width_equal_diffusers(classes, c):
   """The last row stands for no class where there is one class less."""
-  c = np.array(c, np.int32)
+  c = jnp.array(c, jnp.int32)
   check_parity(ODD, t=[13, 700], parameters=30_293, classes=classes, c=c, model=Labelled)
 
 

@@ -73,7 +73,8 @@ def render(run: pathlib.Path, config: Mapping[str, Any], item: str, step: int, o
   hub_id = o.base or (
     origin.removeprefix("hub:").partition("@")[0] if origin.startswith("hub:") else ""
   )
-  ours = config["model"].get("classes") and not config["model"].get("num_class_embeds")
+  labelled = bool(config["model"].get("num_class_embeds"))
+  ours = config["model"].get("classes") and not labelled
   kind = "Class-conditional UNet" if ours else diffusers_config.UNET
   kind = diffusers_config.UVIT if config["model"]["name"] == "uvit" else kind
   return env.get_template("model_card.md.j2").render(
@@ -91,6 +92,7 @@ def render(run: pathlib.Path, config: Mapping[str, Any], item: str, step: int, o
     identities=report.identities(rows),
     kind=kind,
     foreign=kind != diffusers_config.UNET,
+    labelled=labelled,
     patch=config["model"].get("patch_size", 1),
     limits=limits(config, results, item, now.count + earlier.count),
   )

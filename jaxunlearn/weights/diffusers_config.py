@@ -78,7 +78,7 @@ def model_fields(config: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any
       )
   try:
     fields = _fields(config)
-  except (TypeError, ValueError, IndexError) as error:
+  except (TypeError, AttributeError, LookupError, ZeroDivisionError) as error:
     raise ValueError(f"{path}: a field is of another kind ({error}); fetch it again") from error
   if fields["sample_size"] is None:
     raise ValueError(f"{path}: sample_size is None; write the images' side there, in pixels")

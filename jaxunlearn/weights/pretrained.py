@@ -233,7 +233,7 @@ def _described(folder: pathlib.Path) -> Described | None:
     return None
   if (folder / "checkpoints").is_dir():
     run = {"sampler": {}, "scheduler": {}, **layout.read_json(path)}
-    parts = [run.get(name) for name in ("model", "process", "sampler", "scheduler")]
+    parts: list[Any] = [run.get(name) for name in ("model", "process", "sampler", "scheduler")]
     if not all(isinstance(part, dict) for part in parts):
       raise ValueError(f"{path} is not of a run; name a run's working directory")
     return Described(*parts)

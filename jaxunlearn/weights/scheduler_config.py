@@ -78,7 +78,7 @@ def read(config: Mapping[str, Any], path: pathlib.Path) -> Scheduler:
     ValueError: a class or schedule that is not of a DDPM, another target than the noise, or an
       option that our samplers have not.
   """
-  name = config.get("_class_name", DEFAULT)
+  name = str(config.get("_class_name", DEFAULT))
   try:
     errors.check_choice("scheduler", name, CLASSES)
   except ValueError as error:
@@ -87,7 +87,7 @@ def read(config: Mapping[str, Any], path: pathlib.Path) -> Scheduler:
   known = BETAS | CLASSES[name]
   values = {field: config.get(field, default) for field, default in known.items()}
   process = {ours: values[theirs] for ours, theirs in PROCESS.items()}
-  process["betas"] = tuple(process["betas"] or ())
+  process["betas"] = _betas(values["trained_betas"], path)
   sampler = {field: values[field] for field in CLASSES[name] if field not in BETAS}
   rest = {k: v for k, v in config.items() if not (k in known or k in FIXED or k.startswith("_"))}
   return Scheduler(
@@ -95,6 +95,12 @@ def read(config: Mapping[str, Any], path: pathlib.Path) -> Scheduler:
     checked(sampling.Options, sampler, path),
     {"class_name": name, **rest},
   )
+
+
+def _betas(values: Any, path: pathlib.Path) -> tuple[float, ...]:
+  if values is not None and not isinstance(values, list):
+    raise ValueError(f"{path}: trained_betas is {values!r}; give a list of numbers, or null")
+  return tuple(values or ())
 
 
 def write(process: Diffusion, sampler: sampling.Options, rest: Mapping[str, Any]) -> dict[str, Any]:
