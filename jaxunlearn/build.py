@@ -114,7 +114,7 @@ def build(config: ConfigDict) -> Setup:
     forget=forget,
     concept=concept,
     streams=made,
-    sampler=sampling.Options.of(config.sampler),
+    sampler=sampling.Options.of(dict(config.sampler)),
   )
 
 
