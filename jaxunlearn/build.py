@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 from jaxunlearn import checkpoint, data, errors, fields, methods, models, streams
 from jaxunlearn.checkpoint import State
 from jaxunlearn.data import roll
-from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.diffusion import Diffusion, sampling
 from jaxunlearn.mesh import profiling, sharding
-from jaxunlearn.weights import pretrained
+from jaxunlearn.weights import layout, pretrained
 
 Tree = Any
 
@@ -38,6 +38,7 @@ class Setup:
   forget: np.ndarray  # [N] bool
   concept: data.Concept | None  # the class or style to forget, of a conditional model
   streams: dict[str, streams.Stream]
+  sampler: sampling.Options = sampling.DEFAULT
 
   def host_batch(self, step: int) -> dict[str, methods.Rows]:
     """The rows of a batch that this process' devices hold: all of them with one process."""
@@ -120,6 +121,7 @@ def build(config: ConfigDict) -> Setup:
     forget=forget,
     concept=concept,
     streams=made,
+    sampler=sampling.Options.of(dict(config.sampler)),
   )
   check_needs(setup)
   return setup
@@ -192,7 +194,7 @@ def start_params(setup: Setup) -> Tree:
   shapes = jax.eval_shape(setup.net.init, jax.random.key(0))
   if not setup.config.init_from:
     return jax.jit(setup.net.init)(jax.random.key(setup.config.seed))
-  folder = pretrained.locate(setup.config.init_from)
+  folder = layout.locate(setup.config.init_from)
   if not (folder / "checkpoints").is_dir():
     return pretrained.load(folder, shapes)
   whole = sharding.shaped(setup.mesh, shapes, sharding.replicated(setup.mesh))
@@ -226,4 +228,4 @@ def start_optimizer(setup: Setup, params: Tree) -> Tree:
     return setup.tx.init(params)
   shapes = jax.eval_shape(setup.tx.init, params)
   whole = sharding.shaped(setup.mesh, shapes, sharding.replicated(setup.mesh))
-  return checkpoint.read_params(pretrained.locate(setup.config.init_from), whole, "opt")
+  return checkpoint.read_params(layout.locate(setup.config.init_from), whole, "opt")

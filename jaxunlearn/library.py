@@ -22,7 +22,7 @@ from jaxunlearn.diffusion import Diffusion, EpsFn, sampling
 from jaxunlearn.diffusion.guidance import guided, scale_of
 from jaxunlearn.methods import Rows
 from jaxunlearn.models import unet, uvit
-from jaxunlearn.weights import pretrained
+from jaxunlearn.weights import layout, pretrained
 
 Tree = Any
 Apply = Callable[..., Any]  # (params, x_t, t, c) -> eps
@@ -202,7 +202,7 @@ def load_pretrained(origin: str | pathlib.Path) -> tuple[Any, Tree, Diffusion]:
   Raises:
     ValueError: no such folder, or a model that is not one of `jaxunlearn.models`.
   """
-  folder = pretrained.locate(str(origin))
+  folder = layout.locate(str(origin))
   if (folder / "checkpoints").is_dir():
     raise ValueError(
       f"{folder} is a run; export it first: python -m jaxunlearn.export --run={folder} --out=FOLDER"

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxunlearn import errors, plugins
 
-HELPERS = ("classifier", "inception", "predictor", "resnet")  # modules that are no noise predictor
+HELPERS = ("classifier", "inception", "predictor", "resnet", "unet_blocks")  # no noise predictors
 CHOICES = plugins.Group(__name__, "model", "Net", HELPERS)
 names = CHOICES.names
 _MADE: dict[Any, Any] = {}
