@@ -9,7 +9,7 @@ import contextlib
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxunlearn import build, checkpoint, methods
+from jaxunlearn import build, checkpoint, methods, ranges
 from jaxunlearn.checkpoint import State
 from jaxunlearn.evaluation import STOPPED, Evaluation, Stopped
 from jaxunlearn.mesh import processes, profiling
@@ -31,6 +31,7 @@ from jaxunlearn.step import make_update
 Tree = Any
 
 OWN = ("config.json", "evals", "samples", "metrics.jsonl", "tensorboard", "checkpoints", "profile")
+NAMED = 4  # fields that differ of which an error tells
 IDLE = 10  # steps at the start of a run of which one has to forget something
 _ADVICE = "the last good checkpoint is kept. Lower config.optimizer.learning_rate, or stop earlier"
 
@@ -208,13 +209,35 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.read_text() != text:
-      old, new = json.loads(path.read_text()), json.loads(text)
-      differ = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-      if set(differ) - {"mesh", "profile"}:
+      differ = differences(read_config(path), json.loads(text))
+      if binding := [line for line in differ if not line.startswith(("mesh.", "profile "))]:
         raise ValueError(
-          f"{workdir} holds a run of another config (differs in: {', '.join(differ)}); "
-          "use another --workdir, or delete this one"
+          f"{workdir} holds a run of another config (differs in: {_some(binding)}); "
+          "use another --workdir, or delete this one; to train that run further, use another "
+          f"--workdir with --config.init_from={workdir}"
         )
     replace(path, text)
   except OSError as error:
     raise ValueError(f"cannot write to {workdir} ({error}); use another --workdir") from error
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+  """config.json of a run; raises ValueError where it is none any more."""
+  with contextlib.suppress(ValueError):
+    if isinstance(found := json.loads(path.read_text()), dict):
+      return found
+  raise ValueError(f"{path} is damaged; use another --workdir, or delete this one")
+
+
+def _some(lines: Sequence[str]) -> str:
+  more = f", and {len(lines) - NAMED} more" if len(lines) > NAMED else ""
+  return ", ".join(lines[:NAMED]) + more
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+  """`optimizer.clip 1.0 -> 0.5` of every field in which two configs differ, by its path."""
+  if not (isinstance(old, dict) and isinstance(new, dict)):
+    return [] if old == new else [f"{path} {ranges.shown(old)} -> {ranges.shown(new)}"]
+  dots = f"{path}." if path else ""
+  names = sorted(old.keys() | new.keys())
+  return [one for n in names for one in differences(old.get(n), new.get(n), f"{dots}{n}")]
