@@ -25,13 +25,24 @@ from jaxunlearn.checkpoint import State
 from jaxunlearn.evaluation import STOPPED, Evaluation, Stopped
 from jaxunlearn.mesh import processes, profiling
 from jaxunlearn.reports import headline, report
+from jaxunlearn.reports.timing import Clock
 from jaxunlearn.reports.writer import Writer, replace
 from jaxunlearn.step import make_update
 
 Tree = Any
 
-OWN = ("config.json", "evals", "samples", "metrics.jsonl", "tensorboard", "checkpoints", "profile")
+OWN = (
+  "config.json",
+  "evals",
+  "samples",
+  "metrics.jsonl",
+  "timing.jsonl",
+  "tensorboard",
+  "checkpoints",
+  "profile",
+)
 NAMED = 4  # fields that differ of which an error tells
+COMPILING = "compile"  # what the bar says until the first step is done
 IDLE = 10  # steps at the start of a run of which one has to forget something
 _ADVICE = "the last good checkpoint is kept. Lower config.optimizer.learning_rate, or stop earlier"
 
@@ -131,17 +142,23 @@ def train(
   update = profiling.traced(make_update(setup, state), first, setup.config.profile, folder)
   batches = setup.batches(first, config.steps)
   bar = tqdm(
-    batches, initial=first, total=config.steps, desc="train", disable=not processes.first()
+    batches, initial=first, total=config.steps, desc=COMPILING, disable=not processes.first()
   )
+  clock = Clock(saves.directory.parent / "timing.jsonl", config.batch)
   for step, batch in enumerate(bar, start=first + 1):
     state, metrics = update(state, batch)
     pending.append((step, metrics))
+    if step == first + 1:
+      jax.block_until_ready(metrics)
+      bar.set_description("train")
+      clock.start(step)
     stop = stopped()  # read once a step, so that what is saved has been logged
     save = stop or step % config.checkpoint_every == 0
     probing = setup.config.eval.every and step % setup.config.eval.every == 0
     if save or probing or step % config.log_every == 0 or step == config.steps:
       logged = _flush(pending, writer)
-      bar.set_postfix({k: f"{v:.4g}" for k, v in logged[-1].items() if k.startswith("loss")})
+      losses = {k: f"{v:.4g}" for k, v in logged[-1].items() if k.startswith("loss")}
+      bar.set_postfix(losses | clock.lap(step))
       forgets = forgets or not all(is_idle(setup.method, metrics) for metrics in logged)
       if not forgets and step >= min(IDLE, config.steps):
         raise ValueError(
@@ -155,6 +172,8 @@ def train(
         writer.write_scalars(step, {"distance": float(_distance(state.params, origin))})
     if save:
       _save(saves, state)
+    if save or probing:
+      clock.start(step)
     if stop:
       saves.wait()
       logging.warning("stopped by a signal after step %d; launch again to go on", step)
