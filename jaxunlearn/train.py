@@ -31,15 +31,11 @@ from jaxunlearn.step import make_update
 
 Tree = Any
 
+# What a launch makes in its directory; the last line is of a run of sources.
 OWN = (
-  "config.json",
-  "evals",
-  "samples",
-  "metrics.jsonl",
-  "timing.jsonl",
-  "tensorboard",
-  "checkpoints",
-  "profile",
+  *("config.json", "evals", "samples", "metrics.jsonl", "timing.jsonl", "tensorboard"),
+  *("checkpoints", "profile"),
+  *("sources.csv", "ledger.jsonl", "shards", "router"),
 )
 NAMED = 4  # fields that differ of which an error tells
 COMPILING = "compile"  # what the bar says until the first step is done
@@ -120,7 +116,8 @@ def unbound_if_refused(workdir: pathlib.Path) -> Iterator[None]:
 
 def _newest(workdir: pathlib.Path) -> int:
   """The step of the newest checkpoint, whole or not; 0 for none."""
-  names = [path.name for path in workdir.glob("checkpoints/*")]
+  folders = (workdir, *workdir.glob("shards/*"))
+  names = [path.name for folder in folders for path in folder.glob("checkpoints/*")]
   return max([int(name) for name in names if name.isdigit()], default=0)
 
 
