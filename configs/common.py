@@ -50,6 +50,7 @@ def get_config() -> ConfigDict:
       "log_every": 1,
       "checkpoint_every": 50,
       "keep": 2,
+      "synthetic": False,  # noise in place of the data, for timing
     }
   )
   config.profile = ""  # FIRST:LAST: a trace of those steps, in profile/

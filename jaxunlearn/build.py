@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jaxunlearn import checkpoint, data, errors, fields, methods, models, streams
+from jaxunlearn import checkpoint, data, errors, fields, methods, models, streams, synthetic
 from jaxunlearn.checkpoint import State
 from jaxunlearn.data import roll
 from jaxunlearn.diffusion import Diffusion, sampling
@@ -87,9 +87,7 @@ def build(config: ConfigDict) -> Setup:
   pretrained.adopt(config)
   fields.check(config)  # what a folder said
   net = models.make(**config.model)
-  train, heldout = data.load(**config.data)
-  request = data.Forget(**config.forget)
-  train = request.remaining(train)
+  train, heldout, request = _records(config, net)
   if train.image.shape[1:] != net.image_shape:
     raise ValueError(
       f"images are {train.image.shape[1:]} and the model takes {net.image_shape}; "
@@ -125,6 +123,16 @@ def build(config: ConfigDict) -> Setup:
   )
   check_needs(setup)
   return setup
+
+
+def _records(config: ConfigDict, net: Any) -> tuple[data.Records, data.Records, data.Forget]:
+  """What to train on, what is held out, and what of it is to be forgotten."""
+  if config.train.synthetic:
+    noise = synthetic.records(net.image_shape, tuple(net.classes))
+    return noise, noise, synthetic.FORGET
+  train, heldout = data.load(**config.data)
+  request = data.Forget(**config.forget)
+  return request.remaining(train), heldout, request
 
 
 def check_needs(setup: Setup) -> None:

@@ -106,7 +106,12 @@ def _read_config(run: pathlib.Path, fields: Sequence[str]) -> dict[str, Any]:
     config = json.loads(path.read_text())
   except (OSError, ValueError) as error:
     raise ValueError(f"cannot read {path} ({error}); give a run's working directory") from error
-  if not set(fields) <= config.keys():
+  if isinstance(config, dict) and "sources" in config:
+    raise ValueError(
+      f"{run} is a compartmentalised model, which is not exported: it is many networks, and "
+      "diffusers' layout has one; export a run of one model"
+    )
+  if not isinstance(config, dict) or not set(fields) <= config.keys():
     raise ValueError(f"{path} is not of a run; give a run's working directory")
   return config
 

@@ -45,6 +45,7 @@ RULES: Mapping[str, Any] = {
   "train.log_every": ranges.Count,
   "train.checkpoint_every": ranges.Count,
   "train.keep": ranges.Count,
+  "train.synthetic": bool,
   "eval.before": bool,
   "eval.after": bool,
   "eval.every": ranges.From0,

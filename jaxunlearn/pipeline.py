@@ -64,7 +64,8 @@ def _finish(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   """The table, where no other launch is still at work on a run of it."""
   left = [name for name in config.runs if outcome_of(workdir / name) is None]
   if left:
-    print(f"{len(left)} runs go on in another launch, the first is {left[0]}; it writes the table")
+    go = "run goes" if len(left) == 1 else "runs go"
+    print(f"{len(left)} {go} on in another launch, the first is {left[0]}; it writes the table")
     return {}
   results = summarise(config, workdir)
   out = pathlib.Path(config.out)

@@ -9,7 +9,7 @@ import contextlib
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,18 +20,26 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxunlearn import build, checkpoint, methods
+from jaxunlearn import build, checkpoint, methods, ranges
 from jaxunlearn.checkpoint import State
 from jaxunlearn.data import roll
 from jaxunlearn.evaluation import STOPPED, Evaluation, Stopped
 from jaxunlearn.mesh import processes, profiling
 from jaxunlearn.reports import report, subject
+from jaxunlearn.reports.timing import Clock
 from jaxunlearn.reports.writer import Writer, replace
 from jaxunlearn.step import make_update
 
 Tree = Any
 
-OWN = ("config.json", "evals", "samples", "metrics.jsonl", "tensorboard", "checkpoints", "profile")
+# What a launch makes in its directory; the last line is of a run of sources.
+OWN = (
+  *("config.json", "evals", "samples", "metrics.jsonl", "timing.jsonl", "tensorboard"),
+  *("checkpoints", "profile"),
+  *("sources.csv", "ledger.jsonl", "shards", "router"),
+)
+NAMED = 4  # fields that differ of which an error tells
+COMPILING = "compile"  # what the bar says until the first step is done
 IDLE = 10  # steps at the start of a run of which one has to forget something
 _ADVICE = "the last good checkpoint is kept. Lower config.optimizer.learning_rate, or stop earlier"
 
@@ -108,7 +116,8 @@ def unbound_if_refused(workdir: pathlib.Path) -> Iterator[None]:
 
 def _newest(workdir: pathlib.Path) -> int:
   """The step of the newest checkpoint, whole or not; 0 for none."""
-  names = [path.name for path in workdir.glob("checkpoints/*")]
+  folders = (workdir, *workdir.glob("shards/*"))
+  names = [path.name for folder in folders for path in folder.glob("checkpoints/*")]
   return max([int(name) for name in names if name.isdigit()], default=0)
 
 
@@ -130,17 +139,23 @@ def train(
   update = profiling.traced(make_update(setup, state), first, setup.config.profile, folder)
   batches = setup.batches(first, config.steps)
   bar = tqdm(
-    batches, initial=first, total=config.steps, desc="train", disable=not processes.first()
+    batches, initial=first, total=config.steps, desc=COMPILING, disable=not processes.first()
   )
+  clock = Clock(saves.directory.parent / "timing.jsonl", config.batch)
   for step, batch in enumerate(bar, start=first + 1):
     state, metrics = update(state, batch)
     pending.append((step, metrics))
+    if step == first + 1:
+      jax.block_until_ready(metrics)
+      bar.set_description("train")
+      clock.start(step)
     stop = stopped()  # read once a step, so that what is saved has been logged
     save = stop or step % config.checkpoint_every == 0
     probing = setup.config.eval.every and step % setup.config.eval.every == 0
     if save or probing or step % config.log_every == 0 or step == config.steps:
       logged = _flush(pending, writer)
-      bar.set_postfix({k: f"{v:.4g}" for k, v in logged[-1].items() if k.startswith("loss")})
+      losses = {k: f"{v:.4g}" for k, v in logged[-1].items() if k.startswith("loss")}
+      bar.set_postfix(losses | clock.lap(step))
       forgets = forgets or not all(is_idle(setup.method, metrics) for metrics in logged)
       if not forgets and step >= min(IDLE, config.steps):
         raise ValueError(
@@ -154,6 +169,8 @@ def train(
         writer.write_scalars(step, {"distance": float(_distance(state.params, origin))})
     if save:
       _save(saves, state)
+    if save or probing:
+      clock.start(step)
     if stop:
       saves.wait()
       logging.warning("stopped by a signal after step %d; launch again to go on", step)
@@ -217,12 +234,12 @@ def claim(
     workdir.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.read_text() != text:
       new = json.loads(text)
-      old = _with_younger(json.loads(path.read_text()), new)
-      differ = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-      if set(differ) - {"mesh", "profile"}:
+      differ = differences(with_younger(read_config(path), new), new)
+      if binding := [line for line in differ if not line.startswith(("mesh.", "profile "))]:
         raise ValueError(
-          f"{workdir} holds a run of another config (differs in: {', '.join(differ)}); "
-          "use another --workdir, or delete this one"
+          f"{workdir} holds a run of another config (differs in: {_some(binding)}); "
+          "use another --workdir, or delete this one; to train that run further, use another "
+          f"--workdir with --config.init_from={workdir}"
         )
     if path.exists():
       roll.check(workdir, records, only)
@@ -232,13 +249,40 @@ def claim(
     raise ValueError(f"cannot write to {workdir} ({error}); use another --workdir") from error
 
 
-def _with_younger(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-  """The old config with the fields of data and forget that are younger than its run; says which."""
+def with_younger(
+  old: dict[str, Any], new: Mapping[str, Any], path: str = "config"
+) -> dict[str, Any]:
+  """The old config with the fields that are younger than its run, as the new one has them.
+
+  Each is told: the run goes on with it.
+  """
   out = dict(old)
-  for section in ("data", "forget"):
-    younger = {k: v for k, v in new[section].items() if k not in old.get(section, {})}
-    if younger:
-      out[section] = old.get(section, {}) | younger
-      told = ", ".join(f"config.{section}.{name}={value}" for name, value in younger.items())
-      logging.warning("the run is older than these fields and goes on with %s", told)
+  for name, value in new.items():
+    if name not in old:
+      logging.warning("the run is older than %s.%s and goes on with %s", path, name, value)
+      out[name] = value
+    elif isinstance(value, dict) and isinstance(old[name], dict):
+      out[name] = with_younger(old[name], value, f"{path}.{name}")
   return out
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+  """config.json of a run; raises ValueError where it is none any more."""
+  with contextlib.suppress(ValueError):
+    if isinstance(found := json.loads(path.read_text()), dict):
+      return found
+  raise ValueError(f"{path} is damaged; use another --workdir, or delete this one")
+
+
+def _some(lines: Sequence[str]) -> str:
+  more = f", and {len(lines) - NAMED} more" if len(lines) > NAMED else ""
+  return ", ".join(lines[:NAMED]) + more
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+  """`optimizer.clip 1.0 -> 0.5` of every field in which two configs differ, by its path."""
+  if not (isinstance(old, dict) and isinstance(new, dict)):
+    return [] if old == new else [f"{path} {ranges.shown(old)} -> {ranges.shown(new)}"]
+  dots = f"{path}." if path else ""
+  names = sorted(old.keys() | new.keys())
+  return [one for n in names for one in differences(old.get(n), new.get(n), f"{dots}{n}")]

@@ -166,7 +166,9 @@ def test_a_workdir_of_another_config(config, tmp_path, quick):
   train.run(config, tmp_path)
   before = (tmp_path / "config.json").read_text()
   config.optimizer.learning_rate = 0.5
-  with pytest.raises(ValueError, match=r"another config \(differs in: optimizer\); use another"):
+  says = r"another config \(differs in: optimizer.learning_rate 0.001 -> 0.5\); use another .*; to "
+  says += rf"train that run further, use another --workdir with --config.init_from={tmp_path}$"
+  with pytest.raises(ValueError, match=says):
     train.run(config, tmp_path)
   assert (tmp_path / "config.json").read_text() == before
 

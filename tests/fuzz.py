@@ -264,9 +264,9 @@ KINDS: dict[str, tuple[Callable[[Lab, np.random.Generator], str], float]] = {
   "a command line": (flag, 0.3),
   "a config file": (config_file, 0.12),
   "a list of ids": (ids, 0.08),
-  "a picture": (picture, 0.07),
-  "weights of others": (weights, 0.02),
-  "files of a run": (run_files, 0.01),
+  "a picture": (picture, 0.08),
+  "weights of others": (weights, 0.014),
+  "files of a run": (run_files, 0.006),
 }
 
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from jaxunlearn import errors, evaluation, train
+from jaxunlearn import errors, evaluation, main, train
 from jaxunlearn.mesh import processes
 from tests import tiny_config
 
@@ -48,6 +48,17 @@ def test_the_first_signal_gets_a_line_and_a_second_ctrl_c_quits(capfd, monkeypat
   assert codes == [errors.QUIT]
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
   assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_ctrl_c_before_the_run_is_no_traceback(monkeypatch, capsys):
+  def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(main.app, "run", interrupted)
+  with pytest.raises(SystemExit) as stopped:
+    main.start()
+  assert stopped.value.code == errors.QUIT
+  assert capsys.readouterr().err.strip() == "quit; launch again to go on"
 
 
 def test_one_key_that_arrives_twice_is_one(monkeypatch):

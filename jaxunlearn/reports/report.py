@@ -60,7 +60,18 @@ def read_results(folder: pathlib.Path) -> Results:
   order = {"before": 0, "after": 1}
   words = lambda name: [int(w) if w.isdigit() else w for w in re.split(r"(\d+)", name)]
   paths = sorted(folder.glob("*.json"), key=lambda p: (order.get(p.stem, 2), words(p.stem)))
-  return {path.stem: _strict(json.loads(path.read_text())) for path in paths}
+  return {path.stem: _strict(_phase(path)) for path in paths}
+
+
+def _phase(path: pathlib.Path) -> Any:
+  """What an evaluation wrote; raises ValueError where that is not what is there."""
+  try:
+    found = json.loads(path.read_text())
+    for entry in found.values():
+      float(entry["value"]), [float(end) for end in entry["ci95"] or ()], str(entry["identity"])
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f"{path} is damaged; delete it and launch again, to evaluate anew") from error
+  return found
 
 
 def page(
