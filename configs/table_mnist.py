@@ -65,6 +65,5 @@ def add(config: ConfigDict, label: str, name: str, run: ConfigDict, published: t
   for name_of_seed, seed in zip(names, SEEDS, strict=True):
     copy = run.copy_and_resolve_references()
     copy.seed = copy.eval.seed = seed
-    copy.eval.nll_protocol = "siss"
     config.runs[name_of_seed] = copy
   config.rows += ((label, names, published),)

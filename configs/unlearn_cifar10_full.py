@@ -14,7 +14,6 @@ in config.eval.metrics takes config.eval.classifier.
 
 Deviations, besides those of the methods:
   - Images are not mirrored; the releases mirror half of them.
-  - x0 is clipped to [-1, 1] in sampling; the releases leave it as it is.
   - The average of Selective Amnesia's weights starts at the raw ones, not at the pretrained
     average, whose weight after 20,000 steps is .14.
   - EraseDiff's raw weights are evaluated; the release takes an average of decay .99.

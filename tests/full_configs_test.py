@@ -196,6 +196,7 @@ def test_the_settings_are_the_papers():
     assert (config.optimizer.schedule, config.optimizer.warmup) == ("constant", 0)
     evaluation = config.eval
     assert (evaluation.sampler, evaluation.steps, evaluation.guidance) == ("ddpm", 1000, 2.0)
+    assert config.sampler.clip_sample is False
     assert (evaluation.asked, evaluation.samples, evaluation.reference) == (500, 45_000, "retain")
   assert get("sfron").method.iterations == 150
   method = get("erasediff").method

@@ -13,13 +13,8 @@ taken on it. A row of u and a row of x share t. Pixel sums.
 What EWC does here. Were the model the distribution that it fits, F would be the curvature of the
 sum over times, and sum_i F_i (theta_i - theta0_i)^2 / (2 T) that of the replay's loss, a mean over
 times. So lam = 1 / (2 T), 5e-4, counts the replay once more, at its second order. The authors' lam
-= 10 counts it 20,000 times more. On the embedded Fashion model (Trouser, 120 steps, F of 20
-samples) that holds the weights where they are, lam = 1 / (2 T) keeps what the others need:
-
-    lam     UA     accuracy of the kept    ||theta - theta0||
-    10      0      .90                     .009
-    5e-4    .90    .85                     .83
-    0       .97    .76                     .89
+= 10 counts it 20,000 times more, which may hold the weights where they are: configs/audits.py has a
+row of each.
 
 Deviations:
   - Times are drawn independently; the release pairs t with T - 1 - t. The expectation is the same.
