@@ -41,15 +41,16 @@ UNETS = {  # name: (config, the times of the rows, the parameters)
 }
 
 
-def check(config: dict, t: tuple[int, ...]) -> dict[str, float]:
+def check(config, t, classes=(), c=None, model=diffusers.UNet2DModel) -> dict[str, float]:
   """The distances from diffusers' of the output and, at most, of a gradient; raises beyond 1e-5."""
-  net = unet.Net(**config)
+  net = unet.Net(**config, classes=classes)
   torch.manual_seed(0)
-  model = unet_parity.unlike_new(diffusers.UNet2DModel(**config))
+  model = unet_parity.unlike_new(model(**config))
   state = {name: leaf.numpy().copy() for name, leaf in model.state_dict().items()}
   params = pretrained.from_state_dict(state, tiny_unet.shapes(net))
   assert pretrained.to_state_dict(params).keys() == state.keys()
-  return unet_parity.check(net.apply, params, pretrained.to_state_dict, model, net.image_shape, t)
+  apply = lambda params, x, t: net.apply(params, x, t, c)
+  return unet_parity.check(apply, params, pretrained.to_state_dict, model, net.image_shape, t)
 
 
 def table(rows: list[dict]) -> str:

@@ -12,50 +12,19 @@ import torch
 
 from jaxunlearn import models
 from jaxunlearn.models import unet, unet_blocks
-from jaxunlearn.weights import pretrained
-from tests import tiny_unet, unet_parity
-from tests.unet_parity import CIFAR10, DDPM, distance, nchw
-
-MNIST = {
-  "sample_size": 28,
-  "in_channels": 1,
-  "out_channels": 1,
-  "block_out_channels": (64, 128, 256),
-  "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-  "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-  "layers_per_block": 2,
-  "attention_head_dim": 8,
-}
-CELEBAHQ = DDPM | {  # google/ddpm-celebahq-256, whose attention is over 4x4 pixels at 64 px
-  "sample_size": 64,
-  "block_out_channels": (128, 128, 256, 256, 512, 512),
-  "down_block_types": (*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"),
-  "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4),
-}
+from tests import full_unets, tiny_unet
+from tests.unet_parity import distance, nchw
 
 
-def check_parity(config, t, parameters, classes=(), c=None, model=diffusers.UNet2DModel):
-  net = unet.Net(**config, classes=classes)
-  torch.manual_seed(0)
-  model = unet_parity.unlike_new(model(**config))
-  state = {name: leaf.numpy().copy() for name, leaf in model.state_dict().items()}
-  params = pretrained.from_state_dict(state, tiny_unet.shapes(net))
-  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
-  assert pretrained.to_state_dict(params).keys() == state.keys()
-  apply = lambda params, x, t: net.apply(params, x, t, c)
-  unet_parity.check(apply, params, pretrained.to_state_dict, model, net.image_shape, t)
-
-
-def test_mnist_unet_equals_diffusers():
-  check_parity(MNIST, t=[13, 700], parameters=14_735_745)
-
-
-def test_cifar10_unet_equals_diffusers():
-  check_parity(CIFAR10, t=[5, 999], parameters=35_746_307)
-
-
-def test_celebahq_unet_equals_diffusers_at_64_px():
-  check_parity(CELEBAHQ, t=[421], parameters=113_673_219)
+@pytest.mark.parametrize("name", full_unets.UNETS)
+def test_the_published_unets_have_their_size_and_a_quarter_of_it_equals_diffusers(name):
+  config, t, parameters = full_unets.UNETS[name]
+  size = sum(leaf.size for leaf in jax.tree.leaves(tiny_unet.shapes(unet.Net(**config))))
+  with torch.device("meta"):
+    published = diffusers.UNet2DModel(**config)
+  assert size == sum(leaf.numel() for leaf in published.parameters()) == parameters
+  quarter = tuple(max(32, width // 4) for width in config["block_out_channels"])
+  full_unets.check(config | {"block_out_channels": quarter}, t)
 
 
 RESAMPLED = {  # residual blocks halve and double, heads of 5 in widths of 8 and 16, 8 x 16 pixels
@@ -96,14 +65,14 @@ class Labelled(diffusers.UNet2DModel):
 
 
 def test_scale_shift_resampling_blocks_and_odd_sizes_equal_diffusers():
-  check_parity(RESAMPLED, t=[13, 700], parameters=61_927)
+  full_unets.check(RESAMPLED, t=(13, 700))
 
 
 @pytest.mark.parametrize(("classes", "c"), [((3,), [2, 1]), ((2,), [-1, 1])])
 def test_a_table_of_classes_and_an_odd_width_equal_diffusers(classes, c):
   """The last row stands for no class where there is one class less."""
   c = jnp.array(c, jnp.int32)
-  check_parity(ODD, t=[13, 700], parameters=30_293, classes=classes, c=c, model=Labelled)
+  full_unets.check(ODD, t=(13, 700), classes=classes, c=c, model=Labelled)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
