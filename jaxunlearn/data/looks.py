@@ -3,7 +3,7 @@
 The perceptual hash of Zauner (2010, "Implementation and benchmarking of perceptual image hash
 functions"): of the luma's DCT-II, the 8 x 8 lowest coefficients without the mean, each 1 where it
 is above their median. The distance of two looks is the number of bits that differ: a JPEG of
-quality 90 or a new size changes 2 in the median, a crop of 3% at each side 8; other pictures differ
+quality 90 or a new size changes 0 to 2 in the median, a crop of 3% at each side 8; other pictures differ
 in about 31.
 """
 
