@@ -2,9 +2,9 @@
 
 The perceptual hash of Zauner (2010, "Implementation and benchmarking of perceptual image hash
 functions"): of the luma's DCT-II, the 8 x 8 lowest coefficients without the mean, each 1 where it
-is above their median. The distance of two looks is the number of bits that differ: a JPEG of
-quality 90 or a new size changes 2 in the median, a crop of 3% at each side 8; other pictures differ
-in about 31.
+is above their median. The distance of two looks is the number of bits that differ. Measured on 300
+emoji, a JPEG of quality 90 or a new size changes 0 to 2 in the median, a crop of 3% at each side 8;
+other pictures differ in about 31.
 """
 
 import numpy as np
