@@ -284,8 +284,8 @@ def _rows(method: methods.Objective, name: str, given: Any) -> Rows:
       f"images of stream {name!r} are {rows.image.dtype} {rows.image.shape}; give floats "
       "[B, H, W, C] in [-1, 1], as jaxunlearn.to_model makes of pixels"
     )
-  of_a = (*(["to"] if "to" in method.needs else []), *(["index"] if method.numbered else []))
-  needs = [*(["c"] if "c" in method.needs else []), *(of_a if name == "a" else [])]
+  own = {"to": "to" in method.needs, "index": method.numbered} if name == "a" else {}
+  needs = [field for field, needed in {"c": "c" in method.needs, **own}.items() if needed]
   if missing := [field for field in needs if getattr(rows, field) is None]:
     asked = ", ".join(f"{field}={field}" for field in needs)
     raise ValueError(
