@@ -188,7 +188,6 @@ def test_a_condition_is_refused():
       {"num_class_embeds": 4},
       r"classes is \(\) and num_class_embeds 4; use \(4,\), or \(3,\) where",
     ),
-    ({"block_out_channels": ("8", 16)}, r"block_out_channels is \('8', 16\); give a list of ints"),
     ({"sample_size": (8, 8, 8)}, r"sample_size is \(8, 8, 8\); give a side, or height and width"),
     (
       {"resnet_time_scale_shift": "spatial"},
@@ -217,3 +216,9 @@ def test_wrong_fields_say_the_rule(fields, message):
   with pytest.raises(ValueError, match=message) as error:
     models.make("unet", **{**dataclasses.asdict(tiny_unet.NET), **fields})
   assert "\n" not in str(error.value)
+
+
+def test_a_field_of_several_takes_values_of_its_kind_alone():
+  assert unet._tuple("block_out_channels", [8, 16]) == (8, 16)
+  with pytest.raises(ValueError, match=r"block_out_channels is \('8', 16\); give a list of ints"):
+    unet._tuple("block_out_channels", ("8", 16))
