@@ -1,5 +1,6 @@
 # make demo: install and delete the T-shirt; make test: everything; make check-tpu: docs/scaling.md.
 PYTHON ?= python3
+REQUIREMENTS ?= requirements.txt
 BIN := .venv/bin
 WORKDIR ?= runs/siss_mnist
 
@@ -16,18 +17,18 @@ lint: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.venv/core: setup.cfg requirements.txt
+.venv/core: setup.cfg setup.py $(REQUIREMENTS)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint requirements.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint $(REQUIREMENTS) --editable .
 	touch $@
 
 .venv/test: .venv/core requirements-parity.txt
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable .
+	$(BIN)/python -m pip install --quiet --requirement $(REQUIREMENTS) --editable .
 	$(BIN)/python -m pip install --quiet --no-deps --target .venv/parity --requirement requirements-parity.txt
 	touch $@
 
 check-tpu: .venv/core
-	$(BIN)/python -m pip install --quiet --constraint requirements.txt --editable .[tpu]
+	$(BIN)/python -m pip install --quiet --constraint $(REQUIREMENTS) --editable .[tpu]
 	$(BIN)/python -m benchmarks.check_tpu --out=results
 
 clean:
