@@ -1,6 +1,7 @@
 # make demo: install and delete the T-shirt; make test: everything; make docs: site/index.html;
 # make check-tpu: docs/scaling.md.
 PYTHON ?= python3
+REQUIREMENTS ?= requirements.txt
 BIN := .venv/bin
 WORKDIR ?= runs/siss_mnist
 
@@ -20,13 +21,13 @@ lint: .venv/test
 docs: .venv/docs
 	$(BIN)/mkdocs build --strict
 
-.venv/core: setup.cfg requirements.txt
+.venv/core: setup.cfg setup.py $(REQUIREMENTS)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint requirements.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint $(REQUIREMENTS) --editable .
 	touch $@
 
 .venv/test: .venv/core requirements-parity.txt
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable .
+	$(BIN)/python -m pip install --quiet --requirement $(REQUIREMENTS) --editable .
 	$(BIN)/python -m pip install --quiet --no-deps --target .venv/parity --requirement requirements-parity.txt
 	touch $@
 
@@ -36,7 +37,7 @@ docs: .venv/docs
 	touch $@
 
 check-tpu: .venv/core
-	$(BIN)/python -m pip install --quiet --constraint requirements.txt --editable .[tpu]
+	$(BIN)/python -m pip install --quiet --constraint $(REQUIREMENTS) --editable .[tpu]
 	$(BIN)/python -m benchmarks.check_tpu --out=results
 
 clean:

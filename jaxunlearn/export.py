@@ -53,8 +53,8 @@ def export(run: pathlib.Path, out: pathlib.Path, raw: bool = False, **card: str)
   `card` are fields of `model_card.Options`. Each file appears whole or not at all.
 
   Raises:
-    ValueError: no run there, no checkpoint of its config's model, data that the card needs is not
-      there, or `out` is a file.
+    ValueError: no run there, a model of another package, no checkpoint of its config's model, data
+      that the card needs is not there, or `out` is a file.
     Damaged: the newest checkpoint is damaged.
   """
   import jax
@@ -62,6 +62,7 @@ def export(run: pathlib.Path, out: pathlib.Path, raw: bool = False, **card: str)
   from jaxunlearn import checkpoint, diffusion, models
   from jaxunlearn.diffusion import sampling
   from jaxunlearn.mesh import sharding
+  from jaxunlearn.models import unet, uvit
   from jaxunlearn.reports import model_card, writer
   from jaxunlearn.weights import pretrained
 
@@ -70,6 +71,11 @@ def export(run: pathlib.Path, out: pathlib.Path, raw: bool = False, **card: str)
   options = model_card.Options(**card)
   config = _read_config(run, model_card.FIELDS)
   net = models.make(**config["model"])
+  if not isinstance(net, unet.Net | uvit.Net):
+    raise ValueError(
+      f"model {config['model']['name']} has no layout of files here; export a unet or a uvit, and "
+      "read others by checkpoint.read_params"
+    )
   item = "ema" if config["ema"] and not raw else "params"
   shapes = jax.eval_shape(net.init, jax.random.key(0))
   params = checkpoint.read_params(run, sharding.shaped(sharding.make_mesh(1), shapes), item)

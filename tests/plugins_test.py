@@ -12,7 +12,7 @@ import tomllib
 
 import pytest
 
-from jaxunlearn import data, evals, methods, models, pipeline
+from jaxunlearn import data, evals, export, methods, models, pipeline
 from jaxunlearn.commands import listing
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -77,6 +77,8 @@ def test_a_run_of_all_four(stranger, tmp_path):
   pipeline.run_single(config, tmp_path)
   assert '"brightness"' in (tmp_path / "results.json").read_text()
   assert json.loads((tmp_path / "config.json").read_text())["method"]["share"] == 0.1
+  with pytest.raises(ValueError, match=r"^model one_layer has no layout of files"):
+    export.export(tmp_path, tmp_path / "out")
 
 
 def test_the_contract_tests_run_on_it_as_the_page_says(stranger):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from jaxunlearn import errors
 
 HELPERS = ("__init__", "audits", "common")  # files that are no config of a run
+FLAG = ("--config", "-config")
 
 
 def folder() -> pathlib.Path:
@@ -64,9 +65,9 @@ def spelt_out(argv: Sequence[str]) -> list[str]:
   out = list(argv)
   for i, (word, before) in enumerate(zip(argv, ["", *argv], strict=False)):
     flag, equals, value = word.partition("=")
-    if equals and flag.lstrip("-") == "config" and flag != "config":
+    if equals and flag in FLAG:
       out[i] = f"{flag}={locate(value)}"
-    elif before in ("--config", "-config"):
+    elif before in FLAG:
       out[i] = locate(word)
   return out
 
