@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxunlearn import errors
 
-HELPERS = ("classifier", "inception", "predictor", "resnet")  # modules that are no noise predictor
+HELPERS = ("classifier", "inception", "predictor", "resnet", "unet_blocks")  # no noise predictors
 _MADE: dict[Any, Any] = {}
 
 
