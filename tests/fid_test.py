@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from configs import common
 from jaxunlearn import data, evals
+from jaxunlearn.data import folder
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.evals import fid, frechet
 from jaxunlearn.models import inception
@@ -169,6 +170,28 @@ def test_reference_is_computed_once_and_again_when_it_changes(stand_in, monkeypa
     assert new.identity != first.identity
     assert computed(again) == (new, 1)
   assert len(list((tmp_path / "fid").iterdir())) == 5
+
+
+def test_how_files_became_pixels_is_in_the_key_and_the_identity(stand_in, monkeypatch, tmp_path):
+  """The same files, resized by another filter: not the moments that were kept."""
+  (tmp_path / "pictures").mkdir()
+  for i, picture in enumerate(pictures(6, size=40)):
+    PIL.Image.fromarray(picture).save(tmp_path / "pictures" / f"{i}.png")
+  found = {}
+  for fresh in (False, True):
+    for how in ({"resize": "bicubic"}, {"resize": "box"}, {"resize": "box", "convert": True}):
+      cache = "fresh" + "_".join(map(str, how.values())) if fresh else "one"
+      monkeypatch.setenv("JAXUNLEARN_CACHE", str(tmp_path / cache))
+      source = folder.Source(path=str(tmp_path / "pictures"), size=20, **how)
+      given = dataclasses.replace(
+        task(pictures(6), pictures(6), **stand_in), reference=source.load()[0]
+      )
+      found[fresh, *how.items()] = value(given)
+  shared = [v for (fresh, *_), v in found.items() if not fresh]
+  alone = [v for (fresh, *_), v in found.items() if fresh]
+  assert shared == alone
+  assert shared[0].value != shared[1].value == shared[2].value
+  assert len({v.identity for v in shared}) == 3
 
 
 def test_identity_says_how(stand_in):

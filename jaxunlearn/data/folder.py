@@ -166,6 +166,11 @@ class FolderImages:
   def shape(self) -> tuple[int, int, int, int]:
     return (len(self.names), self.source.size, self.source.size, self.source.channels)
 
+  @property
+  def decoding(self) -> str:
+    """How a file becomes pixels of that shape: two sets of the same files may differ in it."""
+    return self.source.resize + "+convert" * self.source.convert
+
   def __getitem__(self, index: np.ndarray) -> np.ndarray:
     """uint8 [n, H, W, C]; a file that `index` repeats is decoded once.
 

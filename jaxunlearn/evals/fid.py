@@ -40,7 +40,7 @@ def evaluate(eps_fn: EpsFn, task: evals.Task) -> dict[str, evals.Value]:
   """
   del eps_fn
   extractor = load(task.options)
-  fingerprint = task.reference.fingerprint()
+  fingerprint = pixels_fingerprint(task.reference)
   reference = reference_moments(task.reference, fingerprint, extractor)
   identity = evals.identity(
     extractor=extractor.identity,
@@ -51,6 +51,12 @@ def evaluate(eps_fn: EpsFn, task: evals.Task) -> dict[str, evals.Value]:
   )
   distance = frechet.distance(reference, extractor.moments(kept_pixels(task, extractor.batch)))
   return {"fid": evals.Value(distance, None, f"{identity} {task.samples_identity}")}
+
+
+def pixels_fingerprint(records: data.Records) -> str:
+  """Which pixels these are: the records' fingerprint, and how their files become pixels."""
+  how = getattr(records.image, "decoding", "")
+  return f"{records.fingerprint()}-{how}" if how else records.fingerprint()
 
 
 def check(options: Any) -> None:
