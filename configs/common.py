@@ -8,6 +8,7 @@ import dataclasses
 from ml_collections import ConfigDict, config_dict
 
 from jaxunlearn import data, methods
+from jaxunlearn.diffusion import sampling
 
 
 def get_config() -> ConfigDict:
@@ -15,7 +16,12 @@ def get_config() -> ConfigDict:
   config.seed = 0
   config.init_from = ""  # "": random; assets:NAME, a run's directory or a diffusers folder
   config.model = ConfigDict({"name": "unet", "dtype": "float32"})
-  config.process = ConfigDict({"schedule": "linear", "T": 1000, "beta_1": 1e-4, "beta_T": 0.02})
+  config.process = ConfigDict(
+    {"schedule": "linear", "T": 1000, "beta_1": 1e-4, "beta_T": 0.02, "betas": ()}
+  )
+  # How samples are made, sampling.Options; None: as init_from's scheduler has it, else the default.
+  config.sampler = unset(sampling.Options)
+  config.scheduler = ConfigDict()  # what an export hands on of init_from's scheduler
   config.data = source("mnist_tshirt")
   # What to delete: one of ids, file, label, style; and what earlier runs deleted.
   config.forget = ConfigDict({"ids": (), "file": "", "label": "", "style": "", "earlier": ()})
@@ -99,3 +105,9 @@ def method(name: str, **fields) -> ConfigDict:
   # A flag can set a None only where it knows the type: here a number that is optional.
   typed = {k: config_dict.placeholder(float) if v is None else v for k, v in values.items()}
   return ConfigDict({"name": name, **typed})
+
+
+def unset(kind: type) -> ConfigDict:
+  """The fields of a dataclass, each None, which a flag can set to a value of its type."""
+  values = {name: type(value) for name, value in dataclasses.asdict(kind()).items()}
+  return ConfigDict({name: config_dict.placeholder(one) for name, one in values.items()})

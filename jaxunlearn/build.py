@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 
 from jaxunlearn import checkpoint, data, errors, methods, models, streams
 from jaxunlearn.checkpoint import State
-from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.diffusion import Diffusion, sampling
 from jaxunlearn.mesh import profiling, sharding
-from jaxunlearn.weights import pretrained
+from jaxunlearn.weights import layout, pretrained
 
 Tree = Any
 
@@ -37,6 +37,7 @@ class Setup:
   forget: np.ndarray  # [N] bool
   concept: data.Concept | None  # the class or style to forget, of a conditional model
   streams: dict[str, streams.Stream]
+  sampler: sampling.Options = sampling.DEFAULT
 
   def host_batch(self, step: int) -> dict[str, methods.Rows]:
     """The rows of a batch that this process' devices hold: all of them with one process."""
@@ -113,6 +114,7 @@ def build(config: ConfigDict) -> Setup:
     forget=forget,
     concept=concept,
     streams=made,
+    sampler=sampling.Options.of(dict(config.sampler)),
   )
 
 
@@ -149,7 +151,7 @@ def start_params(setup: Setup) -> Tree:
   shapes = jax.eval_shape(setup.net.init, jax.random.key(0))
   if not setup.config.init_from:
     return jax.jit(setup.net.init)(jax.random.key(setup.config.seed))
-  folder = pretrained.locate(setup.config.init_from)
+  folder = layout.locate(setup.config.init_from)
   if not (folder / "checkpoints").is_dir():
     return pretrained.load(folder, shapes)
   whole = sharding.shaped(setup.mesh, shapes, sharding.replicated(setup.mesh))

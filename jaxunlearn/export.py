@@ -59,6 +59,7 @@ def export(run: pathlib.Path, out: pathlib.Path, raw: bool = False, **card: str)
   import jax
 
   from jaxunlearn import checkpoint, diffusion, models
+  from jaxunlearn.diffusion import sampling
   from jaxunlearn.mesh import sharding
   from jaxunlearn.reports import model_card, writer
   from jaxunlearn.weights import pretrained
@@ -78,7 +79,9 @@ def export(run: pathlib.Path, out: pathlib.Path, raw: bool = False, **card: str)
   out.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=out) as temporary:
     made = pathlib.Path(temporary)
-    pretrained.save(made, net, params, diffusion.Diffusion(**config["process"]))
+    process = diffusion.Diffusion(**config["process"])
+    sampler = sampling.Options.of(config.get("sampler", {}))
+    pretrained.save(made, net, params, process, sampler, config.get("scheduler", {}))
     (made / "training.json").write_text(json.dumps(training) + "\n")
     (made / "README.md").write_text(readme, encoding="utf-8")
     for path in made.iterdir():

@@ -20,7 +20,7 @@ from configs import (
 )
 from jaxunlearn import build, data, methods, streams
 from jaxunlearn.data import folder, mnist_tshirt, tfds_tshirt
-from jaxunlearn.weights import pretrained
+from jaxunlearn.weights import layout, pretrained
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(
@@ -44,7 +44,7 @@ def _no_full_sets(monkeypatch, tmp_path):
   """The full sets and the Hub are not here: digits and a T-shirt, black faces, no weights."""
   monkeypatch.setattr(tfds_tshirt.Source, "load", lambda _: mnist_tshirt.Source(digits=100).load())
   monkeypatch.setattr(folder.Source, "load", lambda self: (faces(self.size), faces(self.size)))
-  monkeypatch.setattr(pretrained, "_fetch", lambda origin: tmp_path)
+  monkeypatch.setattr(layout, "_fetch", lambda origin: tmp_path)
 
 
 def faces(size):

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from jaxunlearn import data, errors
-from jaxunlearn.diffusion import Diffusion, EpsFn
+from jaxunlearn.diffusion import Diffusion, EpsFn, sampling
 
 HELPERS = ("classifiers", "frechet", "restoration", "statistics")  # modules that are no metric
 
@@ -51,6 +51,7 @@ class Task:
   c: np.ndarray | None = None  # the samples' conditions [N] or [N, n]; None: unconditional
   concept: data.Concept | None = None  # the class or style to forget
   vocabulary: tuple[tuple[str, ...], ...] = ()  # the names of each condition's values
+  sampler: sampling.Options = sampling.DEFAULT
 
   def key(self, metric: str) -> jax.Array:
     """The random key of a metric, its own."""

@@ -73,7 +73,9 @@ def render(run: pathlib.Path, config: Mapping[str, Any], item: str, step: int, o
   hub_id = o.base or (
     origin.removeprefix("hub:").partition("@")[0] if origin.startswith("hub:") else ""
   )
-  kind = "Class-conditional UNet" if config["model"].get("classes") else diffusers_config.UNET
+  labelled = bool(config["model"].get("num_class_embeds"))
+  ours = config["model"].get("classes") and not labelled
+  kind = "Class-conditional UNet" if ours else diffusers_config.UNET
   kind = diffusers_config.UVIT if config["model"]["name"] == "uvit" else kind
   return env.get_template("model_card.md.j2").render(
     license=o.license,
@@ -90,6 +92,7 @@ def render(run: pathlib.Path, config: Mapping[str, Any], item: str, step: int, o
     identities=report.identities(rows),
     kind=kind,
     foreign=kind != diffusers_config.UNET,
+    labelled=labelled,
     patch=config["model"].get("patch_size", 1),
     limits=limits(config, results, item, now.count + earlier.count),
   )
@@ -109,7 +112,7 @@ def facts(config: Mapping[str, Any], item: str, step: int, origin: str) -> dict[
     "Steps": f"{step} of {train['steps']}",
     "Batch": f"{train['batch']} in {train['micro_batches']} micro-batches",
     "Optimizer": f"AdamW ({_listed(optimizer)})",
-    "Process": _listed(config["process"]),
+    "Process": _listed({k: v for k, v in config["process"].items() if v != []}),
     "Parameters": averaged if item == "ema" else "raw",
     "Seed": str(config["seed"]),
   }
