@@ -138,7 +138,8 @@ def test_times_are_those_of_diffusers(spacing):
   scheduler = diffusers.DDPMScheduler(timestep_spacing=spacing)
   for steps in range(1, 1001):
     scheduler.set_timesteps(steps)
-    assert sampling.times(PROCESS, steps, options).tolist() == scheduler.timesteps.tolist(), steps
+    theirs = scheduler.timesteps.tolist()  # by rounding, 61 trailing steps end in a 62nd at -1
+    assert sampling.times(PROCESS, steps, options).tolist() == [t for t in theirs if t >= 0], steps
 
 
 def test_the_identity_says_the_options_that_are_not_the_default():

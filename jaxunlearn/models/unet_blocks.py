@@ -288,7 +288,9 @@ def sinusoids(t: Array, width: int, freq_shift: int, flip_sin_to_cos: bool) -> A
   waves = (
     [jnp.cos(angles), jnp.sin(angles)] if flip_sin_to_cos else [jnp.sin(angles), jnp.cos(angles)]
   )
-  return jnp.pad(jnp.concatenate(waves, axis=-1), ((0, 0), (0, width % 2)))
+  if width % 2:
+    waves.append(jnp.zeros((len(t), 1)))
+  return jnp.concatenate(waves, axis=-1)
 
 
 def _conv_doubled(x: Array, kernel: Array) -> Array:
