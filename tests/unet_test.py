@@ -75,54 +75,6 @@ def test_a_table_of_classes_and_an_odd_width_equal_diffusers(classes, c):
   full_unets.check(ODD, t=(13, 700), classes=classes, c=c, model=Labelled)
 
 
-RESAMPLED = {  # residual blocks halve and double, heads of 5 in widths of 8 and 16, 8 x 16 pixels
-  "sample_size": (8, 16),
-  "in_channels": 1,
-  "out_channels": 1,
-  "block_out_channels": (8, 8, 16),
-  "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-  "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D", "UpBlock2D"),
-  "downsample_type": "resnet",
-  "upsample_type": "resnet",
-  "layers_per_block": 1,
-  "attention_head_dim": 5,
-  "norm_num_groups": 4,
-  "resnet_time_scale_shift": "scale_shift",
-}
-ODD = {  # an odd first width, narrower than a head and without attention; a table of classes
-  "sample_size": 8,
-  "block_out_channels": (9, 12),
-  "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-  "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-  "in_channels": 3,
-  "out_channels": 3,
-  "layers_per_block": 1,
-  "attention_head_dim": 12,
-  "norm_num_groups": 3,
-  "attn_norm_num_groups": 2,
-  "time_embedding_dim": 20,
-  "num_class_embeds": 3,
-}
-
-
-class Labelled(diffusers.UNet2DModel):
-  """Two rows, of the classes 2 and 1."""
-
-  def forward(self, x, t):
-    return super().forward(x, t, class_labels=torch.tensor([2, 1]))
-
-
-def test_scale_shift_resampling_blocks_and_odd_sizes_equal_diffusers():
-  check_parity(RESAMPLED, t=[13, 700], parameters=61_927)
-
-
-@pytest.mark.parametrize(("classes", "c"), [((3,), [2, 1]), ((2,), [-1, 1])])
-def test_a_table_of_classes_and_an_odd_width_equal_diffusers(classes, c):
-  """The last row stands for no class where there is one class less."""
-  c = jnp.array(c, jnp.int32)
-  check_parity(ODD, t=[13, 700], parameters=30_293, classes=classes, c=c, model=Labelled)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_shapes_and_types_at_any_compute_type(dtype):
   net = dataclasses.replace(tiny_unet.NET, sample_size=28, dtype=dtype)
