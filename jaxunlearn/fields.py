@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from jaxunlearn import adapters, data, errors, methods, models, ranges, streams
 from jaxunlearn.cdm import routers, sources
-from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.diffusion import Diffusion, sampling
 from jaxunlearn.weights import pretrained
 
 Rule = ranges.Range | type  # of a number; or str, bool, tuple: a sequence of names
@@ -98,23 +98,26 @@ GROUPS: Mapping[str, tuple[str, Callable[[str], Any]] | type] = {
   "model": ("name", models.make),
   "data": ("source", data.make),
   "process": Diffusion,
+  "sampler": sampling.Options,
   "forget": data.Forget,
   "compartment": ("name", adapters.make),
   "router": ("name", routers.make),
   "sources": sources.Split,
 }
 OF_SOURCES = ("compartment", "router", "sources")
+FREE = {"streams", "scheduler"}  # checked apart; an export's own words
 LISTS = ("runs", "rows", "columns", "published", "out", "attacks")  # of a config that lists runs
 
 
 def check(config: ConfigDict) -> None:
   """Raises ValueError for the first field that is missing, is none, or has a wrong value."""
   rules = rules_of(config)
-  found = dict(leaves(config, {"streams"}))
+  found = dict(leaves(config, FREE))
   for name, value in found.items():
     if name not in rules:
       raise ValueError(f"config has no field {name!r}{errors.nearest(name, rules)}")
-    check_one(f"config.{name}", value, rules[name])
+    if value is not None or not name.startswith("sampler."):  # None: as init_from has it
+      check_one(f"config.{name}", value, rules[name])
   missing = [name for name in (*RULES, *SOURCES) if name in rules and name not in found]
   if missing:
     raise ValueError(f"config.{missing[0]} is missing; begin with get_config of configs/common.py")

@@ -83,6 +83,8 @@ def test_every_field_refuses_what_is_outside_its_rule(config):
     target = copy[group] if group else copy
     right = target[name]
     for value in outside(rule):
+      if value is None and group == "sampler":
+        continue  # as the scheduler of init_from has it
       with copy.unlocked(), copy.ignore_type():
         del target[name]  # and its type
         target[name] = value
