@@ -104,7 +104,7 @@ def unbound_if_refused(workdir: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except ValueError:
-    if processes.first() and not _newest(workdir):
+    if processes.first() and workdir.is_dir() and not _newest(workdir):
       for path in new:
         shutil.rmtree(path, ignore_errors=True)
         path.unlink(missing_ok=True)

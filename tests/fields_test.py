@@ -1,5 +1,6 @@
 """Every field of every config has a rule, and a value outside it is refused in one line."""
 
+import dataclasses
 import importlib
 import pathlib
 
@@ -57,6 +58,7 @@ def test_every_number_of_a_dataclass_that_a_config_makes_has_a_range(cls):
 def config():
   config = common.get_config()
   config.streams = {"x": {"take": "all", "first": 0}}
+  config.model = {"name": "unet", **dataclasses.asdict(models.make("unet"))}
   return config
 
 

@@ -54,10 +54,6 @@ class Cdm:
     self.lanes, self.slices, _ = (fields.pop(name) for name in ("lanes", "slices", "mesh"))
     self.absent = tuple(fields.pop("absent"))
     self.split = sources.Split(**fields)
-    if min(self.lanes, self.slices) < 1:
-      raise ValueError(
-        f"sources.lanes {self.lanes} and slices {self.slices}; use at least 1 of each"
-      )
     _check_step(self.setup)
     self.compartment = compartment.make(adapters.make(**config.compartment), self.setup.net)
     self.router = routers.make(**config.router)
