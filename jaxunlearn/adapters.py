@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
-from jaxunlearn import errors, ranges
+from jaxunlearn import errors
 from jaxunlearn.diffusion import NULL
+from jaxunlearn.inputs import ranges
 from jaxunlearn.models import uvit
 
 Tree = Any

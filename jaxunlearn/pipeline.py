@@ -19,9 +19,10 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from jaxunlearn import errors, fields, ranges, train
+from jaxunlearn import errors, train
 from jaxunlearn.cdm import run as compartments
 from jaxunlearn.evals import statistics
+from jaxunlearn.inputs import fields, ranges
 from jaxunlearn.mesh import processes
 from jaxunlearn.reports import audit
 

@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn import data, errors, ranges
+from jaxunlearn import data, errors
 from jaxunlearn.diffusion import NULL
+from jaxunlearn.inputs import ranges
 from jaxunlearn.methods import Rows
 
 SUBSETS = ("all", "retain", "forget")

@@ -20,10 +20,11 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxunlearn import build, checkpoint, methods, ranges
+from jaxunlearn import build, checkpoint, methods
 from jaxunlearn.checkpoint import State
 from jaxunlearn.data import roll
 from jaxunlearn.evaluation import STOPPED, Evaluation, Stopped
+from jaxunlearn.inputs import ranges
 from jaxunlearn.mesh import processes, profiling
 from jaxunlearn.reports import report, subject
 from jaxunlearn.reports.timing import Clock

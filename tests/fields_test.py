@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from configs import common
-from jaxunlearn import adapters, build, data, fields, methods, models, ranges, streams
+from jaxunlearn import adapters, build, data, methods, models, streams
 from jaxunlearn.cdm import routers, sources
 from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.inputs import fields, ranges
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))

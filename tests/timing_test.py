@@ -6,7 +6,8 @@ import time
 import numpy as np
 
 from configs import pretrain_styles, siss_mnist, unlearn_fashion
-from jaxunlearn import build, data, methods, synthetic
+from jaxunlearn import build, data, methods
+from jaxunlearn.data import synthetic
 from jaxunlearn.reports import timing
 
 

@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxunlearn import data, errors, ranges
+from jaxunlearn import data, errors
+from jaxunlearn.inputs import ranges
 from jaxunlearn.reports import writer
 
 FILE = "sources.csv"

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn import errors, plugins
+from jaxunlearn import errors
 from jaxunlearn.data.forget import Concept, Forget, named
 from jaxunlearn.data.ids import SHA256
 from jaxunlearn.data.records import Images, Records, check_one_size, concatenate
+from jaxunlearn.inputs import plugins
 
 __all__ = [
   "ASSETS",
@@ -35,7 +36,7 @@ __all__ = [
 
 ASSETS = pathlib.Path(__file__).parents[1] / "assets"
 # Modules that are no source.
-HELPERS = ("forget", "ids", "looks", "pixels", "records", "roll", "walk")
+HELPERS = ("forget", "ids", "looks", "pixels", "records", "roll", "synthetic", "walk")
 CHOICES = plugins.Group(__name__, "data source", "Source", HELPERS)
 names = CHOICES.names
 

@@ -8,8 +8,9 @@ import dataclasses
 
 import numpy as np
 
-from jaxunlearn import data, errors, ranges
+from jaxunlearn import data, errors
 from jaxunlearn.data import fashion, mnist_tshirt
+from jaxunlearn.inputs import ranges
 
 PARTS = ("all", "public", "private")
 

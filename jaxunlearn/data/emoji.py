@@ -10,7 +10,8 @@ import re
 
 import numpy as np
 
-from jaxunlearn import data, errors, ranges
+from jaxunlearn import data, errors
+from jaxunlearn.inputs import ranges
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from jaxunlearn import data, ranges
+from jaxunlearn import data
+from jaxunlearn.inputs import ranges
 
 CLASSES = (
   "T-shirt",

@@ -24,9 +24,10 @@ from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
-from jaxunlearn import data, errors, ranges, weights
+from jaxunlearn import data, errors, weights
 from jaxunlearn.data import looks, pixels, walk
 from jaxunlearn.data.pixels import MODES
+from jaxunlearn.inputs import ranges
 
 RESIZE = ("bicubic", "lanczos", "box", "bilinear")
 LAYOUTS = ("class", "style/class")

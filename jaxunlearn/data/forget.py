@@ -12,10 +12,11 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from jaxunlearn import errors, ranges
+from jaxunlearn import errors
 from jaxunlearn.data import ids, looks
 from jaxunlearn.data.records import Records
 from jaxunlearn.data.walk import listed
+from jaxunlearn.inputs import ranges
 
 COPIES = ("forget", "keep")
 LIKE = 3  # near copies that a line names

@@ -8,7 +8,8 @@ import dataclasses
 
 import numpy as np
 
-from jaxunlearn import data, ranges
+from jaxunlearn import data
+from jaxunlearn.inputs import ranges
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,10 @@ import dataclasses
 
 import numpy as np
 
-from jaxunlearn import data, ranges
+from jaxunlearn import data
 from jaxunlearn.data.mnist_tshirt import with_tshirt
 from jaxunlearn.data.tfds_images import prepared, read
+from jaxunlearn.inputs import ranges
 
 
 @dataclasses.dataclass(frozen=True)

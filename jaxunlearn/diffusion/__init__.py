@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxunlearn import errors, ranges
+from jaxunlearn import errors
+from jaxunlearn.inputs import ranges
 
 NULL = -1  # the value of a condition that is not given: its learned null
 

@@ -22,8 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxunlearn import errors, ranges
+from jaxunlearn import errors
 from jaxunlearn.diffusion import Diffusion, EpsFn
+from jaxunlearn.inputs import ranges
 
 SPACINGS = ("leading", "trailing", "linspace")
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large")

@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxunlearn import data, plugins
+from jaxunlearn import data
 from jaxunlearn.diffusion import Diffusion, EpsFn, sampling
+from jaxunlearn.inputs import plugins
 
 HELPERS = ("classifiers", "frechet", "restoration", "statistics")  # modules that are no metric
 

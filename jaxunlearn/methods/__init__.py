@@ -30,8 +30,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxunlearn import errors, plugins, ranges
+from jaxunlearn import errors
 from jaxunlearn.diffusion import NULL, Diffusion, EpsFn
+from jaxunlearn.inputs import plugins, ranges
 
 HELPERS = ("embeddings", "importance")  # modules that are no method
 # What a method may need of a run, and how a user gives it; build.py checks it.

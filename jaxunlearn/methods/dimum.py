@@ -16,7 +16,8 @@ not at hand.
 
 import dataclasses
 
-from jaxunlearn import methods, ranges
+from jaxunlearn import methods
+from jaxunlearn.inputs import ranges
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import methods, ranges
+from jaxunlearn import methods
+from jaxunlearn.inputs import ranges
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn import methods, ranges
+from jaxunlearn import methods
+from jaxunlearn.inputs import ranges
 
 
 @dataclasses.dataclass(frozen=True)

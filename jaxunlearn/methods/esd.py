@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import methods, ranges
+from jaxunlearn import methods
 from jaxunlearn.diffusion import NULL
+from jaxunlearn.inputs import ranges
 
 
 @dataclasses.dataclass(frozen=True)

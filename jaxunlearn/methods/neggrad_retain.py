@@ -11,7 +11,8 @@ Deviations:
 
 import dataclasses
 
-from jaxunlearn import methods, ranges
+from jaxunlearn import methods
+from jaxunlearn.inputs import ranges
 
 
 @dataclasses.dataclass(frozen=True)

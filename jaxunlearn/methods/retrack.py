@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import methods, ranges
+from jaxunlearn import methods
+from jaxunlearn.inputs import ranges
 
 
 @dataclasses.dataclass(frozen=True)

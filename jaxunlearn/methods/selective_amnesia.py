@@ -26,7 +26,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import methods, ranges
+from jaxunlearn import methods
+from jaxunlearn.inputs import ranges
 from jaxunlearn.methods import importance
 
 

@@ -19,7 +19,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import methods, ranges
+from jaxunlearn import methods
+from jaxunlearn.inputs import ranges
 from jaxunlearn.methods import importance
 
 

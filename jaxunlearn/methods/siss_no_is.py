@@ -10,7 +10,8 @@ Deviations: none.
 
 import dataclasses
 
-from jaxunlearn import methods, ranges
+from jaxunlearn import methods
+from jaxunlearn.inputs import ranges
 
 
 @dataclasses.dataclass(frozen=True)

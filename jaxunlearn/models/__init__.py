@@ -6,7 +6,8 @@ A noise predictor is a module with a frozen `Net`, which has `init(key) -> param
 
 from typing import Any
 
-from jaxunlearn import errors, plugins
+from jaxunlearn import errors
+from jaxunlearn.inputs import plugins
 
 HELPERS = ("classifier", "inception", "predictor", "resnet", "unet_blocks")  # no noise predictors
 CHOICES = plugins.Group(__name__, "model", "Net", HELPERS)

@@ -27,7 +27,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real, UInt32
 
-from jaxunlearn import errors, ranges
+from jaxunlearn import errors
+from jaxunlearn.inputs import ranges
 from jaxunlearn.models.predictor import Predictor
 from jaxunlearn.models.unet_blocks import (
   ClassEmbedding,

@@ -30,8 +30,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Real
 
-from jaxunlearn import errors, ranges
+from jaxunlearn import errors
 from jaxunlearn.diffusion import NULL
+from jaxunlearn.inputs import ranges
 from jaxunlearn.models import unet
 from jaxunlearn.models.predictor import Predictor
 

@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxunlearn import data, errors, plugins
+from jaxunlearn import data, errors
 from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.inputs import plugins
 
 Part = Mapping[str, Any]
 CHOICES = plugins.Group(__name__, "router", "Router")

@@ -21,9 +21,10 @@ import numpy as np
 import scipy.cluster.vq
 from jaxtyping import Array, Float, Real
 
-from jaxunlearn import data, ranges
+from jaxunlearn import data
 from jaxunlearn.cdm import routers
 from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.inputs import ranges
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,9 +24,10 @@ from flax import traverse_util
 from jaxtyping import Array, Float, Real
 from tqdm import tqdm
 
-from jaxunlearn import data, ranges
+from jaxunlearn import data
 from jaxunlearn.cdm import routers
 from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.inputs import ranges
 from jaxunlearn.models import uvit
 
 Tree = Any

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 from ml_collections import ConfigDict
 
-from jaxunlearn import adapters, data, errors, methods, models, ranges, streams
+from jaxunlearn import adapters, data, errors, methods, models, streams
 from jaxunlearn.cdm import routers, sources
 from jaxunlearn.diffusion import Diffusion, sampling
+from jaxunlearn.inputs import ranges
 from jaxunlearn.weights import pretrained
 
 Rule = ranges.Range | type  # of a number; or str, bool, tuple: a sequence of names
