@@ -11,11 +11,10 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jaxunlearn import checkpoint, data, errors, methods, models, streams
+from jaxunlearn import checkpoint, data, errors, fields, methods, models, streams
 from jaxunlearn.checkpoint import State
 from jaxunlearn.data import roll, synthetic
 from jaxunlearn.diffusion import Diffusion, sampling
-from jaxunlearn.inputs import fields
 from jaxunlearn.mesh import profiling, sharding
 from jaxunlearn.weights import layout, pretrained
 

@@ -19,10 +19,10 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from jaxunlearn import errors, train
+from jaxunlearn import errors, fields, train
 from jaxunlearn.cdm import run as compartments
 from jaxunlearn.evals import statistics
-from jaxunlearn.inputs import fields, ranges
+from jaxunlearn.inputs import ranges
 from jaxunlearn.mesh import processes
 from jaxunlearn.reports import audit
 

@@ -33,9 +33,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from configs import common
-from jaxunlearn import build, checkpoint, data, errors, main, pipeline, train
+from jaxunlearn import build, checkpoint, data, errors, fields, main, pipeline, train
 from jaxunlearn.cdm.model import Cdm
-from jaxunlearn.inputs import fields
 from jaxunlearn.reports import report, writer
 from tests import fuzz_files, tiny_config
 

@@ -186,7 +186,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path):
   with refused("make it by jaxunlearn.eps_fn"):
     measured("stationarity", samples=1, steps=1)
   with refused("net is a Net; .* networks of jaxunlearn.models"):
-    jaxunlearn.save_pretrained(tmp_path, ours.Net(ours.apply), params, ours.PROCESS)
+    jaxunlearn.save_pretrained(tmp_path, ours.Net(ours.apply, ()), params, ours.PROCESS)
   (tmp_path / "checkpoints").mkdir()
   with refused("is a run; export it first: python -m jaxunlearn.export"):
     jaxunlearn.load_pretrained(tmp_path)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxunlearn import build, checkpoint, pipeline, train
-from jaxunlearn.inputs import fields
+from jaxunlearn import build, checkpoint, fields, pipeline, train
 from jaxunlearn.mesh import sharding
 from tests import tiny_config
 

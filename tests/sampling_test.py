@@ -288,7 +288,7 @@ def test_a_second_checkpoint_does_not_recompile():
     (lambda e: Options("trailin"), "no timestep spacing 'trailin' .did you mean 'trailing'"),
     (lambda e: Options(variance_type="learned"), "no variance type 'learned'.*fixed_large"),
     (lambda e: Options(steps_offset=-1), "steps_offset is -1; use a whole number, 0 or more"),
-    (lambda e: Options(clip_sample_range=0.0), "clip_sample_range is 0.0; use more than 0"),
+    (lambda e: Options(clip_sample_range=0.0), "clip_sample_range is 0; use more than 0"),
     (lambda e: sampling.inject(e, PROCESS, RNG, noise(0), 1000), "t 1000 is outside 0..999"),
     (lambda e: sampling.inject(e, PROCESS, RNG, noise(0), -1), "t -1 is outside 0..999"),
     (lambda e: sampling.inject(e, PROCESS, RNG, noise(0), 5, n=0), "n 0 denoised copies"),

@@ -62,7 +62,7 @@ def _is_name(path: str) -> bool:
 
 
 def _nearest_field(path: str) -> str:
-  from jaxunlearn.inputs import fields
+  from jaxunlearn import fields
 
   name = path.rpartition(".")[2]
   return errors.nearest(name.replace("-", "_"), fields.names())

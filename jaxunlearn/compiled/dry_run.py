@@ -10,9 +10,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from jaxunlearn import build, step
+from jaxunlearn import build, fields, step
 from jaxunlearn.compiled import topology
-from jaxunlearn.inputs import fields
 
 CHEAP = 1e11  # FLOPs of a step that is run to be timed
 

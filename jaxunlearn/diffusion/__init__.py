@@ -77,8 +77,6 @@ class Diffusion:
     ranges.check(self)
     if self.betas and len(self.betas) != self.T:
       raise ValueError(f"{len(self.betas)} betas for T {self.T} times; give one for each")
-    if bad := [beta for beta in self.betas if not 0 < beta < 1]:
-      raise ValueError(f"beta {bad[0]} in betas; use numbers between 0 and 1")
     if not 0 < self.beta_1 <= self.beta_T < 1:
       raise ValueError(
         f"beta_1 {self.beta_1} and beta_T {self.beta_T}: use 0 < beta_1 <= beta_T < 1"

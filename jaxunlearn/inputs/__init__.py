@@ -1,1 +1,1 @@
-"""What a user may give: names of modules, numbers in their ranges, the fields of a config."""
+"""What a user may give: names of modules, and numbers in their ranges."""
