@@ -245,8 +245,8 @@ def run_files(lab: Lab, rng: np.random.Generator) -> str:
   """A run's directory with one damaged file, launched again: its notes, curves and checkpoints."""
   folder, name = lab.files.damaged_copy(lab.files.run, "again", rng)
   config = lab.files.run_config()
-  train.claim(folder, config)
   setup = lab.files.setup
+  train.claim(folder, config, setup.entries())
   with contextlib.closing(checkpoint.Checkpoints(folder / "checkpoints")) as saves:
     saves.restore(lab.files.state)
   with writer.Writer(folder / "metrics.jsonl", 2):
