@@ -315,6 +315,7 @@ def table(tries: list[dict[str, Any]]) -> str:
 @contextlib.contextmanager
 def laboratory() -> Iterator[Lab]:
   """A quiet place to try in, which goes when it is left."""
+  level = logging.get_verbosity()
   logging.set_verbosity(logging.FATAL)
   warnings.simplefilter("ignore")
   os.environ["TQDM_DISABLE"] = "1"
@@ -324,6 +325,7 @@ def laboratory() -> Iterator[Lab]:
       yield Lab(pathlib.Path(root))
   finally:
     data.load = whole
+    logging.set_verbosity(level)
 
 
 def tried(first: int, count: int, seed: int) -> Iterator[dict[str, Any]]:
