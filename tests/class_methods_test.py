@@ -297,7 +297,9 @@ def test_esd_moves_only_what_is_named():
   np.testing.assert_array_equal(direction[:-SIZE], grads[0][:-SIZE])
   np.testing.assert_array_equal(direction[-SIZE:], 0)
   assert np.any(direction) and np.all(grads[0][-SIZE:])
-  with pytest.raises(ValueError, match=r"^only is attn; use a part of .*, like class_embedding_0/emb"):
+  with pytest.raises(
+    ValueError, match=r"^only is attn; use a part of .*, like class_embedding_0/emb"
+  ):
     prepare("esd", only="attn")
 
 

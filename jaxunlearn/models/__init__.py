@@ -10,7 +10,8 @@ from typing import Any
 
 from jaxunlearn import errors
 
-HELPERS = ("classifier", "inception", "predictor", "resnet")  # modules that are no noise predictor
+# Modules that are no noise predictor.
+HELPERS = ("attention", "classifier", "clip", "inception", "predictor", "resnet", "vae")
 _MADE: dict[Any, Any] = {}
 
 

@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, Real, UInt32
 
 from jaxunlearn import errors
 from jaxunlearn.diffusion import NULL
+from jaxunlearn.models import attention
 from jaxunlearn.models.predictor import Predictor
 
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
@@ -144,20 +145,23 @@ class Net(Predictor):
 
 
 class Conv(nn.Module):
-  """A convolution with bias. 1x1 kernels run as one matrix product, which XLA does faster."""
+  """A convolution. 1x1 kernels run as one matrix product, which XLA does faster."""
 
   features: int
   size: int = 3
   stride: int = 1
   padding: tuple[tuple[int, int], tuple[int, int]] = ((1, 1), (1, 1))
   doubled: bool = False  # of x doubled by nearest neighbour
+  bias: bool = True
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     shape = (self.size, self.size, x.shape[-1], self.features)
     kernel = self.param("kernel", _torch_uniform(np.prod(shape[:3])), shape).astype(self.dtype)
-    bias = self.param("bias", _torch_uniform(np.prod(shape[:3])), shape[3:]).astype(self.dtype)
+    bias: Any = 0
+    if self.bias:
+      bias = self.param("bias", _torch_uniform(np.prod(shape[:3])), shape[3:]).astype(self.dtype)
     x = x.astype(self.dtype)
     if self.size == 1:
       return x @ kernel[0, 0] + bias
@@ -173,20 +177,23 @@ class Linear(nn.Module):
   """`nn.Linear`: x W + b over the last axis."""
 
   features: int
+  bias: bool = True
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     shape = (x.shape[-1], self.features)
     kernel = self.param("kernel", _torch_uniform(shape[0]), shape).astype(self.dtype)
-    bias = self.param("bias", _torch_uniform(shape[0]), shape[1:]).astype(self.dtype)
-    return x.astype(self.dtype) @ kernel + bias
+    y = x.astype(self.dtype) @ kernel
+    if not self.bias:
+      return y
+    return y + self.param("bias", _torch_uniform(shape[0]), shape[1:]).astype(self.dtype)
 
 
 class GroupNorm(nn.Module):
   """Group normalisation, with optional SiLU; statistics in float32, by per-channel sums first."""
 
-  net: Net
+  net: Any
   silu: bool = True
 
   @nn.compact
@@ -209,16 +216,18 @@ class GroupNorm(nn.Module):
 class ResnetBlock(nn.Module):
   """x + conv(drop(act(norm(conv(act(norm(x))) + W act(temb))))), 1x1 shortcut where C changes."""
 
-  net: Net
+  net: Any
   features: int
 
   @nn.compact
-  def __call__(self, x: Array, temb: Array) -> Array:
+  def __call__(self, x: Array, temb: Array | None = None) -> Array:
     dtype = self.net.dtype
     h = GroupNorm(self.net, name="norm1")(x)
     h = Conv(self.features, dtype=dtype, name="conv1")(h)
-    shift = Linear(self.features, dtype=dtype, name="time_emb_proj")(jax.nn.silu(temb))
-    h = GroupNorm(self.net, name="norm2")(h + shift[:, None, None, :])
+    if temb is not None:
+      shift = Linear(self.features, dtype=dtype, name="time_emb_proj")(jax.nn.silu(temb))
+      h = h + shift[:, None, None, :]
+    h = GroupNorm(self.net, name="norm2")(h)
     h = nn.Dropout(self.net.dropout, deterministic=not self.has_rng("dropout"))(h)
     h = Conv(self.features, dtype=dtype, name="conv2")(h)
     if x.shape[-1] != self.features:
@@ -229,7 +238,7 @@ class ResnetBlock(nn.Module):
 class Attention(nn.Module):
   """Self-attention over pixels with a residual; softmax in float32."""
 
-  net: Net
+  net: Any
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -238,15 +247,14 @@ class Attention(nn.Module):
     y = GroupNorm(self.net, silu=False, name="group_norm")(x).reshape(b, h * w, channels)
     dense = lambda name: Linear(channels, dtype=self.net.dtype, name=name)
     q, k, v = (dense(n)(y).reshape(b, h * w, -1, dim) for n in ("to_q", "to_k", "to_v"))
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * dim**-0.5
-    y = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits).astype(v.dtype), v)
+    y = attention.attend(q, k, v)
     return x + dense("to_out_0")(y.reshape(b, h * w, channels)).reshape(x.shape)
 
 
 class Downsample(nn.Module):
   """A 3x3 convolution of stride 2; padding 0 pads the far edges only, as diffusers does."""
 
-  net: Net
+  net: Any
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -257,7 +265,7 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
   """Nearest-neighbour doubling, then a 3x3 convolution."""
 
-  net: Net
+  net: Any
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -319,7 +327,7 @@ class UpBlock(nn.Module):
 class TimeEmbedding(nn.Module):
   """linear_2(silu(linear_1(sinusoids of t))): [B] -> [B, 4 * first width]."""
 
-  net: Net
+  net: Any
 
   @nn.compact
   def __call__(self, t: Array) -> Array:

@@ -29,7 +29,8 @@ SHARDED = f"{WEIGHTS}.index.json"
 CONFIG, SCHEDULER, PIPELINE = "config.json", "scheduler_config.json", "model_index.json"
 
 _LISTS = re.compile(
-  r"\b(\w+_blocks|resnets|attentions|downsamplers|upsamplers|to_out|class_embedding)_(\d+)"
+  r"\b(\w+_blocks|resnets|attentions|downsamplers|upsamplers|to_out|class_embedding|net|layers)"
+  r"_(\d+)"
 )
 # HWIO -> OIHW, IO -> OI, by number of axes; a lone array of three stands as it is.
 _TO_TORCH = {4: (3, 2, 0, 1), 3: (0, 1, 2), 2: (1, 0), 1: (0,)}
