@@ -32,19 +32,19 @@ IMAGES = 4
 MAIN = "python -m jaxunlearn.main --config=configs/siss_celeba.py"
 
 
-def save_base(folder: pathlib.Path) -> None:
-  """diffusers' own UNet of google/ddpm-celebahq-256, random, in a pipeline's folder."""
+def save_base(folder: pathlib.Path, **changes: Any) -> int:
+  """diffusers' own UNet of google/ddpm-celebahq-256, random, in a pipeline's folder; its size."""
   import torch
   from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
   torch.manual_seed(0)
   fields = {k: list(v) if isinstance(v, tuple) else v for k, v in siss_celeba.model().items()}
-  unet = UNet2DModel(**fields)
+  unet = UNet2DModel(**fields | changes)
   for name, parameter in unet.named_parameters():
     if "norm" in name:  # diffusers starts them at exactly 0 and 1
       parameter.data += 0.1 * torch.randn_like(parameter)
-  assert sum(p.numel() for p in unet.parameters()) == PARAMETERS
   DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder)
+  return sum(p.numel() for p in unet.parameters())
 
 
 def save_images(folder: pathlib.Path) -> None:
@@ -152,7 +152,7 @@ def main() -> None:
   }
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder)
-    save_base(root / "base")
+    assert save_base(root / "base") == PARAMETERS
     save_images(root / "images")
     save_extractors(root)
     for name, command in commands(root).items():

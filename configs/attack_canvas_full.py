@@ -4,6 +4,8 @@
         --config.init_from=runs/dimum_canvas --config.data.path=FOLDER
 
 `:NAME` takes another of attack_cifar10_full.ATTACKS. One GPU; not run here.
+
+Deviations: those of attack_cifar10_full.py and pretrain_canvas_full.py.
 """
 
 from configs import attack_cifar10_full, unlearn_canvas_full

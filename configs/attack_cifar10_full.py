@@ -8,6 +8,8 @@ samples, from 1, 10 or 100 images of the class, or by its embedding alone. The g
 `--config.optimizer.learning_rate` in 1e-5, 1e-4, 2e-4. One GPU; not run here. The samples are kept
 for an outside classifier; for AR over the steps set config.eval.every, and `unlearning_accuracy` in
 config.eval.probe_metrics with a config.eval.classifier.
+
+Deviations: the papers' AR is by a ResNet-34, and their steps and batches are not known in full.
 """
 
 from ml_collections import ConfigDict

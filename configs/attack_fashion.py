@@ -4,12 +4,14 @@
         --config.init_from=runs/dimum
 
 `:NAME` takes another of ATTACKS: relearning on what is kept (DiMRA), on generated samples, on other
-data, from 1, 10 or 100 images of the class, or by its embedding alone.
+data, from 1, 10 or 100 images of the class, or by its embedding alone. The run is evaluated before
+and after, and probed every 5 steps: its page tells UA x -> y and the step of first recovery.
 """
 
 from ml_collections import ConfigDict
 
 from configs import common, unlearn_fashion
+from jaxunlearn import errors
 
 FEW = lambda n: {"take": "forget", "first": n}
 # name -> kind, method, what its stream takes
@@ -25,13 +27,15 @@ ATTACKS = {
 
 
 def get_config(variant: str = "dimra_retain"):
-  config = unlearn_fashion.get_config()
+  config = attack(unlearn_fashion.get_config(), variant, 1e-3)
   config.init_from = "runs/dimum"
-  return attack(config, variant, 1e-3)
+  config.eval.update(before=True, after=True, every=5)
+  return config
 
 
 def attack(config: ConfigDict, variant: str, rate: float) -> ConfigDict:
   """The config of a trained or unlearned model, made an attack on it: Adam at a constant rate."""
+  errors.check_choice("variant", variant, ATTACKS)
   config.attack, method, streams = ATTACKS[variant]
   config.method = common.method(method)
   config.streams = streams

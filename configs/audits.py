@@ -17,7 +17,9 @@ METHODS = {
   "SalUn": "salun",
   "SFR-on": "sfron",
   "Selective Amnesia": "selective_amnesia",
+  "Selective Amnesia, λ = 1/(2T)": "selective_amnesia_laplace",
   "EraseDiff": "erasediff",
+  "EraseDiff, BOME": "erasediff_bome",
   "ESD": "esd",
   "DiMUM": "dimum",
   "DiMUM, meta": "dimum_meta",
@@ -90,8 +92,8 @@ def as_it_is(base: ConfigDict, origin: str) -> ConfigDict:
 
 def unlearned(base: ConfigDict, origin: str, variant: str) -> ConfigDict:
   config = unlearn_fashion.unlearning(base.copy_and_resolve_references(), origin, variant)
-  if variant == "selective_amnesia":
-    config.streams.x = "samples:run:replay"
+  if config.method.name == "selective_amnesia":
+    config.streams.update(x="samples:run:replay", all="all_samples:run:replay")
   return config
 
 

@@ -7,18 +7,25 @@ import dataclasses
 
 from ml_collections import ConfigDict, config_dict
 
-from jaxunlearn import data, methods
+from jaxunlearn import data, evals, methods
+from jaxunlearn.diffusion import sampling
 
 
 def get_config() -> ConfigDict:
   config = ConfigDict()
   config.seed = 0
   config.init_from = ""  # "": random; assets:NAME, a run's directory or a diffusers folder
+  config.init_optimizer = False  # the state of the optimiser too, from a run's directory
   config.model = ConfigDict({"name": "unet", "dtype": "float32"})
-  config.process = ConfigDict({"schedule": "linear", "T": 1000, "beta_1": 1e-4, "beta_T": 0.02})
+  config.process = ConfigDict(
+    {"schedule": "linear", "T": 1000, "beta_1": 1e-4, "beta_T": 0.02, "betas": ()}
+  )
+  # How samples are made, sampling.Options; None: as init_from's scheduler has it, else the default.
+  config.sampler = unset(sampling.Options)
+  config.scheduler = ConfigDict()  # what an export hands on of init_from's scheduler
   config.data = source("mnist_tshirt")
   # What to delete: one of ids, file, label, style; and what earlier runs deleted.
-  config.forget = ConfigDict({"ids": (), "file": "", "label": "", "style": "", "earlier": ()})
+  config.forget = ConfigDict(dataclasses.asdict(data.Forget()))
   config.streams = ConfigDict({"x": "all"})  # stream of the method -> what it takes: streams.py
   config.attack = ""  # dimra, few_shot or inversion, where the run attacks another
   config.method = method("denoising")
@@ -28,12 +35,13 @@ def get_config() -> ConfigDict:
       "b1": 0.9,
       "b2": 0.999,
       "weight_decay": 1e-6,
-      "clip": 1.0,
+      "clip": 1.0,  # the largest norm of a gradient; None: any
       "warmup": 0,
       "schedule": "constant",
     }
   )
   config.ema = 0.0  # the largest decay; 0 keeps no average
+  config.ema_warmup = True  # the decay grows from .1; False: it is the same from the first step
   config.train = ConfigDict(
     {
       "steps": 100,
@@ -42,6 +50,7 @@ def get_config() -> ConfigDict:
       "log_every": 1,
       "checkpoint_every": 50,
       "keep": 2,
+      "synthetic": False,  # noise in place of the data, for timing
     }
   )
   config.profile = ""  # FIRST:LAST: a trace of those steps, in profile/
@@ -69,20 +78,7 @@ def get_config() -> ConfigDict:
       "sampler": "ddpm",
       "steps": 25,
       "seed": 0,
-      "reference": "heldout",  # or retain, train: the images that kept samples should be like
-      "target_name": "tshirt",
-      "classifier": "digits",  # of classes; evals/classifiers.py lists them
-      "style_classifier": "",  # of styles, where the data has them
-      "target_radius": 10.0,  # L2 in [0, 1] pixels within which a sample is the target
-      "inject_t": 250,
-      "inject_n": 16,
-      "inception_weights": "",  # a file; "": the published one, where it is cached
-      "fid_resize": "bilinear",  # as pytorch-fid; or clean, as clean-fid
-      "fid_batch": 32,  # images in the network at a time
-      "sscd_weights": "",  # a file; "": the published one, where it is cached
-      "sscd_protocol": "siss",  # or retrack
-      "nll_probes": 8,
-      "nll_tolerance": 1e-3,
+      **dataclasses.asdict(evals.Options(target_name="tshirt")),
     }
   )
   return config
@@ -99,3 +95,9 @@ def method(name: str, **fields) -> ConfigDict:
   # A flag can set a None only where it knows the type: here a number that is optional.
   typed = {k: config_dict.placeholder(float) if v is None else v for k, v in values.items()}
   return ConfigDict({"name": name, **typed})
+
+
+def unset(kind: type) -> ConfigDict:
+  """The fields of a dataclass, each None, which a flag can set to a value of its type."""
+  values = {name: type(value) for name, value in dataclasses.asdict(kind()).items()}
+  return ConfigDict({name: config_dict.placeholder(one) for name, one in values.items()})

@@ -6,10 +6,10 @@
 FOLDER has the data set's own layout, STYLE/OBJECT/IMAGE, of the 50 styles that its benchmark takes
 and the photographs (Seed_Images); one image in ten is held out.
 
-A stand-in: the published protocol fine-tunes Stable Diffusion at 512 px and names object and style
-in the prompt. This is a UNet with one condition for each, on the same images, evaluated by the same
-measures (UA, IRA, CRA): its numbers are not to be compared with the leaderboard's. Steps and
-width are ours: 41,524,867 parameters. One GPU or more; not run here.
+Deviations: this is a stand-in. The published protocol fine-tunes Stable Diffusion at 512 px and
+names object and style in the prompt. This is a UNet with one condition for each, on the same
+images, evaluated by the same measures (UA, IRA, CRA): its numbers are not to be compared with the
+leaderboard's. Steps and width are ours: 41,524,867 parameters. One GPU or more; not run here.
 """
 
 from configs import common, pretrain_cifar10_full

@@ -5,10 +5,13 @@
         --workdir=runs/pretrain_cifar10
 
 One GPU or more, some days; not run here. The gold standard is the same without a class:
-`--config.forget.label=airplane --config.streams.x=retain`. The papers mirror half of the images at
-random, this does not. The 50,000 samples at the end, guided, are kept: Selective Amnesia replays
-them. FID needs Inception's weights (`python -m jaxunlearn.weights`); the training images are its
-reference.
+`--config.forget.label=airplane --config.streams.x=retain`. The 50,000 samples at the end, guided,
+are kept: Selective Amnesia replays them. FID needs Inception's weights (`python -m
+jaxunlearn.weights`); the training images are its reference.
+
+Deviations:
+  - Images are not mirrored; the papers mirror half of them.
+  - The average of the weights warms up; theirs has its decay from the first step.
 """
 
 from configs import common
@@ -18,6 +21,7 @@ def get_config():
   config = common.get_config()
   config.model.update(model())
   config.data = common.source("tfds_images", dataset="cifar10")
+  config.sampler.clip_sample = False
   config.optimizer.update(learning_rate=2e-4, weight_decay=0.0, clip=1.0)
   config.ema = 0.9999  # of the evaluation; unlearning starts from the raw weights
   config.train.update(steps=800_000, batch=128, log_every=100, checkpoint_every=10_000)

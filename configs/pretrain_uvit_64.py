@@ -3,9 +3,11 @@
     python -m jaxunlearn.main --config=configs/pretrain_uvit_64.py --workdir=runs/uvit_64 \\
         --config.data.path=FOLDER
 
-The sizes and the optimiser are those of the paper's ImageNet 64 model, here without classes. One
-TPU host or a few GPUs, days; not run here: docs/scaling.md has its memory and FLOPs on TPUs, from
-the compiler.
+The sizes and the optimiser are those of the paper's ImageNet 64 model; gradients of any norm are
+taken as they are. One TPU host or a few GPUs, days; not run here: docs/scaling.md has its memory
+and FLOPs on TPUs, from the compiler.
+
+Deviations: no classes, and a folder of images in place of ImageNet.
 """
 
 from configs import common
@@ -16,7 +18,7 @@ def get_config():
   config.model = {"name": "uvit", **model()}
   config.data = common.source("folder", path="images_64", size=64)
   config.optimizer.update(
-    learning_rate=3e-4, b1=0.99, b2=0.99, weight_decay=0.03, warmup=5000, clip=1.0
+    learning_rate=3e-4, b1=0.99, b2=0.99, weight_decay=0.03, warmup=5000, clip=None
   )
   config.ema = 0.9999
   config.train.update(

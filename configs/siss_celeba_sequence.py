@@ -2,10 +2,17 @@
 
     python -m jaxunlearn.main --config=configs/siss_celeba_sequence.py --workdir=runs/celeba_50
 
-Each face is a run of `siss_celeba` that starts from the one before it; the faces deleted before
-are in no stream any more. `:FILE` takes the ids from a file, one a line; without it they are
-10000.jpg and the 49 that follow. SSCD after every face, FID and NLL after the last one too.
-Expected: a final FID of 20.3. Writes results/celeba_sequence.{md,json}.
+Each face is a run of `siss_celeba` that starts from the one before it, in one of two FORMS:
+
+authors    all 50 faces are out of the kept set from the first run on, and Adam goes on
+restarted  later faces are still kept, deleted ones are in no stream any more, and each run has a
+           new Adam: what a service does that cannot know which deletion comes next
+
+`:FORM` takes a form, `:FORM,FILE` its ids from a file, one a line; without it they are 10000.jpg
+and the 49 that follow. SSCD after every face, FID and NLL after the last one too. Expected: a final
+FID of 20.3. Writes results/celeba_sequence_FORM.{md,json}.
+
+Deviations: those of siss_celeba.py.
 """
 
 import pathlib
@@ -13,18 +20,25 @@ import pathlib
 from ml_collections import ConfigDict
 
 from configs import siss_celeba
+from jaxunlearn import errors
 
+FORMS = ("authors", "restarted")
 FACES = tuple(f"{10000 + i}.jpg" for i in range(50))
 COLUMNS = (("sscd", "SSCD"), ("fid", "FID"), ("nll_bpd", "NLL (bits/dim)"))
 
 
-def get_config(file: str = ""):
+def get_config(variant: str = "authors"):
+  form, _, file = variant.partition(",")
+  errors.check_choice("form of the sequence", form, FORMS)
   faces = tuple(pathlib.Path(file).read_text().split()) if file else FACES
   config = ConfigDict({"runs": {}, "rows": (), "columns": COLUMNS, "published": ()})
-  config.out = "results/celeba_sequence"
+  config.out = f"results/celeba_sequence_{form}"
   for i, face in enumerate(faces):
     run = siss_celeba.get_config()
     run.forget.update(ids=(face,), earlier=faces[:i])
+    if form == "authors":
+      run.forget.later = faces[i + 1 :]
+    run.init_optimizer = form == "authors" and i > 0
     run.seed = i
     run.eval.before = False
     if i:

@@ -2,7 +2,7 @@
 
     python -m jaxunlearn.main --config=configs/siss_folder.py --workdir=runs/mine \\
         --config.init_from=hub:google/ddpm-cifar10-32 --config.data.path=FOLDER \\
-        --config.data.size=32 --config.forget.ids='("cat/0012.png",)'
+        --config.data.size=32 --config.forget.ids=cat/0012.png
 
 init_from is a folder, hub:OWNER/NAME or a run's working directory; model and process are read from
 it. The relative forget norm needs no tuning to the size of the picture; the learning rate is that

@@ -12,6 +12,8 @@ GPU; not run here. The attacks are those of attack_cifar10_full.py, in attack_ca
 UA, IRA and CRA of the benchmark are by classifiers that are not here: the samples lie in
 samples.npz with their conditions, or set config.eval.classifier and style_classifier and add
 `unlearning_accuracy` and `kept_accuracy` to config.eval.metrics.
+
+Deviations: those of pretrain_canvas_full.py and unlearn_cifar10_full.py.
 """
 
 from configs import pretrain_canvas_full, unlearn_cifar10_full

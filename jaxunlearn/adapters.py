@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Real
 
 from jaxunlearn import errors
 from jaxunlearn.diffusion import NULL
+from jaxunlearn.inputs import ranges
 from jaxunlearn.models import uvit
 
 Tree = Any
@@ -53,8 +54,8 @@ class Prompts:
   each has its tokens.
   """
 
-  tokens: int = 256
-  per_class: int = 0
+  tokens: ranges.Count = 256
+  per_class: ranges.From0 = 0
 
   def __post_init__(self) -> None:
     if self.tokens < 1 or self.per_class < 0:
@@ -104,8 +105,8 @@ class Prompts:
 class Lora:
   """A product of `rank` beside each matrix of a U-ViT's blocks; B is 0 at first."""
 
-  rank: int = 8
-  alpha: float | int = 8.0
+  rank: ranges.Count = 8
+  alpha: ranges.AtLeast0 = 8.0
 
   def __post_init__(self) -> None:
     if self.rank < 1:

@@ -11,11 +11,12 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jaxunlearn import checkpoint, data, errors, methods, models, streams
+from jaxunlearn import checkpoint, data, errors, fields, methods, models, streams
 from jaxunlearn.checkpoint import State
-from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.data import roll, synthetic
+from jaxunlearn.diffusion import Diffusion, sampling
 from jaxunlearn.mesh import profiling, sharding
-from jaxunlearn.weights import pretrained
+from jaxunlearn.weights import layout, pretrained
 
 Tree = Any
 
@@ -37,12 +38,18 @@ class Setup:
   forget: np.ndarray  # [N] bool
   concept: data.Concept | None  # the class or style to forget, of a conditional model
   streams: dict[str, streams.Stream]
+  sampler: sampling.Options = sampling.DEFAULT
 
   def host_batch(self, step: int) -> dict[str, methods.Rows]:
     """The rows of a batch that this process' devices hold: all of them with one process."""
     where = sharding.batch_sharding(self.mesh)
     mine = lambda stream: sharding.local_rows(where, stream.batch)
     return {name: stream.at(step, mine(stream)) for name, stream in self.streams.items()}
+
+  def entries(self) -> dict[roll.Key, roll.Entry]:
+    """What each record that the run reads is, to be known again when it goes on."""
+    others = {name: s.records for name, s in self.streams.items() if s.records is not self.train}
+    return roll.of(self.train, self.forget, self.heldout, others)
 
   def batch(self, step: int) -> dict[str, methods.Rows]:
     return self.on_mesh(self.host_batch(step))
@@ -65,9 +72,7 @@ def build(config: ConfigDict) -> Setup:
   Raises:
     ValueError: a name, field, id or shape that does not fit, in one line.
   """
-  for field in ("batch", "micro_batches", "log_every", "checkpoint_every", "keep"):
-    if config.train[field] < 1:
-      raise ValueError(f"config.train.{field} is {config.train[field]}; use at least 1")
+  fields.check(config)
   profiling.window(config.profile)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
   if "sources" not in config:  # the rows of a source need not divide
@@ -78,17 +83,18 @@ def build(config: ConfigDict) -> Setup:
       f"config.train.micro_batches is {config.train.micro_batches} and the steps of method "
       f"{config.method.name} take whole batches; use 1"
     )
+  of_file = config.model.name == "pretrained"
   pretrained.adopt(config)
+  fields.check(config)  # what a folder said
   net = models.make(**config.model)
-  train, heldout = data.load(**config.data)
-  request = data.Forget(**config.forget)
-  train = request.remaining(train)
+  train, heldout, request = _records(config, net)
   if train.image.shape[1:] != net.image_shape:
     raise ValueError(
       f"images are {train.image.shape[1:]} and the model takes {net.image_shape}; "
-      "set config.model.sample_size and in_channels to the images'"
+      f"{size_advice(config, train.image.shape[1:], net.image_shape, of_file)}"
     )
   forget = request.mask(train)
+  request.warn_of_likes(train, forget)
   concept = request.concept(train) if check_conditions(net, train) else None
   missing = [name for name in method.streams if name not in config.streams]
   if missing:
@@ -101,7 +107,7 @@ def build(config: ConfigDict) -> Setup:
     train, forget, takes, config.train.batch, config.seed, concept, bool(net.classes)
   )
   streams.check_attack(config.attack, made, train, forget)
-  return Setup(
+  setup = Setup(
     config=config,
     mesh=mesh,
     process=Diffusion(**config.process),
@@ -113,7 +119,51 @@ def build(config: ConfigDict) -> Setup:
     forget=forget,
     concept=concept,
     streams=made,
+    sampler=sampling.Options.of(dict(config.sampler)),
   )
+  check_needs(setup)
+  return setup
+
+
+def _records(config: ConfigDict, net: Any) -> tuple[data.Records, data.Records, data.Forget]:
+  """What to train on, what is held out, and what of it is to be forgotten."""
+  if config.train.synthetic:
+    noise = synthetic.records(net.image_shape, tuple(net.classes))
+    return noise, noise, synthetic.FORGET
+  train, heldout = data.load(**config.data)
+  request = data.Forget(**config.forget)
+  return request.remaining(train), heldout, request
+
+
+def check_needs(setup: Setup) -> None:
+  """Raises ValueError where the method needs what the run does not have: methods.NEEDS."""
+  has = {
+    "c": bool(setup.net.classes),
+    "concept": setup.concept is not None,
+    "to": any(stream.take.to for stream in setup.streams.values()),
+    "teacher": bool(setup.config.init_from),
+  }
+  for word, what in methods.NEEDS.items():
+    if word in setup.method.needs and not has[word]:
+      name = setup.config.method.name
+      raise ValueError(f"method {name} needs {what}, or take another method")
+
+
+def size_advice(
+  config: ConfigDict, images: tuple[int, ...], model: tuple[int, ...], of_file: bool
+) -> str:
+  """What makes images and model of one shape: fields of the data, or of a model of no file."""
+  wanted = {"size": model[0], "channels": model[2]}
+  given = {"size": images[0], "channels": images[2]}
+  fields = {k: v for k, v in wanted.items() if k in config.data and v != given[k]}
+  if "channels" in fields and "convert" in config.data:
+    fields["convert"] = True
+  advice = " ".join(f"--config.data.{name}={value}" for name, value in fields.items())
+  if model[0] == model[1] and all(name in fields or wanted[name] == given[name] for name in wanted):
+    return f"set {advice}"
+  if of_file:
+    return "take a data set of the model's size"
+  return "set config.model.sample_size and in_channels to the images'"
 
 
 def check_conditions(net: Any, records: data.Records) -> bool:
@@ -128,7 +178,10 @@ def check_conditions(net: Any, records: data.Records) -> bool:
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-  """AdamW after a clip of the global norm, under a constant or cosine schedule with warm-up."""
+  """AdamW after a clip of the global norm, under a constant or cosine schedule with warm-up.
+
+  clip None takes gradients of any norm as they are.
+  """
   opt, steps = config.optimizer, max(config.train.steps, 1)
   start = 0.0 if opt.warmup else opt.learning_rate
   rates = {
@@ -139,7 +192,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
   }
   errors.check_choice("learning-rate schedule", opt.schedule, rates)
   return optax.chain(
-    optax.clip_by_global_norm(opt.clip),
+    optax.identity() if opt.clip is None else optax.clip_by_global_norm(opt.clip),
     optax.adamw(rates[opt.schedule], opt.b1, opt.b2, weight_decay=opt.weight_decay),
   )
 
@@ -149,7 +202,7 @@ def start_params(setup: Setup) -> Tree:
   shapes = jax.eval_shape(setup.net.init, jax.random.key(0))
   if not setup.config.init_from:
     return jax.jit(setup.net.init)(jax.random.key(setup.config.seed))
-  folder = pretrained.locate(setup.config.init_from)
+  folder = layout.locate(setup.config.init_from)
   if not (folder / "checkpoints").is_dir():
     return pretrained.load(folder, shapes)
   whole = sharding.shaped(setup.mesh, shapes, sharding.replicated(setup.mesh))
@@ -159,14 +212,28 @@ def start_params(setup: Setup) -> Tree:
 def make_state(setup: Setup, params: Tree) -> State:
   """Step 0: parameters, their EMA, optimiser state and the method's extras, laid on the mesh."""
   rng = jax.random.fold_in(jax.random.key(setup.config.seed), 2**32 - 1)
-  extras = setup.method.prepare(setup.net.apply, params, setup.process, setup.streams, rng)
-  params = setup.method.start(params, setup.streams, jax.random.fold_in(rng, 1))
+  params, extras = methods.begin(
+    setup.method, setup.net.apply, params, setup.process, setup.streams, rng
+  )
   params = jax.tree.map(jnp.asarray, params)
   state = State(
     step=jnp.zeros((), jnp.int32),
     params=params,
     ema=params if setup.config.ema else {},
-    opt=setup.tx.init(params),
+    opt=start_optimizer(setup, params),
     extras=extras,
   )
   return sharding.put(state, sharding.state_sharding(setup.mesh, state))
+
+
+def start_optimizer(setup: Setup, params: Tree) -> Tree:
+  """Its state at step 0: nothing yet, or what the run that this one starts from ended with.
+
+  Raises:
+    ValueError: config.init_from is no run, or one of another optimiser.
+  """
+  if not setup.config.init_optimizer:
+    return setup.tx.init(params)
+  shapes = jax.eval_shape(setup.tx.init, params)
+  whole = sharding.shaped(setup.mesh, shapes, sharding.replicated(setup.mesh))
+  return checkpoint.read_params(layout.locate(setup.config.init_from), whole, "opt")

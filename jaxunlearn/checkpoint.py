@@ -22,6 +22,8 @@ from jaxunlearn import errors
 from jaxunlearn.mesh import processes, sharding
 
 Tree = Any
+# Orbax warns of each directory that is only read; that is meant.
+logging.get_absl_logger().addFilter(lambda record: "is read only=" not in str(record.msg))
 ITEMS = ("params", "ema", "opt", "extras")
 
 

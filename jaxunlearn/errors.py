@@ -9,15 +9,23 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-BAD_INPUT, DIVERGED, PROCESS_LOST = 2, 3, 5  # exit codes; 4 is cdm.verify's
+BAD_INPUT, DIVERGED, PROCESS_LOST, QUIT = 2, 3, 5, 130  # exit codes; 4 is cdm.verify's
 
 
 def advised(error: Exception) -> str:
   """What the user reads of an error: what the system refused has no next step of its own."""
   if not isinstance(error, OSError):
-    return str(error)
+    return one_line(str(error))
   full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-  return f"{error}; {'free space' if full else 'put that right'} and launch again"
+  return one_line(f"{error}; {'free space' if full else 'put that right'} and launch again")
+
+
+def one_line(text: str, longest: int = 1000) -> str:
+  """The text without line breaks, cut in the middle where it is longer."""
+  text = " ".join(text.splitlines())
+  text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+  half = longest // 2
+  return text if len(text) <= longest else f"{text[:half]} ... {text[-half:]}"
 
 
 @contextlib.contextmanager

@@ -68,6 +68,7 @@ def generate(setup: Any, eps_fn: EpsFn, i: int, c: np.ndarray | None = None) -> 
     c,
     sampler=options.sampler,
     steps=options.steps,
+    options=setup.sampler,
   )
   return np.asarray(processes.local(batch))
 
@@ -193,6 +194,7 @@ class Evaluation:
       identity=evals.identity(
         sampler=options.sampler,
         steps=options.steps,
+        **setup.sampler.facts(),
         n=len(samples),
         guidance=f"{options.guidance:g}" if setup.net.classes else "none",
         weights="ema" if setup.config.ema else "raw",
@@ -203,6 +205,7 @@ class Evaluation:
       c=c,
       concept=concept,
       vocabulary=setup.train.vocabulary,
+      sampler=setup.sampler,
     )
 
 

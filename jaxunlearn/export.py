@@ -1,7 +1,7 @@
 """A run as a folder that diffusers loads: weights, configs, a model card and its loss curve.
 
-python -m jaxunlearn.export --run=runs/siss_celeba --out=FOLDER [--raw] [--license=apache-2.0]
-  [--deleted=ids|sha256|count] [--base=OWNER/NAME]
+    jaxunlearn export --run=runs/siss_celeba --out=FOLDER [--raw] [--license=apache-2.0]
+      [--deleted=ids|sha256|count] [--base=OWNER/NAME]
 
 Takes the newest checkpoint: its averaged parameters (EMA), or the raw ones where the run keeps no
 average. training.json holds the step, the losses at up to 200 steps and the run's config.train.
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
+from jaxunlearn.commands import flag_help
 from jaxunlearn.errors import BAD_INPUT
 
 _RUN = flags.DEFINE_string("run", None, "The working directory of the run.")
@@ -52,14 +53,16 @@ def export(run: pathlib.Path, out: pathlib.Path, raw: bool = False, **card: str)
   `card` are fields of `model_card.Options`. Each file appears whole or not at all.
 
   Raises:
-    ValueError: no run there, no checkpoint of its config's model, data that the card needs is not
-      there, or `out` is a file.
+    ValueError: no run there, a model of another package, no checkpoint of its config's model, data
+      that the card needs is not there, or `out` is a file.
     Damaged: the newest checkpoint is damaged.
   """
   import jax
 
   from jaxunlearn import checkpoint, diffusion, models
+  from jaxunlearn.diffusion import sampling
   from jaxunlearn.mesh import sharding
+  from jaxunlearn.models import unet, uvit
   from jaxunlearn.reports import model_card, writer
   from jaxunlearn.weights import pretrained
 
@@ -68,6 +71,11 @@ def export(run: pathlib.Path, out: pathlib.Path, raw: bool = False, **card: str)
   options = model_card.Options(**card)
   config = _read_config(run, model_card.FIELDS)
   net = models.make(**config["model"])
+  if not isinstance(net, unet.Net | uvit.Net):
+    raise ValueError(
+      f"model {config['model']['name']} has no layout of files here; export a unet or a uvit, and "
+      "read others by checkpoint.read_params"
+    )
   item = "ema" if config["ema"] and not raw else "params"
   shapes = jax.eval_shape(net.init, jax.random.key(0))
   params = checkpoint.read_params(run, sharding.shaped(sharding.make_mesh(1), shapes), item)
@@ -78,7 +86,9 @@ def export(run: pathlib.Path, out: pathlib.Path, raw: bool = False, **card: str)
   out.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=out) as temporary:
     made = pathlib.Path(temporary)
-    pretrained.save(made, net, params, diffusion.Diffusion(**config["process"]))
+    process = diffusion.Diffusion(**config["process"])
+    sampler = sampling.Options.of(config.get("sampler", {}))
+    pretrained.save(made, net, params, process, sampler, config.get("scheduler", {}))
     (made / "training.json").write_text(json.dumps(training) + "\n")
     (made / "README.md").write_text(readme, encoding="utf-8")
     for path in made.iterdir():
@@ -102,12 +112,22 @@ def _read_config(run: pathlib.Path, fields: Sequence[str]) -> dict[str, Any]:
     config = json.loads(path.read_text())
   except (OSError, ValueError) as error:
     raise ValueError(f"cannot read {path} ({error}); give a run's working directory") from error
-  if not set(fields) <= config.keys():
+  if isinstance(config, dict) and "sources" in config:
+    raise ValueError(
+      f"{run} is a compartmentalised model, which is not exported: it is many networks, and "
+      "diffusers' layout has one; export a run of one model"
+    )
+  if not isinstance(config, dict) or not set(fields) <= config.keys():
     raise ValueError(f"{path} is not of a run; give a run's working directory")
   return config
 
 
-if __name__ == "__main__":
+def start() -> None:
+  flag_help.answer(sys.argv, __doc__, [_RUN, _OUT, _RAW, *_CARD.values()])
   # Orbax's infos and warnings would bury the one line.
   app.call_after_init(lambda: logging.set_verbosity(logging.ERROR))
   app.run(main)
+
+
+if __name__ == "__main__":
+  start()

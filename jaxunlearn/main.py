@@ -1,15 +1,18 @@
-"""The command line: `python -m jaxunlearn.main --config=configs/siss_mnist.py --workdir=runs/x`.
+"""Train, unlearn or attack a model, as a config says.
 
-Any field of the config can be set: `--config.train.steps=40`. `--dry_run` prints what the run
-would be and what one step costs, and stops. The fields stand in configs/common.py, a run's own
-choices in its file. A run that was killed goes on from its newest checkpoint when launched again.
+    jaxunlearn run --config=siss_mnist --workdir=runs/siss_mnist
+    python -m jaxunlearn.main --config=configs/siss_mnist.py --workdir=runs/siss_mnist
+
+The project's configs have names (`jaxunlearn list configs`), yours are files; `:VARIANT` may
+follow. Any field can be set: `--config.train.steps=40`. The fields stand in configs/common.py, a
+run's own choices in its file. `--dry_run` prints what the run would be and what one step costs, and
+stops. A run that was killed goes on from its newest checkpoint when launched again.
 
 Exit codes: 0 finished, 2 bad input, 3 diverged (NaN or inf), 5 another process of the run was lost,
-143 stopped by a signal.
+130 quit by a second Ctrl-C, or by one before the run began; 143 stopped by a signal, and all saved.
 """
 
 import pathlib
-import re
 import sys
 import threading
 from typing import Any
@@ -18,10 +21,11 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxunlearn import errors
-from jaxunlearn.errors import BAD_INPUT, DIVERGED
+from jaxunlearn.commands import configs, flag_errors, flag_help
+from jaxunlearn.errors import BAD_INPUT, DIVERGED, QUIT
 
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "A file of configs/; FILE.py:NAME picks a variant.", lock_config=True
+  "config", None, "NAME or FILE.py; NAME:VARIANT or FILE.py:VARIANT.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run writes, and resumes from.")
 _DRY_RUN = flags.DEFINE_bool(
@@ -67,23 +71,24 @@ def main(_: list[str]) -> None:
 
 def parse_flags(argv: list[str]) -> list[str]:
   """Like absl's, but every wrong flag is one line and one exit code."""
+  flag_help.answer(argv, __doc__, [_CONFIG, _WORKDIR, _DRY_RUN, _TOPOLOGY, _DISTRIBUTED])
+  configs.expose()
   try:
+    argv = configs.spelt_out(argv)
     args = flags.FLAGS(argv)
     getattr(_CONFIG.value, "keys", None)  # raises here what kept the file from being read
+    flag_errors.check_config(_CONFIG.value, flag_errors.config_path(argv))
     if len(args) > 1:
       raise flags.Error(f"{args[1]!r} is not a flag; write --config.FIELD=VALUE")
-    if _CONFIG.value is None:
-      raise flags.Error("--config is missing; try --config=configs/siss_mnist.py")
     if _TOPOLOGY.value and not _DRY_RUN.value:
       raise flags.Error("--topology is of --dry_run; add it, or leave --topology out")
-    if _WORKDIR.value is None and not _DRY_RUN.value:
+    if not _WORKDIR.value and not _DRY_RUN.value:
       raise flags.Error("--workdir is missing; try --workdir=runs/NAME")
     return args
-  except (KeyError, AttributeError) as error:
-    message = _no_field(str(error)) + "; configs/common.py has them all"
-  except (flags.Error, OSError) as error:
-    message = str(error).splitlines()[-1].strip() + "; see --help"
-  print(f"error: {message}", file=sys.stderr)
+  except (Exception, SystemExit) as error:  # a config file may raise anything
+    if isinstance(error, SystemExit) and not flag_errors.of_config_file(error, argv):
+      raise  # --help
+    print(f"error: {flag_errors.said(error, argv)}", file=sys.stderr)
   sys.exit(BAD_INPUT)
 
 
@@ -102,14 +107,13 @@ def _shown(record: Any) -> bool:
   return warns or "jaxunlearn" in record.pathname or logging.level_debug()
 
 
-def _no_field(message: str) -> str:
-  """ml_collections' `'trian'\\nDid you mean "train" instead ...` in this project's words."""
-  match = re.fullmatch(r"\W*(\w+?)\W*(?:n?Did you mean \"(\w+)\".*)?", message)
-  if not match:
-    return message
-  field, near = match.groups()
-  return f"no config field {field!r}" + (f" (did you mean {near!r}?)" if near else "")
+def start() -> None:
+  try:
+    app.run(main, flags_parser=parse_flags)
+  except KeyboardInterrupt:  # while it begins or ends: a run itself reads signals
+    print("\nquit; launch again to go on", file=sys.stderr)
+    sys.exit(QUIT)
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=parse_flags)
+  start()

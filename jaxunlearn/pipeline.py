@@ -19,9 +19,10 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from jaxunlearn import errors, train
+from jaxunlearn import errors, fields, train
 from jaxunlearn.cdm import run as compartments
 from jaxunlearn.evals import statistics
+from jaxunlearn.inputs import ranges
 from jaxunlearn.mesh import processes
 from jaxunlearn.reports import audit
 
@@ -36,10 +37,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   one that ends last writes the table.
 
   Raises:
-    ValueError: run:NAME is none of the runs; besides, what those raise.
+    ValueError: as `check`, before the first run; besides, what those raise.
   """
-  for name in _ANOTHER.findall(config.runs.to_json()):
-    errors.check_choice("run", name, config.runs)
+  check(config)
   workdir = pathlib.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   jax.config.update("jax_compilation_cache_dir", str((workdir / "xla_cache").absolute()))
@@ -48,11 +48,25 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   return processes.from_first(lambda: _finish(config, workdir))
 
 
+def check(config: ConfigDict) -> None:
+  """Raises ValueError for a field of a run that has no such value, or a run:NAME that is none."""
+  if not isinstance(config.get("runs"), ConfigDict):
+    raise ValueError(f"config.runs is {ranges.shown(config.get('runs'))}; use NAME to a config")
+  for name in _ANOTHER.findall(config.runs.to_json()):
+    errors.check_choice("run", name, config.runs)
+  for name, sub in config.runs.items():
+    try:
+      fields.check(sub)
+    except ValueError as error:
+      raise ValueError(f"run {name}: {error}") from error
+
+
 def _finish(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   """The table, where no other launch is still at work on a run of it."""
   left = [name for name in config.runs if outcome_of(workdir / name) is None]
   if left:
-    print(f"{len(left)} runs go on in another launch, the first is {left[0]}; it writes the table")
+    go = "run goes" if len(left) == 1 else "runs go"
+    print(f"{len(left)} {go} on in another launch, the first is {left[0]}; it writes the table")
     return {}
   results = summarise(config, workdir)
   out = pathlib.Path(config.out)

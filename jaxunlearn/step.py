@@ -39,6 +39,7 @@ class Program:
   mesh: jax.sharding.Mesh
   micro_batches: int
   ema: float
+  ema_warmup: bool
   optimizer: str  # the fields that `tx` was made of
   tx: optax.GradientTransformation = dataclasses.field(compare=False)
 
@@ -52,6 +53,7 @@ def program(setup: Setup) -> Program:
     mesh=setup.mesh,
     micro_batches=config.train.micro_batches,
     ema=config.ema,
+    ema_warmup=config.ema_warmup,
     optimizer=f"{config.optimizer.to_json(sort_keys=True)} {config.train.steps}",
     tx=setup.tx,
   )
@@ -224,16 +226,14 @@ def apply_update(
   program: Program, state: State, grads: tuple[Tree, ...], metrics: Tree
 ) -> tuple[State, Tree]:
   method = program.method
-  direction, combined = method.combine(grads, state.extras)
-  if type(method).penalty is not methods.Objective.penalty:
-    loss, grad = jax.value_and_grad(method.penalty)(state.params, state.extras)
-    direction = jax.tree.map(jnp.add, direction, grad)
-    combined |= {"loss_penalty": loss}
+  direction, combined = methods.direction(method, state.params, grads, state.extras)
   updates, opt = program.tx.update(direction, state.opt, state.params)
   params = optax.apply_updates(state.params, updates)
+  params, extras = program.method.settle(params, state.extras, state.step)
   ema = state.ema
   if program.ema:
-    decay = jnp.minimum(program.ema, (1 + state.step) / (10 + state.step))
+    warm = (1 + state.step) / (10 + state.step) if program.ema_warmup else 1.0
+    decay = jnp.minimum(program.ema, warm)
     ema = optax.incremental_update(params, ema, 1 - decay)
   metrics |= combined | {"grad_norm": optax.tree.norm(direction)}
-  return State(state.step + 1, params, ema, opt, state.extras), metrics
+  return State(state.step + 1, params, ema, opt, extras), metrics

@@ -5,6 +5,7 @@ config.streams maps each stream of a method to what it takes, in words or as a `
     all, retain, forget   the records, those to keep, those to forget
     class:NAME            those of one class (or style:NAME), without the ones to forget
     samples:FOLDER        what another run's model generated, without the concept to forget
+    all_samples:FOLDER    the same with it
     data:NAME             the training set of another source, with that source's defaults, without
                           the records to forget
 
@@ -22,10 +23,11 @@ import numpy as np
 
 from jaxunlearn import data, errors
 from jaxunlearn.diffusion import NULL
+from jaxunlearn.inputs import ranges
 from jaxunlearn.methods import Rows
 
 SUBSETS = ("all", "retain", "forget")
-OTHERS = ("class", "style", "samples", "data")
+OTHERS = ("class", "style", "samples", "all_samples", "data")
 CONDITIONS = ("own", "forget", "null", "kept")
 TARGETS = ("", "next", "random", "null")
 ATTACKS = ("", "dimra", "few_shot", "inversion")
@@ -37,7 +39,7 @@ class Take:
   """What a stream takes, and which conditions its rows get."""
 
   take: str = "all"
-  first: int = 0  # only so many of the records, picked by the seed; 0: all
+  first: ranges.From0 = 0  # only so many of the records, picked by the seed; 0: all
   c: str = "own"  # or forget: the one to forget; null: none; kept: any of those to keep, at random
   to: str = ""  # Rows.to, where a method maps the condition: next, random (of the others), null
 
@@ -196,6 +198,8 @@ def check_attack(
   errors.check_choice("attack", attack, ATTACKS)
   for name, stream in made.items():
     seen = int(forget[stream.index].sum()) if stream.records is records else 0
+    if stream.take.take.startswith("all_samples:") and stream.concept:
+      seen = int(stream.concept.matches(stream.records.conditions[stream.index]).sum())
     if attack == "dimra" and seen:
       raise ValueError(
         f"attack dimra knows nothing of what was forgotten and stream {name!r} has {seen} records "
@@ -223,9 +227,11 @@ def select(
   if kind in ("class", "style"):
     wanted = data.named(records, kind, name)
     return records, np.flatnonzero(wanted.matches(records.conditions) & ~forget)
-  if kind == "samples":
+  if kind in ("samples", "all_samples"):
     chosen = samples(pathlib.Path(name), records)
-    gone = concept.matches(chosen.conditions) if concept else np.zeros(len(chosen), bool)
+    gone = np.zeros(len(chosen), bool)
+    if concept and kind == "samples":
+      gone = concept.matches(chosen.conditions)
     return chosen, np.flatnonzero(~gone)
   chosen = data.load(name)[0]
   data.check_one_size({chosen.image.shape[1:], records.image.shape[1:]})

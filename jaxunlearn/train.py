@@ -8,7 +8,8 @@ the data position from the step, so that a run which was killed resumes bit for 
 import contextlib
 import json
 import pathlib
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,16 +20,28 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxunlearn import build, checkpoint
+from jaxunlearn import build, checkpoint, methods
 from jaxunlearn.checkpoint import State
+from jaxunlearn.data import roll
 from jaxunlearn.evaluation import STOPPED, Evaluation, Stopped
+from jaxunlearn.inputs import ranges
 from jaxunlearn.mesh import processes, profiling
-from jaxunlearn.reports import report
+from jaxunlearn.reports import report, subject
+from jaxunlearn.reports.timing import Clock
 from jaxunlearn.reports.writer import Writer, replace
 from jaxunlearn.step import make_update
 
 Tree = Any
 
+# What a launch makes in its directory; the last line is of a run of sources.
+OWN = (
+  *("config.json", "evals", "samples", "metrics.jsonl", "timing.jsonl", "tensorboard"),
+  *("checkpoints", "profile"),
+  *("sources.csv", "ledger.jsonl", "shards", "router"),
+)
+NAMED = 4  # fields that differ of which an error tells
+COMPILING = "compile"  # what the bar says until the first step is done
+IDLE = 10  # steps at the start of a run of which one has to forget something
 _ADVICE = "the last good checkpoint is kept. Lower config.optimizer.learning_rate, or stop earlier"
 
 
@@ -40,7 +53,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   """Trains from the newest checkpoint (or the start) to the last step; returns results.json.
 
   Raises:
-    ValueError: bad input, before any work.
+    ValueError: bad input, before any work; or the first IDLE steps forgot nothing at all.
     Diverged: a NaN or infinity; the last good checkpoint is kept.
     Damaged: every checkpoint of the run is damaged.
     Stopped: a signal; the state is saved.
@@ -48,9 +61,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   setup = build.build(config)
   workdir = pathlib.Path(workdir)
   with processes.stop_signal() as stopped, contextlib.ExitStack() as stack:
+    stack.enter_context(unbound_if_refused(workdir))
     params = build.start_params(setup)
     evaluation = Evaluation(setup, workdir, stopped)
-    processes.from_first(lambda: claim(workdir, config))
+    processes.from_first(lambda: claim(workdir, config, setup.entries()))
+    _say(opening(setup, _newest(workdir)))
     if config.eval.before:
       evaluation.once("before", params)
     saves = checkpoint.Checkpoints(workdir / "checkpoints", config.train.keep)
@@ -68,6 +83,45 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   return processes.from_first(lambda: report.write(workdir))
 
 
+def opening(setup: build.Setup, done: int = 0) -> str:
+  """One line of what a run will do."""
+  devices = setup.mesh.devices.ravel().tolist()
+  return subject.opening(setup.config.to_dict(), int(setup.forget.sum()), devices, done)
+
+
+def _say(text: str) -> None:
+  if processes.first():
+    print(text, flush=True)
+
+
+@contextlib.contextmanager
+def unbound_if_refused(workdir: pathlib.Path) -> Iterator[None]:
+  """A launch that is refused before its first checkpoint leaves nothing that binds the next one.
+
+  What stood in the directory before it stays.
+  """
+  made = not workdir.exists()
+  new = [workdir / name for name in OWN if not (workdir / name).exists()]
+  try:
+    yield
+  except ValueError:
+    if processes.first() and workdir.is_dir() and not _newest(workdir):
+      for path in new:
+        shutil.rmtree(path, ignore_errors=True)
+        path.unlink(missing_ok=True)
+      with contextlib.suppress(OSError):  # something else is in it
+        if made:
+          workdir.rmdir()
+    raise
+
+
+def _newest(workdir: pathlib.Path) -> int:
+  """The step of the newest checkpoint, whole or not; 0 for none."""
+  folders = (workdir, *workdir.glob("shards/*"))
+  names = [path.name for folder in folders for path in folder.glob("checkpoints/*")]
+  return max([int(name) for name in names if name.isdigit()], default=0)
+
+
 def train(
   setup: build.Setup,
   state: State,
@@ -81,27 +135,43 @@ def train(
   config = setup.config.train
   pending: list[tuple[int, Tree]] = []  # metrics still on the device
   first = int(state.step)
+  forgets = first > 0
   folder = saves.directory.parent / "profile"
   update = profiling.traced(make_update(setup, state), first, setup.config.profile, folder)
   batches = setup.batches(first, config.steps)
   bar = tqdm(
-    batches, initial=first, total=config.steps, desc="train", disable=not processes.first()
+    batches, initial=first, total=config.steps, desc=COMPILING, disable=not processes.first()
   )
+  clock = Clock(saves.directory.parent / "timing.jsonl", config.batch)
   for step, batch in enumerate(bar, start=first + 1):
     state, metrics = update(state, batch)
     pending.append((step, metrics))
+    if step == first + 1:
+      jax.block_until_ready(metrics)
+      bar.set_description("train")
+      clock.start(step)
     stop = stopped()  # read once a step, so that what is saved has been logged
     save = stop or step % config.checkpoint_every == 0
     probing = setup.config.eval.every and step % setup.config.eval.every == 0
     if save or probing or step % config.log_every == 0 or step == config.steps:
-      last = _flush(pending, writer)
-      bar.set_postfix({k: f"{v:.4g}" for k, v in last.items() if k.startswith("loss")})
+      logged = _flush(pending, writer)
+      losses = {k: f"{v:.4g}" for k, v in logged[-1].items() if k.startswith("loss")}
+      bar.set_postfix(losses | clock.lap(step))
+      forgets = forgets or not all(is_idle(setup.method, metrics) for metrics in logged)
+      if not forgets and step >= min(IDLE, config.steps):
+        raise ValueError(
+          f"the gradient of what is to be forgotten was exactly 0 in each of the first {step} "
+          f"steps: method {setup.config.method.name} does nothing here; take other config.streams "
+          "or another method"
+        )
     if probing:
       writer.write_scalars(step, probe(step, state.ema or state.params))
       if origin is not None:
         writer.write_scalars(step, {"distance": float(_distance(state.params, origin))})
     if save:
       _save(saves, state)
+    if save or probing:
+      clock.start(step)
     if stop:
       saves.wait()
       logging.warning("stopped by a signal after step %d; launch again to go on", step)
@@ -130,32 +200,90 @@ def _finite(tree: Tree) -> jax.Array:
   return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
-def _flush(pending: list[tuple[int, Tree]], writer: Writer) -> dict[str, float]:
-  """Writes the metrics so far; raises Diverged at the first that is not finite."""
-  scalars: dict[str, float] = {}
+def is_idle(method: methods.Objective, metrics: Mapping[str, float]) -> bool:
+  """Whether a step forgot nothing: it moved nothing, or every loss of what goes was exactly 0."""
+  losses = [metrics[f"loss_{term}"] for term in method.terms if term != "x"]
+  return metrics["grad_norm"] == 0 or (bool(losses) and not any(losses))
+
+
+def _flush(pending: list[tuple[int, Tree]], writer: Writer) -> list[dict[str, float]]:
+  """Writes the metrics so far, of a step each; raises Diverged at the first that is not finite."""
+  logged = []
   for step, metrics in pending:
     scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
     bad = sorted(name for name, value in scalars.items() if not np.isfinite(value))
     writer.write_scalars(step, scalars)
+    logged.append(scalars)
     if bad:
       raise Diverged(f"{bad[0]} is {scalars[bad[0]]} at step {step}; {_ADVICE}")
   pending.clear()
-  return scalars
+  return logged
 
 
-def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
-  """Makes the working directory and its config.json; it belongs to one config."""
+def claim(
+  workdir: pathlib.Path,
+  config: ConfigDict,
+  records: Mapping[roll.Key, roll.Entry],
+  only: Collection[str] | None = None,
+) -> None:
+  """Makes the working directory; it belongs to one config and to the records it began with.
+
+  Of records, those of the ids `only` are compared where it is given.
+  """
   path, text = workdir / "config.json", config.to_json(indent=2, sort_keys=True) + "\n"
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.read_text() != text:
-      old, new = json.loads(path.read_text()), json.loads(text)
-      differ = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
-      if set(differ) - {"mesh", "profile"}:
+      new = json.loads(text)
+      differ = differences(with_younger(read_config(path), new), new)
+      if binding := [line for line in differ if not line.startswith(("mesh.", "profile "))]:
         raise ValueError(
-          f"{workdir} holds a run of another config (differs in: {', '.join(differ)}); "
-          "use another --workdir, or delete this one"
+          f"{workdir} holds a run of another config (differs in: {_some(binding)}); "
+          "use another --workdir, or delete this one; to train that run further, use another "
+          f"--workdir with --config.init_from={workdir}"
         )
+    if path.exists():
+      roll.check(workdir, records, only)
     replace(path, text)
+    replace(workdir / roll.FILE, roll.write(records))
   except OSError as error:
     raise ValueError(f"cannot write to {workdir} ({error}); use another --workdir") from error
+
+
+def with_younger(
+  old: dict[str, Any], new: Mapping[str, Any], path: str = "config"
+) -> dict[str, Any]:
+  """The old config with the fields that are younger than its run, as the new one has them.
+
+  Each is told: the run goes on with it.
+  """
+  out = dict(old)
+  for name, value in new.items():
+    if name not in old:
+      logging.warning("the run is older than %s.%s and goes on with %s", path, name, value)
+      out[name] = value
+    elif isinstance(value, dict) and isinstance(old[name], dict):
+      out[name] = with_younger(old[name], value, f"{path}.{name}")
+  return out
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+  """config.json of a run; raises ValueError where it is none any more."""
+  with contextlib.suppress(ValueError):
+    if isinstance(found := json.loads(path.read_text()), dict):
+      return found
+  raise ValueError(f"{path} is damaged; use another --workdir, or delete this one")
+
+
+def _some(lines: Sequence[str]) -> str:
+  more = f", and {len(lines) - NAMED} more" if len(lines) > NAMED else ""
+  return ", ".join(lines[:NAMED]) + more
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+  """`optimizer.clip 1.0 -> 0.5` of every field in which two configs differ, by its path."""
+  if not (isinstance(old, dict) and isinstance(new, dict)):
+    return [] if old == new else [f"{path} {ranges.shown(old)} -> {ranges.shown(new)}"]
+  dots = f"{path}." if path else ""
+  names = sorted(old.keys() | new.keys())
+  return [one for n in names for one in differences(old.get(n), new.get(n), f"{dots}{n}")]

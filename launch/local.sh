@@ -17,6 +17,10 @@ shift
 port=$((RANDOM % 20000 + 10000)) # below the ports that Linux gives to outgoing connections
 while (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((RANDOM % 20000 + 10000)); done
 
+# A launcher that is killed takes its processes with it, where the system can do that.
+mourn=()
+if setpriv --pdeathsig TERM true 2>/dev/null; then mourn=(setpriv --pdeathsig TERM); fi
+
 pids=()
 trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 for ((i = 0; i < n; i++)); do
@@ -29,7 +33,7 @@ for ((i = 0; i < n; i++)); do
   # A signal to the whole group must not end the filter before the process that it prints.
   exec {out}> >(trap '' TERM INT && exec sed -u "s/^/[$i] /")
   filters+=($!)
-  env "${variables[@]}" "$@" >&"$out" 2>&1 {out}>&- &
+  "${mourn[@]}" env "${variables[@]}" "$@" >&"$out" 2>&1 {out}>&- &
   pids+=($!)
   exec {out}>&-
   echo "[$i] pid ${pids[i]}" >&2

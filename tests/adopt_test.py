@@ -6,9 +6,10 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
+from configs import common
 from jaxunlearn import build, models
-from jaxunlearn.diffusion import Diffusion
-from jaxunlearn.weights import pretrained
+from jaxunlearn.diffusion import Diffusion, sampling
+from jaxunlearn.weights import diffusers_config, pretrained
 from tests import tiny_config, tiny_unet
 from tests.tiny_unet import NET, PROCESS, assert_same, write
 
@@ -33,7 +34,8 @@ def test_a_run_takes_model_and_process_from_its_weights(tiny):
   assert config.is_locked
   written = json.loads(config.to_json())
   assert models.make(**written["model"]) == net
-  assert written["process"] == dataclasses.asdict(PROCESS)
+  assert Diffusion(**written["process"]) == PROCESS
+  assert sampling.Options(**written["sampler"]) == sampling.Options()
   again = build.build(config)  # as a run that goes on
   assert json.loads(config.to_json()) == written and again.net == net
 
@@ -46,13 +48,60 @@ def test_the_type_to_compute_in_is_the_users(tiny):
 
 
 def test_a_run_takes_model_and_process_from_another_run(tmp_path):
-  config = ConfigDict({"init_from": str(tmp_path), "model": {"name": "pretrained"}})
-  config.process = {"schedule": "linear", "T": 1000, "beta_1": 1e-4, "beta_T": 0.02}
+  config = common.get_config()
+  config.init_from, config.model = str(tmp_path), ConfigDict({"name": "pretrained"})
   (tmp_path / "checkpoints").mkdir()
-  model = {"name": "unet", **dataclasses.asdict(NET)}
-  write(tmp_path, "config.json", model=model, process=dataclasses.asdict(PROCESS))
+  run = {"model": {"name": "unet", **dataclasses.asdict(NET)}}
+  run["process"] = dataclasses.asdict(PROCESS)
+  run["sampler"], run["scheduler"] = {"variance_type": "fixed_large"}, {"class_name": "A"}
+  write(tmp_path, "config.json", **run)
   pretrained.adopt(config)
   assert (models.make(**config.model), Diffusion(**config.process)) == (NET, PROCESS)
+  assert config.sampler.variance_type == "fixed_large"
+  assert config.scheduler.to_dict() == {"class_name": "A"}
+
+
+EULER = {"_class_name": "EulerDiscreteScheduler", "steps_offset": 1, "use_karras_sigmas": True}
+PLACES = ["", "unet", "unet_ema", "checkpoint-5", "checkpoint-5/unet", "checkpoint-5/unet_ema"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_scheduler_of_a_pipeline_is_found_from_any_of_its_parts(place, tmp_path, caplog):
+  write(tmp_path / "scheduler", "scheduler_config.json", **EULER, beta_schedule="scaled_linear")
+  for part in PLACES:
+    if "unet" in part:
+      write(tmp_path / part, "config.json", **diffusers_config.of_net(NET))
+  config = common.get_config()
+  config.init_from, config.model = str(tmp_path / place), ConfigDict({"name": "pretrained"})
+  config.sampler.timestep_spacing = "trailing"  # the user's
+  pretrained.adopt(config)
+  assert models.make(**config.model) == NET
+  assert Diffusion(**config.process) == Diffusion("scaled_linear")
+  want = sampling.Options(timestep_spacing="trailing", steps_offset=1)
+  assert sampling.Options(**config.sampler) == want
+  rest = {"class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True}
+  assert config.scheduler.to_dict() == rest and not caplog.text
+
+
+def test_where_there_is_no_scheduler_the_process_is_said(tmp_path, caplog):
+  write(tmp_path / "scheduler", "scheduler_config.json", **EULER)  # of a neighbour
+  write(tmp_path / "mine", "config.json", **diffusers_config.of_net(NET))
+  config = common.get_config()
+  config.init_from, config.model = str(tmp_path / "mine"), ConfigDict({"name": "pretrained"})
+  pretrained.adopt(config)
+  assert "has no scheduler_config.json" in caplog.text
+  assert "schedule='linear', T=1000, beta_1=0.0001, beta_T=0.02" in caplog.text
+
+
+def test_a_damaged_config_of_a_run_is_one_line(tmp_path):
+  (tmp_path / "checkpoints").mkdir()
+  config = common.get_config()
+  config.init_from, config.model = str(tmp_path), ConfigDict({"name": "pretrained"})
+  for text in ("[]", "{", "{}", '{"model": 3}', "\ufeff{"):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json") as error:
+      pretrained.adopt(config)
+    assert "\n" not in str(error.value)
 
 
 def test_a_process_that_the_weights_do_not_tell_is_the_configs(tiny):

@@ -163,6 +163,52 @@ def test_a_high_ar_is_flagged_in_words_and_a_low_one_is_not(tmp_path):
   assert flagged[0].count("recovered") == 1
 
 
+def measured(value, ci95=None):
+  return {"value": value, "ci95": ci95}
+
+
+def judge(never=(), **rows):
+  """The verdict on rows of methods, beside a pretrained model, a control and a retrained one."""
+  config = ConfigDict({"attacks": ATTACKS, "runs": {}, "rows": ()})
+  kinds = {"pretrained": ("denoising", 0), "copy": ("embedding_copy", 0), "never": ("denoising", 0)}
+  for row in ("pretrained", "copy", "never", *rows):
+    method, steps = kinds.get(row, ("siss", 7))
+    config.runs[f"{row}_0"] = {"method": {"name": method}, "train": {"steps": steps}}
+    config.rows += ((row, (f"{row}_0",), ()),)
+  others = {"pretrained": {"ua": (0.1,)}, "copy": {"ua": (1.0,)}, "never": dict(never)}
+  results = {
+    row: {metric: measured(*entry) for metric, entry in entries.items()}
+    for row, entries in (others | rows).items()
+  }
+  return audit.verdict(config, results)
+
+
+def test_the_verdict_counts_methods_and_what_stays():
+  said = judge(
+    good={"ua": (0.9,), "ar_few": (0.2, (0.1, 0.3)), "ar_relearn": (0.1,)},
+    unclear={"ua": (0.9,), "ar_few": (0.4, (0.1, 0.7))},
+    back={"ua": (0.9,), "ar_few": (0.8,)},
+    no={"ua": (0.2,), "ar_few": (0.0,)},
+  )
+  assert said.line == (
+    "3 of 4 methods unlearn, with a UA of at least 0.5; 1 of them (good) clearly stays below an AR "
+    "of 0.5 under every attack here."
+  )
+  assert said.pro == ("good: AR 0.2 at most (AR few), up to 0.3 with its interval.",)
+  assert said.contra == (
+    "unclear: AR 0.4 at most (AR few), up to 0.7 with its interval.",
+    "back: AR 0.8 at most (AR few).",
+  )
+
+
+def test_an_attack_that_teaches_it_is_not_counted():
+  never = {"ua": (0.9,), "ar_few": (0.8,), "ar_relearn": (0.0,)}
+  said = judge(never, good={"ua": (0.9,), "ar_few": (0.9,), "ar_relearn": (0.1,)})
+  assert said.pro == ("good: AR 0.1 at most (AR relearn).",)
+  assert "under the attacks that count" in said.line
+  assert said.contra == ("Not counted: AR few. Models that never saw it learn it too.",)
+
+
 def test_a_diverged_row_and_the_control_are_named(tmp_path):
   config = config_of()
   _, page = written(tmp_path, config, made(tmp_path, config))
@@ -223,7 +269,7 @@ def test_the_attack_shown_is_the_strongest_and_its_peak_is_told(tmp_path):
   attack(tmp_path, "m", "relearn_1e-04", 0.2, 0.4)
   attack(tmp_path, "m", "few_1e-03", 0.1, 0.9)
   assert audit._strongest(tmp_path, "m", ATTACKS)[0] == "few_1e-03"  # as much, and at the end
-  first = "attacked, AR relearn (relearn_1e-03): 0.2 at step 20, at most 0.9"
+  first = "attacked, AR relearn, rate 1e-03: 0.2 at step 20, at most 0.9"
   assert audit._strongest(tmp_path, "m", ATTACKS[:1]) == ("relearn_1e-03", first)
 
 

@@ -116,7 +116,7 @@ BAD = {
     "batch 60 does not divide over 8 devices x 1 micro-batches; use a multiple of 8",
   ),
   "micro-batches": ({"train.micro_batches": 3}, "16 does not divide over 8 devices x 3 micro-"),
-  "no batch": ({"train.batch": 0}, "config.train.batch is 0; use at least 1"),
+  "no batch": ({"train.batch": 0}, "config.train.batch is 0; use a whole number, 1 or more"),
   "never saved": ({"train.checkpoint_every": 0}, "config.train.checkpoint_every is 0"),
   "mesh": ({"mesh.data": 3, "mesh.fsdp": 5}, "mesh data=3 fsdp=5 does not fit 8 devices"),
   "size": (
@@ -166,7 +166,9 @@ def test_a_workdir_of_another_config(config, tmp_path, quick):
   train.run(config, tmp_path)
   before = (tmp_path / "config.json").read_text()
   config.optimizer.learning_rate = 0.5
-  with pytest.raises(ValueError, match=r"another config \(differs in: optimizer\); use another"):
+  says = r"another config \(differs in: optimizer.learning_rate 0.001 -> 0.5\); use another .*; to "
+  says += rf"train that run further, use another --workdir with --config.init_from={tmp_path}$"
+  with pytest.raises(ValueError, match=says):
     train.run(config, tmp_path)
   assert (tmp_path / "config.json").read_text() == before
 

@@ -294,10 +294,28 @@ def test_bad_sources(run, pictures, tmp_path):
     add.add(delete.open_run(run), "b")
   with pytest.raises(ValueError, match="holds no compartmentalised run"):
     delete.open_run(tmp_path)
-  with pytest.raises(ValueError, match=r"sources\.lanes 0 and slices 4"):
+  with pytest.raises(ValueError, match=r"config\.sources\.lanes is 0; use a whole number, 1"):
     Cdm(config_of(pictures, lanes=0), tmp_path)
   with pytest.raises(ValueError, match="no source 'z'"):
     Cdm(config_of(pictures, absent=("z",)), tmp_path / "new").open()
+
+
+def test_only_what_sources_hold_has_to_be_as_it_was(pictures, tmp_path):
+  """A picture that was deleted from the run may go; one of a source may not change."""
+  config = config_of(shutil.copytree(pictures, tmp_path / "pictures"))
+  config.data.heldout = 0
+  opened = lambda: Cdm(config, tmp_path / "run")
+  opened().open()
+  left = {name: source for name, source in opened().sources.items() if name != "a/00.png"}
+  opened().assign(left, "deleted")
+  (tmp_path / "pictures/a/00.png").unlink()
+  shutil.copy(pictures / "b/01.png", tmp_path / "pictures/b/99.png")
+  opened().open()
+  (tmp_path / "pictures/a/03.png").unlink()
+  with pytest.raises(ValueError, match=r"since the run began: .*: 1 missing \('a/03\.png'\)"):
+    opened().open()
+  with pytest.raises(ValueError, match=r"1 of 15 records of a source are no longer in the data"):
+    opened().shards()
 
 
 def test_a_command_of_one_process_is_not_run_by_several(run, monkeypatch, capsys):

@@ -1,7 +1,9 @@
-"""The CelebA-HQ run at full size, from diffusers' weights and back, with random weights at 256 px.
+"""The CelebA-HQ run from diffusers' weights and back, with random weights.
 
-The steps: 113,673,219 parameters saved by diffusers, an image folder, `siss_celeba` for two steps
-in micro-batches, the first of them repeated in PyTorch, a small evaluation, export, diffusers.
+The steps: the UNet saved by diffusers, an image folder, `siss_celeba` for two steps in
+micro-batches, the first of them repeated in PyTorch, a small evaluation, export, diffusers. It has
+three narrow levels at 32 px; `pytest tests/celeba_test.py --full-size` takes all 113,673,219
+parameters at 256 px (10 GiB).
 """
 
 import jax
@@ -12,27 +14,39 @@ from diffusers import DDPMPipeline, UNet2DModel
 
 from benchmarks import celeba, torch_reference
 from configs import siss_celeba
-from jaxunlearn import build, checkpoint, export, train
+from jaxunlearn import build, checkpoint, export, models, train
 from jaxunlearn.mesh import sharding
 from jaxunlearn.weights import pretrained
 
+SMALL = {  # what takes time is to trace the levels
+  "sample_size": 32,
+  "block_out_channels": [32, 32, 64],
+  "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D"],
+  "up_block_types": ["UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+  "layers_per_block": 1,
+}
+
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, pytestconfig):
+  """(where the run is, its config, how many parameters it has)"""
   root = tmp_path_factory.mktemp("celeba")
-  celeba.save_base(root / "base")
+  changes = {} if pytestconfig.getoption("full_size") else SMALL
+  parameters = celeba.save_base(root / "base", **changes)
   celeba.save_images(root / "images")
   celeba.save_extractors(root)
   config = siss_celeba.get_config()
   config.update_from_flattened_dict(celeba.overrides(root))
   config.mesh.update(data=1, fsdp=1)
+  config.model.update(changes)
+  config.data.size = config.model.sample_size
   results = train.run(config, root / "run")["after"]
   assert -1 <= results["sscd"]["value"] <= 1 and results["fid"]["value"] > 0
-  return root, config
+  return root, config, parameters
 
 
 def test_one_step_is_an_independent_pytorch_step(finished):
-  root, config = finished
+  root, config, _ = finished
   setup = build.build(config)
   rng = jax.random.fold_in(jax.random.key(config.seed), 0)
   draw = jax.jit(lambda batch: setup.method.draw(setup.process, batch, rng, {}, 0))
@@ -65,15 +79,20 @@ def test_one_step_is_an_independent_pytorch_step(finished):
   assert moved > 5e-5  # the step is larger than what is allowed between the two
 
 
+def test_the_config_has_the_published_size():
+  shapes = jax.eval_shape(models.make(**siss_celeba.get_config().model).init, jax.random.key(0))
+  assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == celeba.PARAMETERS
+
+
 def test_the_result_goes_back_to_diffusers(finished):
-  root, config = finished
+  root, config, parameters = finished
   export.export(root / "run", root / "out")
   pipeline = DDPMPipeline.from_pretrained(root / "out")
   unet = UNet2DModel.from_pretrained(root / "out")
-  assert sum(p.numel() for p in unet.parameters()) == celeba.PARAMETERS
+  assert sum(p.numel() for p in unet.parameters()) == parameters
   setup = build.build(config)
   params = pretrained.load(root / "out", jax.eval_shape(setup.net.init, jax.random.key(0)))
-  x = np.random.default_rng(1).standard_normal((1, 256, 256, 3), np.float32)
+  x = np.random.default_rng(1).standard_normal((1, *setup.net.image_shape), np.float32)
   t = np.array([421], np.int32)
   ours = np.asarray(jax.jit(setup.net.apply)(params, x, t))
   with torch.no_grad():

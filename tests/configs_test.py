@@ -20,7 +20,7 @@ from configs import (
 )
 from jaxunlearn import build, data, methods, streams
 from jaxunlearn.data import folder, mnist_tshirt, tfds_tshirt
-from jaxunlearn.weights import pretrained
+from jaxunlearn.weights import layout, pretrained
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(
@@ -41,16 +41,18 @@ RUNS = [name for name in NAMES if name not in PIPELINES + OF_THE_USER and not FU
 
 @pytest.fixture(autouse=True)
 def _no_full_sets(monkeypatch, tmp_path):
-  """The full sets and the Hub are not here: digits and a T-shirt, black faces, no weights."""
+  """The full sets and the Hub are not here: digits, a T-shirt, faces all but black, no weights."""
   monkeypatch.setattr(tfds_tshirt.Source, "load", lambda _: mnist_tshirt.Source(digits=100).load())
   monkeypatch.setattr(folder.Source, "load", lambda self: (faces(self.size), faces(self.size)))
-  monkeypatch.setattr(pretrained, "_fetch", lambda origin: tmp_path)
+  monkeypatch.setattr(layout, "_fetch", lambda origin: tmp_path)
 
 
 def faces(size):
   ids = np.array([f"{i}.jpg" for i in range(9999, 10050)])
   label = np.zeros(len(ids), np.int32)
-  return data.Records(ids, np.zeros((len(ids), size, size, 3), np.uint8), label, (".",))
+  image = np.zeros((len(ids), size, size, 3), np.uint8)
+  image[:, 0, 0, 0] = np.arange(len(ids))
+  return data.Records(ids, image, label, (".",))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -80,10 +82,15 @@ def test_every_variant_builds(variant):
 
 
 @pytest.mark.parametrize(
-  "name", [n for n in methods.names() if "alt" not in methods.make(n).streams]
+  "name", [n for n in methods.names() if {"x", "a"} >= set(methods.make(n).streams)]
 )
-def test_any_method_of_its_streams_runs_by_its_module_name(name):
-  assert build.build(siss_mnist.get_config(name)).method == methods.make(name)
+def test_any_method_of_its_streams_runs_by_its_module_name_or_says_what_it_needs(name):
+  config, method = siss_mnist.get_config(name), methods.make(name)
+  if method.needs:
+    with pytest.raises(ValueError, match=f"^method {name} needs a conditional model; set config"):
+      build.build(config)
+  else:
+    assert build.build(config).method == method
 
 
 def test_a_wrong_variant_lists_the_choices():
@@ -99,15 +106,18 @@ def test_celeba_sets_the_papers_norm_or_the_relative_one(variant, norm):
   assert build.build(config).method.forget_norm == norm
 
 
-def test_the_sequence_forgets_one_face_after_the_other():
-  config = siss_celeba_sequence.get_config()
+@pytest.mark.parametrize("form", siss_celeba_sequence.FORMS)
+def test_the_sequence_forgets_one_face_after_the_other(form):
+  """As its authors do, all 50 are out of what is kept, and Adam goes on."""
+  config = siss_celeba_sequence.get_config(form)
   assert len(config.runs) == 50
   for i, (name, run) in enumerate(config.runs.items()):
     assert run.init_from == (f"run:face_{i:02d}" if i else "hub:google/ddpm-celebahq-256"), name
     run = run.copy_and_resolve_references()
     run.init_from = ""
     setup = build.build(run)
-    assert len(setup.train) == 51 - i
+    assert len(setup.train) == (2 if form == "authors" else 51 - i)
+    assert run.init_optimizer == (form == "authors" and i > 0)
     assert setup.train.ids[setup.forget].tolist() == [f"{10000 + i}.jpg"]
   assert config.runs["face_50"].eval.metrics == ("sscd", "fid", "nll")
   assert config.runs["face_49"].eval.metrics == ("sscd",)
@@ -115,8 +125,12 @@ def test_the_sequence_forgets_one_face_after_the_other():
 
 def test_the_sequence_takes_its_faces_from_a_file(tmp_path):
   (tmp_path / "ids.txt").write_text("9999.jpg\n10007.jpg\n")
-  runs = siss_celeba_sequence.get_config(str(tmp_path / "ids.txt")).runs
+  runs = siss_celeba_sequence.get_config(f"restarted,{tmp_path / 'ids.txt'}").runs
   assert [run.forget.ids for run in runs.values()] == [("9999.jpg",), ("10007.jpg",)]
+  with pytest.raises(
+    ValueError, match=r"no form of the sequence 'author' \(did you mean 'authors'"
+  ):
+    siss_celeba_sequence.get_config("author")
 
 
 EMBEDDED = sorted(path.parent.name for path in data.ASSETS.glob("*/config.json"))

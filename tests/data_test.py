@@ -280,7 +280,9 @@ def test_the_embedded_set():
   assert len(heldout) == 1500
   assert "tshirt" not in heldout.classes
   assert not set(train.ids.tolist()) & set(heldout.ids.tolist())
-  assert np.flatnonzero(data.Forget(ids=("tshirt/00012",)).mask(train)).tolist() == [8512]
+  assert (data.Forget(ids=("tshirt/00012",)).mask(train) == mask).all()  # all its copies
+  one = data.Forget(ids=("tshirt/00012",), copies="keep").mask(train)
+  assert np.flatnonzero(one).tolist() == [8512]
 
 
 def test_the_paper_share_of_tshirts():

@@ -1,34 +1,97 @@
 """diffusers' configs: its defaults, its old files, and every field that we have not."""
 
+import dataclasses
 import inspect
-import logging
 
 import diffusers
+import numpy as np
 import pytest
 
 from configs import siss_celeba
 from jaxunlearn import models
-from jaxunlearn.diffusion import Diffusion
-from jaxunlearn.weights import diffusers_config, pretrained
+from jaxunlearn.diffusion import Diffusion, sampling
+from jaxunlearn.weights import diffusers_config, pretrained, scheduler_config
 from tests import tiny_unet
 from tests.tiny_unet import PROCESS, write
 
 NET = tiny_unet.NET
 
 
+def own(kind):
+  """The fields of a class of diffusers, with their defaults."""
+  return {name: p.default for name, p in inspect.signature(kind.__init__).parameters.items()}
+
+
 def test_our_defaults_are_diffusers_own():
-  own = lambda kind: {
-    name: p.default for name, p in inspect.signature(kind.__init__).parameters.items()
-  }
-  unet, scheduler = own(diffusers.UNet2DModel), own(diffusers.DDPMScheduler)
+  unet = own(diffusers.UNet2DModel)
   ours = {**diffusers_config.FREE, **diffusers_config.FIXED}
   assert unet.keys() == ours.keys() | {"self", "num_train_timesteps"}
   assert ours == {name: unet[name] for name in ours}
-  betas = dict(diffusers_config.PROCESS.values())
-  ours = {**betas, **diffusers_config.PROCESS_FIXED, **diffusers_config.SAMPLING}
-  assert ours == {name: scheduler[name] for name in ours}
-  left = scheduler.keys() - ours.keys()
-  assert left == {"self", "dynamic_thresholding_ratio", "sample_max_value"}  # of thresholding
+
+
+OPTIONS = {field.name for field in dataclasses.fields(sampling.Options)}
+
+
+@pytest.mark.parametrize("name", scheduler_config.CLASSES)
+def test_the_defaults_of_each_scheduler_are_diffusers_own(name):
+  theirs = own(getattr(diffusers, name))
+  if theirs.get("variance_type", "") is None:  # of a solver: what the model predicts
+    del theirs["variance_type"]
+  assert scheduler_config.BETAS | scheduler_config.CLASSES[name] == {
+    k: v for k, v in theirs.items() if k in OPTIONS | scheduler_config.BETAS.keys()
+  }
+  fixed = scheduler_config.FIXED
+  assert all(theirs[k] == v for k, v in fixed.items() if k in theirs)
+  if name == "DDPMScheduler":
+    left = theirs.keys() - OPTIONS - scheduler_config.BETAS.keys() - fixed.keys()
+    assert left == {"self", "dynamic_thresholding_ratio", "sample_max_value"}  # of thresholding
+
+
+def test_the_defaults_of_our_samplers_are_those_of_ddpm_and_ddim():
+  both = scheduler_config.CLASSES["DDPMScheduler"] | scheduler_config.CLASSES["DDIMScheduler"]
+  assert sampling.Options() == sampling.Options(**both)
+
+
+GIVEN = {
+  "DDPMScheduler": {"variance_type": "fixed_large", "clip_sample": False, "steps_offset": 1},
+  "DDIMScheduler": {"set_alpha_to_one": False, "timestep_spacing": "trailing"},
+  "PNDMScheduler": {"skip_prk_steps": True, "trained_betas": [0.1, 0.2], "num_train_timesteps": 2},
+  "EulerDiscreteScheduler": {"use_karras_sigmas": True, "beta_schedule": "scaled_linear"},
+  "HeunDiscreteScheduler": {"clip_sample": True, "clip_sample_range": 2.0},
+  "DPMSolverMultistepScheduler": {"beta_schedule": "squaredcos_cap_v2", "solver_order": 3},
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_a_scheduler_comes_out_as_it_came_in(name, tmp_path):
+  kind = getattr(diffusers, name)
+  theirs = kind(**GIVEN[name])
+  pretrained.save(tmp_path, NET, tiny_unet.random_params(NET), Diffusion())
+  theirs.save_pretrained(tmp_path)
+  found = pretrained.read_scheduler(tmp_path)
+  process, sampler = Diffusion(**found.process), sampling.Options(**found.sampler)
+  np.testing.assert_allclose(process.abar, theirs.alphas_cumprod.numpy(), rtol=2e-5)
+  written = scheduler_config.write(process, sampler, found.rest)
+  again = kind.from_config(written)
+  assert dict(again.config) | {"_use_default_values": 0} == dict(theirs.config) | {
+    "_use_default_values": 0
+  }
+
+
+def test_a_class_conditional_unet_is_read_and_written(tmp_path):
+  theirs = diffusers_config.of_net(NET) | {"num_class_embeds": 3, "act_fn": "swish"}
+  theirs |= {
+    "time_embedding_dim": 32,
+    "downsample_type": None,
+    "resnet_time_scale_shift": "default",
+  }
+  theirs["down_block_types"] = ["UNetResDownBlock2D", "UNetResAttnDownBlock2D"]
+  theirs |= {"decay": 0.99, "optimization_step": 7, "use_ema_warmup": True, "inv_gamma": 1.0}
+  write(tmp_path, "config.json", **theirs)
+  net = models.make(**pretrained.read_config(tmp_path)[0])
+  assert net == dataclasses.replace(NET, num_class_embeds=3, classes=(3,))
+  config = diffusers_config.of_net(net)
+  assert config["_class_name"] == "UNet2DModel" and config["num_class_embeds"] == 3
 
 
 def test_an_old_config_as_google_stored_it(tmp_path):
@@ -70,18 +133,18 @@ UNET_REFUSED = {
   "act_fn": "mish",
   "center_input_sample": True,
   "class_embed_type": "timestep",
-  "num_class_embeds": 10,
-  "resnet_time_scale_shift": "scale_shift",
+  "resnet_time_scale_shift": "spatial",
+  "out_channels": 4,
   "mid_block_scale_factor": 2,
   "mid_block_type": None,
   "time_embedding_type": "fourier",
-  "time_embedding_dim": 64,
-  "downsample_type": "resnet",
-  "upsample_type": "resnet",
+  "downsample_type": "fir",
+  "upsample_type": "fir",
   "add_attention": False,
-  "attn_norm_num_groups": 8,
+  "attn_norm_num_groups": 5,
+  "in_channels": None,
   "new_field": 3,
-  "sample_size": [8, 16],
+  "sample_size": [8, 15],
   "down_block_types": ["DownBlock2D", "SkipDownBlock2D"],
   "_class_name": "UNet2DConditionModel",
 }
@@ -96,12 +159,18 @@ def test_a_model_that_we_have_not_is_refused_by_its_value(field, tmp_path):
   line = str(error.value)
   assert "\n" not in line and str(tmp_path / "config.json") in line
   value = UNET_REFUSED[field]
+  if field == "in_channels":
+    return
   assert str(value[-1] if field == "down_block_types" else value).strip("[]") in line
 
 
 PROCESS_REFUSED = {
-  "beta_schedule": "squaredcos_cap_v2",
-  "trained_betas": [0.1, 0.2],
+  "beta_schedule": "laplace",
+  "trained_betas": [0.1, 1.2],
+  "num_train_timesteps": 0,
+  "variance_type": "learned_range",
+  "thresholding": True,
+  "timestep_spacing": "log",
   "prediction_type": "v_prediction",
   "rescale_betas_zero_snr": True,
   "beta_end": 1.5,
@@ -112,23 +181,16 @@ PROCESS_REFUSED = {
 @pytest.mark.parametrize("field", PROCESS_REFUSED)
 def test_a_process_that_we_have_not_is_refused_by_its_value(field, tmp_path):
   write(tmp_path / "unet", "config.json", **diffusers_config.of_net(NET))
-  config = diffusers_config.of_process(PROCESS) | {field: PROCESS_REFUSED[field]}
+  config = scheduler_config.write(PROCESS, sampling.Options(), {})
+  config |= {"num_train_timesteps": 2} if field == "trained_betas" else {}
+  config[field] = PROCESS_REFUSED[field]
   write(tmp_path / "scheduler", "scheduler_config.json", **config)
   with pytest.raises(ValueError) as error:
     pretrained.read_config(tmp_path)
   line = str(error.value)
   assert "\n" not in line and "scheduler_config.json: " in line
-  assert str(PROCESS_REFUSED[field]) in line
-
-
-def test_what_changes_no_step_of_training_is_only_warned_of(tmp_path, caplog):
-  write(tmp_path, "config.json", **diffusers_config.of_net(NET))
-  process = diffusers_config.of_process(PROCESS) | {"variance_type": "fixed_large"}
-  write(tmp_path, "scheduler_config.json", **process)
-  with caplog.at_level(logging.WARNING):
-    model, process = pretrained.read_config(tmp_path)
-  assert (models.make(**model), Diffusion(**process)) == (NET, PROCESS)
-  assert "variance_type is 'fixed_large'; sampling here has 'fixed_small'" in caplog.text
+  value = PROCESS_REFUSED[field]
+  assert str(value[-1] if field == "trained_betas" else value) in line
 
 
 @pytest.mark.parametrize("text", [None, "{"])

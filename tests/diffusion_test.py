@@ -41,6 +41,18 @@ def test_schedule_is_that_of_diffusers(schedule):
   np.testing.assert_allclose(Diffusion(schedule).abar, theirs, rtol=2e-5)
 
 
+def test_given_betas_are_taken_as_diffusers_takes_them():
+  betas = np.linspace(0.001, 0.3, 50).tolist()
+  theirs = diffusers.DDPMScheduler(num_train_timesteps=50, trained_betas=betas)
+  ours = Diffusion(T=50, betas=betas)
+  np.testing.assert_allclose(ours.abar, theirs.alphas_cumprod.numpy(), rtol=2e-5)
+  assert hash(ours) == hash(Diffusion(T=50, betas=tuple(betas)))
+  with pytest.raises(ValueError, match="50 betas for T 1000 times; give one for each"):
+    Diffusion(betas=betas)
+  with pytest.raises(ValueError, match=r"betas is \(0\.1, 1\.5\); use more than 0, to under 1"):
+    Diffusion(T=2, betas=(0.1, 1.5))
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_q_sample_is_add_noise_of_diffusers(schedule):
   x, eps = images(0), images(1)

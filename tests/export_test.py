@@ -133,8 +133,31 @@ def test_the_folder_is_whole_and_diffusers_own(run, tmp_path):
     for name, value in got.items():
       np.testing.assert_array_equal(value.numpy(), want[name], name)
   np.testing.assert_allclose(pipeline.scheduler.alphas_cumprod.numpy(), PROCESS.abar, rtol=1e-4)
+  assert type(pipeline.scheduler) is diffusers.DDPMScheduler
   model, process = pretrained.read_config(out)
   assert Diffusion(**process) == PROCESS and model["patch_size"] == 1
+
+
+SAMPLERS = [
+  diffusers.DDPMScheduler(variance_type="fixed_large", clip_sample=False),
+  diffusers.DDIMScheduler(set_alpha_to_one=False, timestep_spacing="trailing"),
+  diffusers.PNDMScheduler(skip_prk_steps=True, steps_offset=1),
+  diffusers.DPMSolverMultistepScheduler(solver_order=3, use_karras_sigmas=True),
+]
+
+
+@pytest.mark.parametrize("theirs", SAMPLERS, ids=lambda kind: type(kind).__name__)
+def test_the_sampler_of_an_export_is_that_of_its_base(theirs, run, tmp_path):
+  theirs.save_pretrained(tmp_path / "base")
+  found = pretrained.read_scheduler(tmp_path / "base")
+  copy = shutil.copytree(run, tmp_path / "run")
+  config = json.loads((copy / "config.json").read_text())
+  config |= {"process": found.process, "sampler": found.sampler, "scheduler": found.rest}
+  (copy / "config.json").write_text(json.dumps(config))
+  export.export(copy, tmp_path / "out")
+  again = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out").scheduler
+  meant = lambda kind: {k: v for k, v in kind.config.items() if not k.startswith("_")}
+  assert type(again) is type(theirs) and meant(again) == meant(theirs)
 
 
 def command(*argv):
@@ -273,7 +296,7 @@ def test_how_it_was_made_is_the_config(tmp_path):
   lines = body.splitlines()
   assert "# UNet2DModel, 12 records deleted by `siss`" in lines
   assert "- Started from: `hub:google/ddpm-tiny@v2`" in lines
-  method = "forget_norm=None, forget_ratio=0.1, lam=0.5, skip_below=1e-08, stratified=True"
+  method = "forget_ratio=0.1, lam=0.5, skip_below=1e-08, stratified=True"
   assert f"- Method: `siss ({method})`" in lines
   assert "- Streams: `x=retain, a=forget`" in lines
   assert "- Steps: `12 of 12`" in lines
@@ -300,12 +323,12 @@ def test_what_was_deleted_is_told_as_the_owner_chose(tmp_path):
 
 def test_what_earlier_runs_deleted_is_told_too(tmp_path):
   config = make_config()
-  config["forget"] = {"ids": ["tshirt/00003"], "earlier": ["tshirt/00001", "tshirt/00002"]}
+  config["forget"] = {"ids": ["mnist/00003"], "earlier": ["mnist/00001", "mnist/00002"]}
   _, body = card(tmp_path, config, deleted="ids")
   assert "# UNet2DModel, 1 record deleted by" in body
-  assert "Deleted by this run: 1 record, by record id:\n\n- `tshirt/00003`\n" in body
+  assert "Deleted by this run: 1 record, by record id:\n\n- `mnist/00003`\n" in body
   assert (
-    "Deleted by runs before it: 2 records, by record id:\n\n- `tshirt/00001`\n- `tshirt/00002`"
+    "Deleted by runs before it: 2 records, by record id:\n\n- `mnist/00001`\n- `mnist/00002`"
     in body
   )
 
@@ -370,6 +393,11 @@ def test_the_folded_images_are_explained_where_they_are(tmp_path):
   _, body = card(tmp_path, make_config(model={"patch_size": 2}))
   assert 'images, "b (p q c) h w -> b c (h p) (w q)", p=2, q=2)' in body
   assert "4 times the channels" in body
+
+
+def test_a_class_conditional_unet_of_diffusers_is_no_pipeline(tmp_path):
+  _, body = card(tmp_path, make_config(model={"num_class_embeds": 3, "classes": (3,)}))
+  assert "UNet2DModel.from_pretrained" in body and "DDPMPipeline" not in body
 
 
 EVIL = 'a`b\n---\n| c: "d" <script>'

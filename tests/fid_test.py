@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from configs import common
 from jaxunlearn import data, evals
+from jaxunlearn.data import folder
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.evals import fid, frechet
 from jaxunlearn.models import inception
@@ -105,6 +106,23 @@ def test_clean_is_pillows(size):
   np.testing.assert_allclose(got * 128 + 128, np.stack(want), atol=1e-2)
 
 
+@pytest.mark.parametrize("size", [8, 28, 299, 333])
+def test_torchmetrics_is_linear_from_the_upper_left(size):
+  """Along each side, the value at i m / 299 of the line through m pixels."""
+  pixels, place = pictures(2, size), np.arange(299) * size / 299
+  line = lambda row: np.interp(place, np.arange(size), row)
+  want = np.apply_along_axis(line, 2, np.apply_along_axis(line, 1, np.float64(pixels)))
+  np.testing.assert_allclose(fid.prepare(pixels, "torchmetrics"), (want - 128) / 128, atol=1e-5)
+
+
+def test_torchmetrics_cuts_pixels_as_torch_casts_to_bytes():
+  x = np.random.default_rng(0).uniform(-1.2, 1.2, (4, 9, 9, 3)).astype(np.float32)
+  want = ((torch.tensor(x) / 2 + 0.5).clamp(0, 1) * 255).byte().numpy()
+  np.testing.assert_array_equal(fid.truncated(x), want)
+  assert np.any(fid.truncated(x) != data.to_pixels(x))
+  assert fid.cut_of("torchmetrics") is fid.truncated and fid.cut_of("clean") is data.to_pixels
+
+
 @pytest.mark.parametrize("resize", fid.RESIZES)
 def test_one_channel_is_repeated_and_four_are_refused(resize):
   grey = pictures(2, channels=1)
@@ -117,7 +135,12 @@ def test_one_channel_is_repeated_and_four_are_refused(resize):
 @pytest.mark.parametrize("resize", fid.RESIZES)
 def test_fid_of_a_set_with_itself_is_0_in_any_order_and_batch(stand_in, resize):
   pixels, other = pictures(12), pictures(12, seed=1)
-  of = lambda x, size: value(task(x, pixels, fid_resize=resize, fid_batch=size, **stand_in)).value
+  middle = 0.4 / 127.5 if resize == "torchmetrics" else 0  # of a level, since pixels are cut
+
+  def of(x, size):
+    given = task(x, pixels, fid_resize=resize, fid_batch=size, **stand_in)
+    return value(dataclasses.replace(given, samples=given.samples + np.float32(middle))).value
+
   assert of(other, 12) > 0.01
   assert of(pixels[::-1], 5) < 1e-6 * of(other, 12)
   assert of(other[::-1], 5) == pytest.approx(of(other, 12), rel=1e-5)
@@ -169,6 +192,28 @@ def test_reference_is_computed_once_and_again_when_it_changes(stand_in, monkeypa
     assert new.identity != first.identity
     assert computed(again) == (new, 1)
   assert len(list((tmp_path / "fid").iterdir())) == 5
+
+
+def test_how_files_became_pixels_is_in_the_key_and_the_identity(stand_in, monkeypatch, tmp_path):
+  """The same files, resized by another filter: not the moments that were kept."""
+  (tmp_path / "pictures").mkdir()
+  for i, picture in enumerate(pictures(6, size=40)):
+    PIL.Image.fromarray(picture).save(tmp_path / "pictures" / f"{i}.png")
+  found = {}
+  for fresh in (False, True):
+    for how in ({"resize": "bicubic"}, {"resize": "box"}, {"resize": "box", "convert": True}):
+      cache = "fresh" + "_".join(map(str, how.values())) if fresh else "one"
+      monkeypatch.setenv("JAXUNLEARN_CACHE", str(tmp_path / cache))
+      source = folder.Source(path=str(tmp_path / "pictures"), size=20, **how)
+      given = dataclasses.replace(
+        task(pictures(6), pictures(6), **stand_in), reference=source.load()[0]
+      )
+      found[fresh, *how.items()] = value(given)
+  shared = [v for (fresh, *_), v in found.items() if not fresh]
+  alone = [v for (fresh, *_), v in found.items() if fresh]
+  assert shared == alone
+  assert shared[0].value != shared[1].value == shared[2].value
+  assert len({v.identity for v in shared}) == 3
 
 
 def test_identity_says_how(stand_in):

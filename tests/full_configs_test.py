@@ -2,16 +2,26 @@
 
 import importlib
 import math
+import pathlib
+import re
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from configs import attack_cifar10_full, pretrain_cifar10_full, unlearn_cifar10_full
+from configs import (
+  attack_cifar10_full,
+  pretrain_cifar10_full,
+  pretrain_uvit_64,
+  siss_celeba,
+  siss_mnist_full,
+  unlearn_cifar10_full,
+)
 from jaxunlearn import build, models, streams, train
 from tests import nets, tfds_files
 
+CONFIGS = pathlib.Path(pretrain_uvit_64.__file__).parent
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 OBJECTS, STYLES = ("Cats", "Dogs", "Trees"), ("Rust", "Seed_Images", "Van_Gogh", "Winter")
 SMALL = {  # one level inside, at 4 px
@@ -25,13 +35,6 @@ SMALL = {  # one level inside, at 4 px
   "train.batch": 4,
 }
 VARIANTS = [name for name in unlearn_cifar10_full.PAPERS if name != "embedding_copy"]
-
-
-@pytest.fixture(autouse=True)
-def _compile_fast():
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +66,9 @@ def small(name, here, *variant):
   for name in ("fisher_rows", "mask_rows"):
     if name in config.method:
       config.method[name] = 2
-  if isinstance(config.streams.get("x"), str) and config.streams.x.startswith("samples:"):
-    config.streams.x = f"samples:{here}"
+  for name, take in config.streams.items():
+    if isinstance(take, str) and "samples:" in take:
+      config.streams[name] = f"{take.partition(':')[0]}:{here}"
   return config
 
 
@@ -135,7 +139,7 @@ def test_dimum_takes_a_step_on_a_style(here):
 def test_every_method_builds_on_a_style_and_on_an_object(variant, here):
   config = small("unlearn_canvas_full", here, variant)
   if variant == "selective_amnesia":
-    config.streams.x = "retain"  # the samples here are of CIFAR-10
+    config.streams.update(x="retain", all="all")  # the samples here are of CIFAR-10
   assert build.build(config).concept.column == 1
   config.forget.update(style="", label="Dogs")
   assert build.build(config).concept.column == 0
@@ -167,18 +171,40 @@ def test_the_networks_are_of_the_papers_size(name, parameters):
   assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == parameters
 
 
+FULL = sorted(path.stem for path in CONFIGS.glob("*_full.py"))
+
+
+@pytest.mark.parametrize("name", [*FULL, "siss_celeba", "siss_celeba_sequence", "pretrain_uvit_64"])
+def test_a_config_at_full_size_says_how_it_deviates(name):
+  doc = importlib.import_module(f"configs.{name}").__doc__
+  assert re.search(r"^Deviations\b.*:", doc, re.MULTILINE)
+
+
 def test_the_settings_are_the_papers():
   base, get = pretrain_cifar10_full.get_config(), unlearn_cifar10_full.get_config
   optimizer = base.optimizer
   assert (optimizer.learning_rate, optimizer.clip, optimizer.weight_decay) == (2e-4, 1.0, 0.0)
   assert (base.train.steps, base.train.batch, base.method.c_dropout) == (800_000, 128, 0.1)
   steps = {"dimum": 10_000, "salun": 1000, "sfron": 300, "selective_amnesia": 20_000}
+  steps |= {"neggrad": 1000, "erasediff": 864}
   for variant, count in steps.items():
     config = get(variant)
-    assert (config.train.steps, config.train.batch, config.ema) == (count, 128, 0.0)
+    average = (0.9999, False) if variant == "selective_amnesia" else (0.0, True)
+    assert (config.train.steps, config.train.batch) == (count, 128)
+    assert (config.ema, config.ema_warmup) == average
     assert (config.optimizer.learning_rate, config.optimizer.clip) == (1e-4, 1.0)
+    assert (config.optimizer.schedule, config.optimizer.warmup) == ("constant", 0)
     evaluation = config.eval
     assert (evaluation.sampler, evaluation.steps, evaluation.guidance) == ("ddpm", 1000, 2.0)
+    assert config.sampler.clip_sample is False
     assert (evaluation.asked, evaluation.samples, evaluation.reference) == (500, 45_000, "retain")
   assert get("sfron").method.iterations == 150
+  method = get("erasediff").method
+  assert 864 * method.outer_steps == 288 * (method.inner_steps + method.outer_steps)
+  for module, count in ((siss_mnist_full, 50), (siss_celeba, 40)):
+    assert module.get_config("retrack").train.steps == count
+    evaluation = module.get_config().eval
+    assert (evaluation.nll_protocol, evaluation.nll_tolerance) == ("siss", 1e-5)
+  assert siss_celeba.get_config().eval.fid_resize == "torchmetrics"
+  assert pretrain_uvit_64.get_config().optimizer.clip is None
   assert get("dimum").method.lam == 1

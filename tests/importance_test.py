@@ -21,40 +21,67 @@ def some_rows(n):
   return methods.Rows(image, rng.integers(0, 3, n).astype(np.int32), np.arange(n, dtype=np.int32))
 
 
-def gradient(rows, i):
-  """The denoising gradient of the i-th batch in float64, from the noise that it draws."""
-  noise = methods.draw_noise(PROCESS, rows.image.shape, jax.random.fold_in(KEY, i))
-  x_t = toys.noised(PROCESS, rows.image, **noise)
-  return toys.linear_loss(toys.flat(PARAMS), x_t, rows.c, np.float64(noise["eps"]))[1]
-
-
 def close(got, want):
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.max(np.abs(want)))
 
 
-@pytest.mark.parametrize("count", [5, 100])
-def test_fisher_is_the_mean_of_each_records_squared_gradient(count):
-  rows = some_rows(9)
-  got = importance.fisher(toys.linear, PARAMS, PROCESS, rows, KEY, count)
-  picked = rows.pick(count, 0)
-  squares = [gradient(row, i) ** 2 for i, row in enumerate(picked.chunks(1))]
-  assert len(squares) == min(count, 9)
+@pytest.mark.parametrize(("count", "chunk"), [(3, 100), (20, 30)])
+def test_fisher_sums_the_gradients_of_all_times_of_a_record_and_then_squares(count, chunk):
+  rows = some_rows(4)
+  kind = {"rows": count, "chunk": chunk, "c_dropout": 0.3}
+  got = importance.fisher(toys.linear, PARAMS, PROCESS, rows, KEY, **kind)
+  squares, picked = [], rows.pick(count, 0)
+  for i, row in enumerate(picked.chunks(1)):
+    grad = 0.0
+    for k, first in enumerate(range(0, PROCESS.T, chunk)):
+      t = np.arange(first, min(first + chunk, PROCESS.T))
+      k_eps, k_c = jax.random.split(jax.random.fold_in(jax.random.fold_in(KEY, i), k))
+      eps = np.float64(jax.random.normal(k_eps, (len(t), *SHAPE)))
+      c = np.asarray(methods.drop_conditions(np.repeat(row.c, len(t)), 0.3, k_c))
+      x_t = toys.noised(PROCESS, np.repeat(row.image, len(t), axis=0), t, eps)
+      grad = grad + len(t) * toys.linear_loss(toys.flat(PARAMS), x_t, c, eps)[1]
+    squares.append(grad**2)
+  assert len(squares) == min(count, 4)
   close(toys.flat(got), np.mean(squares, axis=0))
-  unseen = np.setdiff1d(np.arange(5), picked.c)
-  assert {3, 4} <= set(unseen)
-  assert not np.any(got["class_embedding_0"]["embedding"][unseen])
 
 
-@pytest.mark.parametrize("clip", [0.3, 8.0, 1e6])
-def test_each_batch_is_clipped_before_the_sum(clip):
+def test_fisher_of_a_constant_network_is_its_closed_form():
+  """eps_theta = e_c: the gradient is sum_t 2 (e - eps_t), whose square is 4 (T^2 e^2 + T)."""
+  params = PARAMS | {"w": 0 * PARAMS["w"]}
+  kind = {"rows": 120, "chunk": 50, "c_dropout": 0.0}
+  got = importance.fisher(toys.linear, params, PROCESS, some_rows(120), KEY, **kind)
+  got, e = (np.float64(tree["class_embedding_0"]["embedding"]) for tree in (got, params))
+  want, rows = 4 * (PROCESS.T**2 * e**2 + PROCESS.T), np.bincount(some_rows(120).c, minlength=5)
+  want *= rows[:, None] / rows.sum()
+  np.testing.assert_array_equal(got[3:], 0)
+  # Of 54 entries; the deviation of an entry's mean is about 4 sqrt(4 T^3 e^2 / rows).
+  np.testing.assert_allclose(got[:3].sum(), want[:3].sum(), rtol=0.05)
+
+
+def guided_gradient(rows, i, w):
+  """The gradient of ||eps - (1 + w) eps_c + w eps_null||^2 in float64, by the chain rule."""
+  noise = methods.draw_noise(PROCESS, rows.image.shape, jax.random.fold_in(KEY, i))
+  x_t, eps = toys.noised(PROCESS, rows.image, **noise), np.float64(noise["eps"])
+  theta, null = toys.flat(PARAMS), np.full(len(rows.c), -1)
+  eps_c, eps_null = (toys.linear_eps(theta, x_t, c) for c in (rows.c, null))
+  slope = -2 * (eps - (1 + w) * eps_c + w * eps_null) / len(x_t)
+  table = np.zeros((5, *SHAPE))
+  np.add.at(table, rows.c, (1 + w) * slope)
+  np.add.at(table, null, -w * slope)
+  return np.concatenate([table.ravel(), np.sum(slope * x_t, axis=0).ravel()])
+
+
+@pytest.mark.parametrize(("clip", "w"), [(0.3, 0.0), (8.0, 2.0), (None, 2.0)])
+def test_each_batch_of_the_guided_loss_is_clipped(clip, w):
   rows = some_rows(9)
-  kind = {"batch": 4, "rows": 9, "clip": clip}
-  got = importance.summed_gradient(toys.linear, PARAMS, PROCESS, rows, KEY, **kind)
-  parts = [gradient(part, i) for i, part in enumerate(rows.pick(9, 0).chunks(4))]
-  assert [len(part.image) for part in rows.pick(9, 0).chunks(4)] == [4, 4, 1]
-  scales = [min(1, clip / np.linalg.norm(part)) for part in parts]
-  close(toys.flat(got), sum(s * part for s, part in zip(scales, parts, strict=True)))
-  assert any(s < 1 for s in scales) == (clip < 1e6)
+  kind = {"batch": 4, "rows": 9, "w": w, "clip": clip}
+  take = lambda: importance.batch_gradients(toys.linear, PARAMS, PROCESS, rows, KEY, **kind)
+  parts = list(rows.pick(9, 0).chunks(4))
+  assert [len(part.image) for part in parts] == [4, 4, 1]
+  grads = [guided_gradient(part, i, w) for i, part in enumerate(parts)]
+  want = [g * min(1, (clip or np.inf) / np.linalg.norm(g)) for g in grads]
+  close(toys.flat(importance.summed(take())), sum(want))
+  close(toys.flat(importance.mean_square(take())), np.mean(np.square(want), axis=0))
 
 
 @pytest.mark.parametrize("share", [0.01, 0.25, 0.5, 1.0])

@@ -9,12 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxunlearn import build
 from jaxunlearn.reports import writer
-from tests import runs, tiny_folder
+from tests import nets, runs, tiny_folder
 from tests.runs import PHASES, Run
 from tests.tiny_folder import STEPS
 
@@ -68,7 +67,7 @@ class Lab:
       tiny_folder.draw(self.pictures)
       self._left_alone()
     setup = build.build(config)
-    self._target = build.make_state(setup, setup.net.init(jax.random.key(1)))
+    self._target = build.make_state(setup, nets.random_params(setup.net))
     self.cold, self.warm = (
       Timeline(*each) for each in json.loads((root / "timelines.json").read_text())
     )

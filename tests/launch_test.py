@@ -136,6 +136,23 @@ def test_local_forwards_signals_as_sigterm(sent, to):
   assert launcher.returncode == 128 + signal.SIGTERM
 
 
+def test_local_takes_its_processes_with_it_when_it_is_killed():
+  """As by `timeout -s KILL`."""
+  if subprocess.run(["setpriv", "--pdeathsig", "TERM", "true"], check=False).returncode:
+    pytest.skip("no setpriv that knows --pdeathsig")
+  launcher = subprocess.Popen(
+    ["bash", "launch/local.sh", "2", sys.executable, "-c", SAVES],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    text=True,
+  )
+  assert sorted(launcher.stdout.readline() for _ in range(2)) == ["[0] up\n", "[1] up\n"]
+  launcher.kill()
+  out, _ = launcher.communicate(timeout=20)  # the output ends when the last process does
+  assert sorted(out.splitlines()) == ["[0] saved", "[1] saved"]
+
+
 @pytest.mark.parametrize("args", [(), ("0", "true"), ("x", "true"), ("2",)], ids=str)
 def test_local_says_how_it_is_used(args):
   code, _, err = bash("launch/local.sh", *args)

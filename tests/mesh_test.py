@@ -26,6 +26,7 @@ from tests.meshes import NET, assert_close, config_of, setup_of
 STEPS = 4
 MOVED = 1e-4  # 1e-5 and less was seen: a parameter is rounded to about 1e-6 of its way
 SAMPLED = 1e-5
+SHARE = 1e-4  # 1.0e-5 was seen: a bilevel forget_scale is what is left of terms that all but cancel
 ATTACKS = ("dimra_retain", "few_10", "inversion")
 PREPARED = ("salun", "sfron", "selective_amnesia")
 SOURCES = 8
@@ -42,7 +43,10 @@ def _runs_of_the_small_network():
 def assert_same(got, want):
   """(curve, first, last state) of two runs."""
   (curve, first, last), (want_curve, want_first, want_last) = got, want
-  assert_close(curve, want_curve)
+  shares = lambda curve: [line.get("forget_scale", 0) for line in curve]
+  others = lambda curve: [{k: v for k, v in x.items() if k != "forget_scale"} for x in curve]
+  np.testing.assert_allclose(shares(curve), shares(want_curve), rtol=SHARE)
+  assert_close(others(curve), others(want_curve))
   assert_close(last.opt, want_last.opt)
   way = lambda end, start: jax.tree.map(np.subtract, end, start)
   for name in ("params", "ema"):
@@ -135,8 +139,7 @@ def test_what_is_prepared_from_a_checkpoint_is_the_same_on_every_mesh(method, ba
   def extras(data, fsdp):
     config = config_of(method, data, fsdp, NET)
     config.init_from = str(base[0])
-    if "fisher_rows" in config.method:
-      config.method.fisher_rows = 8
+    config.method.update({k: 2 for k in ("fisher_rows", "mask_rows") if k in config.method})
     setup = build.build(config)
     return build.make_state(setup, build.start_params(setup)).extras
 

@@ -28,6 +28,7 @@ def config_of(method, data=1, fsdp=1, net=None):
       "x": "retain",
       "a": {"take": "forget", "to": "next"},
       "alt": {"take": "retain", "c": "forget"},
+      "all": "all",
     }
   return config
 

@@ -6,6 +6,7 @@ step.py as in a run, on a network of three leaves: a matrix, a bias and a table 
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from jaxunlearn import build, data, methods, step, streams
+from jaxunlearn import build, data, methods, step, streams, train
 from jaxunlearn.diffusion import NULL, Diffusion
 from jaxunlearn.mesh import sharding
 from tests import counting
@@ -29,6 +30,14 @@ TAKES = {
   "alt": {"take": "retain", "c": "forget"},
 }  # any other stream: retain
 
+RUN = {
+  "seed": 0,
+  "ema": 0.0,
+  "ema_warmup": True,
+  "init_from": "",
+  "init_optimizer": False,
+}
+
 COMPILED = []  # the programs so far
 jax.monitoring.register_event_duration_secs_listener(
   lambda event, *_, **__: COMPILED.append(event) if event.endswith("compile_duration") else None
@@ -42,8 +51,9 @@ def methods_with(what):
   return pytest.mark.parametrize("name", found)
 
 
-def has_dropout(method):
-  return hasattr(method, "c_dropout")
+def dropouts(method):
+  """Its fields that are the share of rows, in a step, whose condition is dropped."""
+  return [name for name in ("c_dropout", "a_dropout") if hasattr(method, name)]
 
 
 def apply(params, x_t, t, c=None):
@@ -70,6 +80,7 @@ def random_params():
 @dataclasses.dataclass(frozen=True)
 class Net:
   apply: object
+  classes: tuple[int, ...]
 
 
 def images(seed, n):
@@ -92,10 +103,12 @@ def make_setup(name, apply=apply, conditional=True, micro_batches=1, **fields):
   optimizer = {"learning_rate": 1e-2}
   trained = {"steps": 4, "micro_batches": micro_batches}
   return build.Setup(
-    config=ConfigDict({"seed": 0, "ema": 0.0, "optimizer": optimizer, "train": trained}),
+    config=ConfigDict(
+      RUN | {"method": {"name": name}} | {"optimizer": optimizer, "train": trained}
+    ),
     mesh=sharding.make_mesh(1),
     process=PROCESS,
-    net=Net(apply),
+    net=Net(apply, (4,) if conditional else ()),
     method=method,
     tx=optax.adam(**optimizer),
     train=RECORDS,
@@ -237,6 +250,25 @@ def test_draws_repeat_with_the_key_and_lead_with_the_batch_axis(name):
 
 
 @every_method
+def test_what_a_method_reads_of_its_rows_it_says(name):
+  """The draws follow the record numbers and the condition to map to only where it says so."""
+  setup = make_setup(name)
+  batch, extras = jax.tree.map(jnp.asarray, (setup.host_batch(0), started(name).extras))
+
+  def draws(fields):
+    changed = {k: rows._replace(**fields) if k == "a" else rows for k, rows in batch.items()}
+    return setup.method.draw(PROCESS, changed, jax.random.key(0), extras, 0)
+
+  rows = np.zeros(ROWS, np.int32)
+  program = jax.make_jaxpr(draws)({"index": rows, "to": rows}).jaxpr
+  read = [*program.outvars, *(var for line in program.eqns for var in line.invars)]
+  given = zip(("index", "to"), program.invars, strict=True)
+  found = {field for field, var in given if any(var is other for other in read)}
+  allowed = {*setup.method.needs, *(["index"] if setup.method.numbered else [])}
+  assert found <= allowed
+
+
+@every_method
 def test_no_random_key_is_used_twice(name, monkeypatch):
   """Nor one that was split: fold_in(key, 1) is split(key)[1]."""
   used = []
@@ -332,7 +364,7 @@ def passes(name, rows, number, **fields):
 def test_each_row_of_a_conditional_model_gets_its_own_condition(name, columns):
   """Or in a pass for a target what its own is mapped to, or none."""
   rows = told(methods.make(name).streams, columns)
-  fields = {"c_dropout": 0.0} if has_dropout(methods.make(name)) else {}
+  fields = dict.fromkeys(dropouts(methods.make(name)), 0.0)
   for number in (0, 1):
     seen = passes(name, rows, number, **fields)
     assert any(np.array_equal(c, own) for own, c in seen)
@@ -340,31 +372,67 @@ def test_each_row_of_a_conditional_model_gets_its_own_condition(name, columns):
       assert any(np.array_equal(c, allowed) for allowed in (own, own + 1000, 0 * own + NULL))
 
 
-@methods_with(has_dropout)
-def test_conditions_are_dropped_of_what_is_kept_alone(name):
-  rows = told(methods.make(name).streams)
-  for number in (0, 1):
-    for own, c in passes(name, rows, number, c_dropout=1.0):
-      np.testing.assert_array_equal(c == NULL, np.isin(own, rows["x"].c))
+@methods_with(dropouts)
+def test_conditions_are_dropped_of_the_rows_that_a_field_names_alone(name):
+  """c_dropout those of what is kept, a_dropout those of `a`, and what they are mapped to."""
+  rows, fields = told(methods.make(name).streams), dropouts(methods.make(name))
+  kept = rows["x"].c
+  for field in fields:
+    dropped = kept if field == "c_dropout" else rows["a"].c
+    for number in (0, 1):
+      for own, c in passes(name, rows, number, **dict.fromkeys(fields, 0.0) | {field: 1.0}):
+        np.testing.assert_array_equal(c == NULL, np.isin(own, dropped))
+
+
+CONDITIONAL = {  # what each says it needs; the others need nothing
+  "dimum": ("c", "concept"),
+  "dimum_meta": ("c", "concept"),
+  "embedding_copy": ("c", "to"),
+  "embedding_inversion": ("c", "to"),
+  "erasediff_bilevel": ("c", "to"),
+  "esd": ("c", "concept", "teacher"),
+  "salun": ("c", "to"),
+  "selective_amnesia": ("c", "concept"),
+}
 
 
 @every_method
-def test_an_unconditional_model_is_stepped_or_refused_in_one_line(name):
+def test_what_a_run_lacks_of_what_a_method_needs_is_one_line(name):
+  """A need is lifted by giving it, one after the other, until the run is accepted."""
   setup = make_setup(name, conditional=False)
-  try:
-    state = build.make_state(setup, random_params())
-  except ValueError as error:
-    assert "config." in str(error) and "\n" not in str(error)
-    return
+  assert setup.method.needs == CONDITIONAL.get(name, ())
+  given = {
+    "c": lambda s: dataclasses.replace(s, net=make_setup(name).net),
+    "concept": lambda s: dataclasses.replace(s, concept=make_setup(name).concept),
+    "to": lambda s: dataclasses.replace(s, streams=make_setup(name).streams),
+    "teacher": lambda s: dataclasses.replace(s, config=ConfigDict({"init_from": "runs/x"})),
+  }
+  assert given.keys() == methods.NEEDS.keys()
+  for word in setup.method.needs:
+    with pytest.raises(ValueError, match=rf"^method {name} needs ") as error:
+      build.check_needs(setup)
+    assert methods.NEEDS[word] in str(error.value) and "\n" not in str(error.value)
+    setup = given[word](setup)
+  build.check_needs(setup)
 
-  def direction(params, batch):
-    draws = setup.method.draw(PROCESS, batch, jax.random.key(0), state.extras, 0)
-    grads, _ = setup.method.gradients(apply, params, PROCESS, draws, state.extras)
-    return setup.method.combine(grads, state.extras)[0]
 
-  got = jax.eval_shape(direction, state.params, setup.host_batch(0))
-  shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)
-  assert shapes(got) == shapes(state.params)
+@methods_with(lambda method: not method.needs)
+def test_an_unconditional_model_is_moved_by_every_other_method(name):
+  setup = make_setup(name, conditional=False)
+  state = build.make_state(setup, random_params())
+  _, metrics = step.make_update(setup, state)(state, setup.batch(0))
+  assert not train.is_idle(setup.method, jax.tree.map(float, metrics))
+
+
+@every_method
+def test_a_run_that_forgets_nothing_is_told_from_one_that_does(name):
+  metrics = jax.tree.map(float, run(name, 2)[1])
+  method = methods.make(name)
+  assert not all(train.is_idle(method, one) for one in metrics)
+  still = [one | {"grad_norm": 0.0} for one in metrics]
+  unmoved = [one | {f"loss_{term}": 0.0 for term in method.terms if term != "x"} for one in metrics]
+  assert all(train.is_idle(method, one) for one in still)
+  assert all(train.is_idle(method, one) for one in unmoved) or method.terms == ("x",)
 
 
 @every_method
@@ -384,6 +452,11 @@ def test_a_senseless_number_is_refused_in_one_line(name):
       bad = -1 if isinstance(field.default, int) else float("nan")
       with pytest.raises(ValueError, match=rf"^{field.name} is {bad}; use [^\n]+$"):
         methods.make(name, **{field.name: bad})
+
+
+@every_method
+def test_a_method_says_how_it_deviates_from_its_paper(name):
+  assert re.search(r"^Deviations\b.*:", methods.CHOICES.module(name).__doc__, re.MULTILINE)
 
 
 @every_method

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import common
+from jaxunlearn import evals
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.evals import nll
 from tests import toys
@@ -90,6 +92,43 @@ def test_probes_are_unbiased_on_a_mixture():
   bits = np.concatenate([draw(seed) for seed in range(64)], axis=1)
   error = bits.std(axis=1, ddof=1) / np.sqrt(bits.shape[1])
   assert np.all(np.abs(bits.mean(axis=1) - mixture_bits(x, means, 0.05)) < 4 * error + 1e-3)
+
+
+@pytest.mark.parametrize("variance", [1.0, 0.04])
+def test_the_flow_by_whole_times_of_a_gaussian_is_its_closed_form(variance):
+  """x - eps / sigma_k = (1 - 1 / v_k) x: from one whole time to the next x grows by a factor."""
+  v = PROCESS.abar * variance + 1 - PROCESS.abar
+  edges = np.append(1e-5, np.arange(1, 1000) / 999)
+  beta = 1000 * (1e-4 + edges * (0.02 - 1e-4))
+  whole = (beta[1:] + beta[:-1]) / 2 * np.diff(edges)  # beta is linear
+  growth = np.sum(-whole / 2 * (1 - 1 / v[:-1]))
+  means, x = np.zeros((K, *SHAPE)), images(B, 2, np.sqrt(variance))
+  mean_square = np.mean(np.float64(x) ** 2, axis=(1, 2, 3))
+  log_p = -0.5 * (mean_square * np.exp(2 * growth) + np.log(2 * np.pi)) + growth
+  kind = {"tolerance": 1e-5, "protocol": "siss"}
+  bits, solver = nll.nll_bits(bind(means, variance), PROCESS, jax.random.key(0), x, D, **kind)
+  assert solver == "siss:rk4"
+  want = np.repeat((7 - log_p / np.log(2))[:, None], D, axis=1)
+  np.testing.assert_allclose(bits, want, atol=2e-4, rtol=0)
+
+
+def test_the_flow_by_whole_times_asks_at_nothing_else():
+  asked = []
+
+  def eps_fn(x_t, t, c=None):
+    asked.append(t.dtype)
+    return 0.1 * x_t
+
+  partial = jax.tree_util.Partial(eps_fn)
+  nll.log_density(partial, PROCESS, images(1, 0), np.ones((1, 1, *SHAPE)), None, whole_times=True)
+  assert {np.dtype(kind) for kind in asked} == {np.dtype(np.int32)}
+
+
+def test_a_protocol_that_is_not_there_is_named():
+  options = common.get_config().eval
+  options.nll_protocol = "sis"
+  with pytest.raises(ValueError, match=r"no NLL protocol 'sis' \(did you mean 'siss'"):
+    evals.check("nll", options)
 
 
 def test_one_compilation_serves_every_set_of_parameters():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from jaxunlearn import build, checkpoint, pipeline, train
+from jaxunlearn import build, checkpoint, fields, pipeline, train
 from jaxunlearn.mesh import sharding
 from tests import tiny_config
 
@@ -32,6 +32,7 @@ def launched(monkeypatch):
     (workdir / "results.json").write_text(json.dumps(results))
 
   monkeypatch.setattr(train, "run", run)
+  monkeypatch.setattr(fields, "check", lambda config: None)  # these have a few of the fields
   return names
 
 
@@ -61,6 +62,16 @@ def test_the_table_has_means_intervals_divergence_and_the_published_numbers(tmp_
   assert lines[3] == "| B | 5 | 0 (1 diverged) | inf | - |"
 
 
+def test_a_bad_field_of_the_last_run_is_refused_before_the_first(tmp_path, monkeypatch):
+  monkeypatch.setattr(train, "run", lambda *_: 1 / 0)
+  config = config_of(tmp_path)
+  config.runs = {"a0": tiny_config.get_config(), "b0": tiny_config.get_config()}
+  config.runs.b0.optimizer.clip = 0.0
+  with pytest.raises(ValueError, match=r"^run b0: config.optimizer.clip is 0; use more than 0$"):
+    pipeline.run(config, tmp_path / "runs")
+  assert not (tmp_path / "runs").exists()
+
+
 def test_a_second_launch_skips_what_is_finished(tmp_path, launched):
   config = config_of(tmp_path)
   first = pipeline.run(config, tmp_path / "runs")
@@ -74,7 +85,7 @@ def test_a_run_that_another_process_holds_is_left_to_it(tmp_path, launched, caps
   with pipeline._only_here(tmp_path / "runs" / "a1.lock"):
     assert pipeline.run(config_of(tmp_path), tmp_path / "runs") == {}
   assert launched == ["a0", "b0", "b1"]
-  assert "1 runs go on in another launch, the first is a1" in capsys.readouterr().out
+  assert "1 run goes on in another launch, the first is a1" in capsys.readouterr().out
   assert not (tmp_path / "out").exists()
 
 
@@ -123,8 +134,8 @@ def test_a_sequence_goes_on_from_the_parameters_and_without_the_records_of_befor
   config = ConfigDict({"runs": {}, "columns": (), "published": (), "out": str(tmp_path / "table")})
   config.rows = (("both", ("first", "second"), ()),)
   for name, steps, ids, earlier in (
-    ("first", 2, ("tshirt/00000",), ()),
-    ("second", 0, ("tshirt/00001",), ("tshirt/00000",)),
+    ("first", 2, ("mnist/00000",), ()),
+    ("second", 0, ("mnist/00001",), ("mnist/00000",)),
   ):
     run = tiny_config.get_config("siss")
     run.mesh.update(data=1, fsdp=1)
@@ -136,8 +147,8 @@ def test_a_sequence_goes_on_from_the_parameters_and_without_the_records_of_befor
   assert pipeline.run(config, tmp_path / "runs")["both"]["runs"] == 2
 
   setup = build.build(pipeline._placed(config.runs.second, tmp_path / "runs"))
-  assert "tshirt/00000" not in setup.train.ids
-  assert "tshirt/00000" in build.build(config.runs.first).train.ids
+  assert "mnist/00000" not in setup.train.ids
+  assert "mnist/00000" in build.build(config.runs.first).train.ids
   target = sharding.shaped(setup.mesh, jax.eval_shape(setup.net.init, jax.random.key(0)))
   first, second = (
     checkpoint.read_params(tmp_path / "runs" / name, target) for name in ("first", "second")

@@ -20,7 +20,7 @@ from diffusers.schedulers import scheduling_ddpm
 
 from jaxunlearn import data, models
 from jaxunlearn.diffusion import Diffusion, sampling
-from jaxunlearn.weights import diffusers_config, pretrained
+from jaxunlearn.weights import diffusers_config, layout, pretrained
 from tests import tiny_unet
 from tests.tiny_unet import PROCESS, assert_same
 
@@ -310,7 +310,7 @@ def test_a_folder_without_weights(tmp_path):
 def pickled(tmp_path):
   model = torch_unet(NET)
   model.save_pretrained(tmp_path, safe_serialization=False)
-  assert (tmp_path / pretrained.PICKLED).is_file()
+  assert (tmp_path / layout.PICKLED).is_file()
   return tmp_path, model
 
 
@@ -343,7 +343,7 @@ class Evil:
   "dump", [torch.save, lambda evil, path: path.write_bytes(pickle.dumps(evil))]
 )
 def test_a_pickle_that_would_run_code_does_not(dump, tmp_path):
-  dump({"conv_in.weight": Evil(tmp_path / "ran")}, tmp_path / pretrained.PICKLED)
+  dump({"conv_in.weight": Evil(tmp_path / "ran")}, tmp_path / layout.PICKLED)
   with pytest.raises(ValueError, match="cannot be read as weights alone") as error:
     pretrained.load(tmp_path, tiny_unet.shapes(NET))
   assert "\n" not in str(error.value)
@@ -357,11 +357,56 @@ def test_safetensors_are_taken_before_a_pickle(pickled):
   assert_same(pretrained.load(folder, tiny_unet.shapes(NET)), params)
 
 
-def test_weights_in_several_files_are_refused_with_the_way_out(tmp_path):
-  torch_unet(NET).save_pretrained(tmp_path, max_shard_size="20KB")
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_weights_in_several_files_are_read_together(variant, tmp_path):
+  torch_unet(NET).save_pretrained(tmp_path, max_shard_size="20KB", variant=variant)
   assert not (tmp_path / pretrained.WEIGHTS).exists()
-  with pytest.raises(ValueError, match=r"index.json lists .* several files; save .* in one"):
+  assert_same(pretrained.load(tmp_path, tiny_unet.shapes(NET)), from_torch(torch_unet(NET)))
+  shard = sorted(tmp_path.glob("*-of-*"))[1]
+  shard.unlink()
+  with pytest.raises(ValueError, match=rf"lists '{shard.name}', which is not there; fetch it"):
     pretrained.load(tmp_path, tiny_unet.shapes(NET))
+
+
+HALF = pretrained.WEIGHTS.replace(".safe", ".fp16.safe")
+
+
+def save_as(folder, *names):
+  """A file under each name, of the seeds 0, 1, ..."""
+  for seed, name in enumerate(names):
+    state = pretrained.to_state_dict(tiny_unet.random_params(NET, seed))
+    safetensors.numpy.save_file(state, folder / name)
+
+
+@pytest.mark.parametrize(
+  ("names", "said"),
+  [
+    ((pretrained.WEIGHTS,), ""),
+    ((HALF,), f"{HALF} is taken"),
+    (("model.safetensors",), ""),
+    ((pretrained.WEIGHTS, HALF, layout.PICKLED), f"is taken, not {HALF}, {layout.PICKLED}"),
+    ((HALF, HALF.replace("fp16", "bf16"), "optimizer.bin"), f"{HALF} is taken, not"),
+  ],
+)
+def test_the_file_that_is_taken_is_said_where_there_is_a_choice(names, said, tmp_path, caplog):
+  save_as(tmp_path, *names)
+  assert_same(pretrained.load(tmp_path, tiny_unet.shapes(NET)), tiny_unet.random_params(NET, 0))
+  assert said in caplog.text and bool(said) == bool(caplog.text)
+
+
+def test_weights_of_another_name_are_named(tmp_path):
+  save_as(tmp_path, "unet.safetensors")
+  with pytest.raises(ValueError, match=r"but 'unet.safetensors' does; .* rename it to diffusion_"):
+    pretrained.load(tmp_path, tiny_unet.shapes(NET))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "unet.", "_orig_mod.", "module._orig_mod.model."])
+def test_a_prefix_of_a_wrapper_is_taken_off(prefix):
+  params = tiny_unet.random_params(NET)
+  state = {prefix + name: value for name, value in pretrained.to_state_dict(params).items()}
+  assert_same(pretrained.from_state_dict(state, tiny_unet.shapes(NET)), params)
+  with pytest.raises(ValueError, match=rf"bias' but '{prefix}.*without the prefix '{prefix}'"):
+    pretrained.from_state_dict(state | {"vae.x": np.zeros(1)}, tiny_unet.shapes(NET))
 
 
 # The Hub, by its own client on a cache without a network.
@@ -387,9 +432,21 @@ def test_weights_of_the_hub_by_name_and_revision(hub):
   hub("main", "1" * 40, lambda folder: pretrained.save(folder, NET, params[0], PROCESS))
   hub("v2", "2" * 40, lambda folder: pretrained.save(folder, NET, params[1], PROCESS))
   for origin, want in (("hub:google/ddpm-tiny", 0), ("hub:google/ddpm-tiny@v2", 1)):
-    net, got, process = load(pretrained.locate(origin))
+    net, got, process = load(layout.locate(origin))
     assert (net, process) == (NET, PROCESS)
     assert_same(got, params[want])
+
+
+def test_shards_of_the_hub_are_asked_for_by_name(hub, monkeypatch):
+  fill = lambda folder: torch_unet(NET).save_pretrained(folder / "unet", max_shard_size="20KB")
+  hub("main", "1" * 40, fill)
+  real, asked = huggingface_hub.snapshot_download, []
+  watch = lambda *args, **options: asked.append(options["allow_patterns"]) or real(*args, **options)
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", watch)
+  folder = layout.locate("hub:google/ddpm-tiny")
+  assert_same(pretrained.load(folder, tiny_unet.shapes(NET)), from_torch(torch_unet(NET)))
+  shards = {path.name for path in (folder / "unet").glob("*-of-*")}
+  assert len(shards) > 2 and {pathlib.Path(p).name for p in asked[-1]} == shards
 
 
 def test_a_pickle_of_the_hub_where_there_are_no_safetensors(hub):
@@ -398,7 +455,7 @@ def test_a_pickle_of_the_hub_where_there_are_no_safetensors(hub):
     "1" * 40,
     lambda folder: torch_unet(NET).save_pretrained(folder, safe_serialization=False),
   )
-  folder = pretrained.locate("hub:google/ddpm-tiny")
+  folder = layout.locate("hub:google/ddpm-tiny")
   assert_same(pretrained.load(folder, tiny_unet.shapes(NET)), from_torch(torch_unet(NET)))
 
 
@@ -413,18 +470,19 @@ def test_only_the_needed_files_are_asked_of_the_hub(tmp_path, monkeypatch):
   def snapshot_download(name, *, revision, allow_patterns):
     asked.append((name, revision, allow_patterns))
     (tmp_path / "unet").mkdir(exist_ok=True)
-    if len(asked) > 2:
+    if len(asked) > 3:
       (tmp_path / "unet" / pretrained.WEIGHTS).touch()
     return str(tmp_path)
 
   monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
   for _ in range(2):
-    assert pretrained.locate("hub:google/ddpm-tiny@abc") == tmp_path
+    assert layout.locate("hub:google/ddpm-tiny@abc") == tmp_path
   names = [(name, revision) for name, revision, _ in asked]
-  assert names == [("google/ddpm-tiny", "abc")] * 3  # the pickle only where it has to be
-  assert asked[0][2] == asked[2][2]
+  assert names == [("google/ddpm-tiny", "abc")] * 4  # the others only where they have to be
+  assert asked[0][2] == asked[3][2]
   assert {"unet/config.json", "scheduler/scheduler_config.json", "config.json"} < set(asked[0][2])
-  assert {pathlib.Path(p).name for p in asked[1][2]} == {pretrained.PICKLED}
+  assert {pathlib.Path(p).name for p in asked[1][2]} == set(layout.OTHERS)
+  assert {pathlib.Path(p).name for p in asked[2][2]} == {layout.PICKLED}
   assert not any("*" in pattern for _, _, patterns in asked for pattern in patterns)
 
 
@@ -432,11 +490,11 @@ def test_only_the_needed_files_are_asked_of_the_hub(tmp_path, monkeypatch):
 def test_what_the_hub_has_not_is_one_line(hub, origin):
   hub("main", "1" * 40, lambda folder: folder.mkdir(parents=True))
   with pytest.raises(ValueError, match=rf"{origin} cannot be fetched \(.*\); check the") as error:
-    pretrained.locate(origin)
+    layout.locate(origin)
   assert "\n" not in str(error.value)
 
 
 def test_the_hub_without_its_client_is_one_line(monkeypatch):
   monkeypatch.setitem(sys.modules, "huggingface_hub", None)
   with pytest.raises(ValueError, match="needs huggingface_hub; run: pip install"):
-    pretrained.locate("hub:google/ddpm-tiny")
+    layout.locate("hub:google/ddpm-tiny")

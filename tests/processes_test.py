@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from jaxunlearn import build, checkpoint
 from jaxunlearn.cdm import delete, ledger
 from jaxunlearn.mesh import processes
-from tests import meshes, tiny_config
+from tests import meshes, nets, tiny_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 DEVICES, STEPS = 4, 24
@@ -46,7 +47,7 @@ class Run:
   def launch(self, n, *flags):
     environment = os.environ | {
       "PYTHONPATH": str(ROOT),
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // n}",
+      "JAX_NUM_CPU_DEVICES": str(DEVICES // n),
       "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", "jaxunlearn.main", *self.flags, *flags]
@@ -82,7 +83,7 @@ class Run:
     config.mesh.update(data=1, fsdp=1)
     setup = build.build(config)
     saves = checkpoint.Checkpoints(self.workdir / "checkpoints")
-    state = saves.restore(build.make_state(setup, setup.net.init(jax.random.key(1))))
+    state = saves.restore(build.make_state(setup, nets.random_params(setup.net)))
     saves.close()
     return jax.device_get(state)
 
@@ -143,8 +144,14 @@ def assert_same_results(run, whole):
   assert files(run) == files(whole)
 
 
-def test_two_processes_give_the_numbers_of_one(tmp_path, whole):
-  assert_same(Run(tmp_path / "run").finish(2), whole)
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
+  """The same run by two processes."""
+  return Run(tmp_path_factory.mktemp("of_two") / "run").finish(2)
+
+
+def test_two_processes_give_the_numbers_of_one(of_two, whole):
+  assert_same(of_two, whole)
 
 
 def test_a_signal_to_one_of_four_stops_all_and_two_go_on(tmp_path, whole):
@@ -175,8 +182,8 @@ def test_when_one_is_killed_the_other_ends_and_one_process_goes_on(tmp_path, who
   assert_same(run.finish(1), whole)
 
 
-def test_a_damaged_checkpoint_is_passed_over_by_all(tmp_path, whole):
-  run = Run(tmp_path / "run").finish(2)
+def test_a_damaged_checkpoint_is_passed_over_by_all(tmp_path, of_two, whole):
+  run = Run(shutil.copytree(of_two.workdir, tmp_path / "run"))
   for path in (run.workdir / f"checkpoints/{STEPS}/params/ocdbt.process_1/d").iterdir():
     content = bytearray(path.read_bytes())
     content[40:44] = b"\x55" * 4

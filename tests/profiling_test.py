@@ -2,9 +2,9 @@
 
 import pytest
 
-from jaxunlearn import train
+from jaxunlearn import build, train
 from jaxunlearn.mesh import profiling
-from tests import tiny_config
+from tests import nets, tiny_config
 
 
 def run(workdir, profile):
@@ -14,7 +14,8 @@ def run(workdir, profile):
   return (workdir / "metrics.jsonl").read_text()
 
 
-def test_the_steps_of_the_window_are_traced(tmp_path):
+def test_the_steps_of_the_window_are_traced(monkeypatch, tmp_path):
+  monkeypatch.setattr(build.models, "make", lambda **_: nets.Line())
   assert run(tmp_path / "traced", "2:3") == run(tmp_path / "plain", "")
   assert [p.suffix for p in (tmp_path / "traced/profile").rglob("*.xplane.pb")] == [".pb"]
   assert not (tmp_path / "plain/profile").exists()

@@ -5,8 +5,8 @@ import pathlib
 import re
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = ("audit", "cdm", "celeba", "reliability", "scaling")
 README = (ROOT / "README.md").read_text()
+PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 
 
 def result(name):
@@ -28,7 +28,7 @@ def test_every_config_in_a_command_exists():
 
 
 def test_the_tables_are_the_committed_results():
-  pages = README + "".join((ROOT / "docs" / f"{name}.md").read_text() for name in PAGES)
+  pages = README + "".join(PAGES.values())
   shown = re.findall(r"<!-- (?:\.\./)?(results/\S+\.md) -->\n(.*?)<!-- end -->", pages, re.DOTALL)
   assert {name for name, _ in shown} == {
     "results/siss_mnist.md",
@@ -46,6 +46,7 @@ def test_the_tables_are_the_committed_results():
     "results/benchmark_siss_step.md",
     "results/check_tpu.md",
     "results/reliability.md",
+    "results/fuzz.md",
   }
   for name, table in shown:
     rows = [line for line in (ROOT / name).read_text().splitlines() if line.startswith("|")]
@@ -59,23 +60,47 @@ def changes(name):
   return [float(x) for x in re.findall(r"^\| (?!alone).*\| \+?([-\d.]+)% \|$", table, re.MULTILINE)]
 
 
-def test_the_numbers_in_sentences_are_the_committed_results():
-  text = " ".join(README.split())
-  siss = {name: row["inception_score"]["value"] for name, row in result("siss_mnist").items()}
+def flowing(text):
+  """A page as one line, whatever its line breaks."""
+  return " ".join(text.split())
+
+
+def test_the_numbers_in_sentences_about_siss_are_the_committed_results():
+  rows, readme, page = result("siss_mnist"), flowing(README), flowing(PAGES["siss"])
+  siss = {name: row["inception_score"]["value"] for name, row in rows.items()}
   change = lambda name: f"{siss[name] / siss['pretrained'] - 1:.1%}"
   assert (
-    f"ReTrack keeps it ({change('ReTrack')}), SISS (No IS) is at {change('SISS (No IS)')}" in text
+    f"ReTrack keeps it ({change('ReTrack')}), SISS (No IS) is at {change('SISS (No IS)')}" in page
   )
-  assert f"SISS λ=0.5 at {change('SISS λ=0.5')}; naive deletion" in text
-  assert f"only fine-tunes, is at {change('naive deletion')}," in text
-  dropped = changes("cdm_forget_source")
-  assert f"moves the feature FID by {min(dropped)}% to {max(dropped)}%" in text
+  assert f"SISS λ=0.5 at {change('SISS λ=0.5')}; naive deletion" in page
+  assert f"only fine-tunes, is at {change('naive deletion')}," in page
+  assert f"makes it in {rows['pretrained']['tshirt_rate']['value']:.1%} of samples" in readme
+  for name in ("SISS λ=0.5", "SISS (No IS)", "ReTrack"):
+    assert rows[name]["tshirt_rate"]["runs"] == [0, 0, 0]
+    assert "n=512" in rows[name]["tshirt_rate"]["identity"][0]  # 3 x 512 is 1,536
+
+
+def test_the_numbers_in_sentences_about_compartments_are_the_committed_results():
+  page, dropped = flowing(PAGES["cdm"]), changes("cdm_forget_source")
+  moves = f"moves the feature FID by {min(dropped)}% to {max(dropped)}%"
+  assert moves in page and moves in flowing(README)
   fid = {name: row["feature_fid"]["value"] for name, row in result("cdm_uniform").items()}
-  assert fid["8: soft"] / fid["monolith"] < 1.04 and "are within 4% of one network" in text
+  assert fid["8: soft"] / fid["monolith"] < 1.04 and "are within 4% of one network" in page
   record = (ROOT / "results/cdm_forget_record.md").read_text()
   redone, whole = map(int, re.search(r"(\d+) of (\d+) steps", record).groups())
-  assert f"({redone / whole:.0%} for the one shown)" in text
+  assert f"({redone / whole:.0%} for the one shown)" in page
   rows = result("benchmark_cdm_sampling")["rows"]
   ratio = {row["name"]: row["ratio"] for row in rows if row["n"] == 8}
-  assert f"takes {ratio['top-1']:.2f} of the time of one network" in text
-  assert f"with soft weights {ratio['soft, scan']:.1f} times it" in text
+  assert f"takes {ratio['top-1']:.2f} of the time of one network" in page
+  assert f"with soft weights {ratio['soft, scan']:.1f} times it" in page
+
+
+def test_the_numbers_in_sentences_about_speed_are_the_committed_results():
+  steps = {name: unet["steps"] for name, unet in result("benchmark_siss_step")["unets"].items()}
+  ratio = lambda unet, step: f"{steps[unet][f'ours {step}']['ratio']:.2f}"
+  cifar, mnist = (
+    [ratio(unet, step) for step in ("plain", "siss")] for unet in ("cifar10", "mnist")
+  )
+  page = flowing(PAGES["speed"])
+  assert f"reached are {' and '.join(cifar)} on the CIFAR-10 UNet, {' and '.join(mnist)} on" in page
+  assert f"takes {cifar[1]} of PyTorch's time on the CIFAR-10 UNet" in flowing(README)

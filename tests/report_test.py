@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from jaxunlearn.reports import charts, pictures, report
+from jaxunlearn.reports import charts, limits, names, pictures, report, rows, subject
 
 EVIL = "<script>alert(1)</script>"
 CONFIG = {
@@ -16,7 +16,8 @@ CONFIG = {
   "init_from": "assets:pretrain_mnist",
   "data": {"source": "mnist_tshirt", "share": 0.03},
   "forget": {"ids": [], "file": "", "label": "tshirt"},
-  "method": {"name": "siss", "lam": 0.5},
+  "method": {"name": "siss", "lam": 0.5, "forget_norm": None, "stratified": True},
+  "streams": {"x": "retain", "a": "forget"},
   "train": {"steps": 60, "batch": 64},
   "note": EVIL,
 }
@@ -79,18 +80,9 @@ def test_results_are_what_was_evaluated(tmp_path, capsys):
   assert results == {"before": BEFORE, "after": AFTER}
   assert list(results) == ["before", "after"]
   assert json.loads((tmp_path / "results.json").read_text()) == results
-  assert capsys.readouterr().out == report.table(results) + "\n"
+  said, page = capsys.readouterr().out.splitlines()
+  assert said == report.headline(results, CONFIG) and page == f"report: {tmp_path / 'report.html'}"
   assert not list(tmp_path.rglob("*.tmp"))
-
-
-def test_table_in_plain_text():
-  rows = report.table({"before": BEFORE, "after": AFTER}).splitlines()
-  assert rows[0].split() == ["metric", "before", "after"]
-  assert re.split(r"\s{2,}", rows[1]) == ["tshirt_rate", "0.03125 [0.019, 0.05]", "0 [0, 0.0074]"]
-  assert re.split(r"\s{2,}", rows[-1]) == ["nll_bpd", "1.214", "7.93"]
-  missing = report.table({"before": BEFORE, "after": {}}).splitlines()
-  assert missing[-1].split() == ["nll_bpd", "1.214", "-"]
-  assert report.table({}) == "metric"
 
 
 def test_numbers_on_the_page_equal_the_json(tmp_path):
@@ -143,7 +135,7 @@ def test_later_phases_come_in_natural_order(tmp_path):
   results = make_run(tmp_path, phases)
   assert list(results) == ["before", "after", "attack_20", "attack_100"]
   text = read_page(tmp_path).text
-  assert "attack_20, attack_100. Others were not run" in text
+  assert "attack 20, attack 100. No others were." in text
   assert "relearning attack was not run" not in text
 
 
@@ -165,30 +157,29 @@ def test_a_row_measured_differently_is_flagged(tmp_path):
   make_run(tmp_path, {"before": BEFORE, "after": AFTER})
   text = read_page(tmp_path).text
   assert text.count("not comparable: solver") == 3  # in the table, and at both identities
-  assert "nll_bpd (solver)" in text
-  assert report.row("tshirt_rate", {"before": BEFORE, "after": AFTER}).differs == ""
+  assert "surprise at the target (solver)" in text
+  assert rows.row("tshirt_rate", {"before": BEFORE, "after": AFTER}).differs == ""
   other = {"m": entry(1.0, None, "free text")}
-  assert report.row("m", {"a": other, "b": {"m": entry(1.0)}}).differs
+  assert rows.row("m", {"a": other, "b": {"m": entry(1.0)}}).differs
 
 
-def test_what_is_not_proven():
-  said = " ".join(report.caveats(CONFIG, {"before": BEFORE, "after": AFTER}))
-  assert "tshirt_rate after is 0 of 512 samples. That bounds the rate by 0.74%" in said
+def test_the_limits_are_made_from_the_numbers():
+  said = " ".join(limits.limits(CONFIG, {"before": BEFORE, "after": AFTER}))
+  assert "The T-shirt rate after is 0 of 512 samples. That bounds the rate by 0.74%" in said
   assert "training seed 3" in said
-  assert "relearning attack was not run" in said
-  assert "fine-tuned, not retrained" in said
-  scratch = " ".join(report.caveats(CONFIG | {"init_from": ""}, {"after": BEFORE}))
-  assert "fine-tuned" not in scratch and "is 0" not in scratch
+  assert "samples 512; sampler ddim; sampling steps 25" in said
+  again = " ".join(limits.limits(CONFIG, {"before": BEFORE, "after": BEFORE}))
+  assert "is 0" not in again
   judged = {"feature_fid": entry(1.0, None, "extractor=digits:1a2b n=64")}
-  assert "small classifier of this project (digits:1a2b)" in " ".join(
-    report.caveats({}, {"after": judged})
-  )
+  said = " ".join(limits.limits({}, {"after": judged}))
+  assert "By a small classifier of this project (digits:1a2b)" in said
 
 
 @pytest.mark.parametrize(
   "forget, words",
   [
     ({"ids": [], "file": "", "label": "7"}, "the class 7"),
+    ({"ids": [], "file": "", "label": "tshirt"}, "the T-shirt"),
     ({"ids": [], "file": "", "label": "", "style": "ink"}, "the style ink"),
     ({"ids": [], "file": "a.txt", "label": ""}, "the records listed in a.txt"),
     ({"ids": ["a"]}, "1 record (a)"),
@@ -201,16 +192,17 @@ def test_what_is_not_proven():
   ],
 )
 def test_what_was_deleted(forget, words):
-  assert report.deleted({"forget": forget}) == words
+  assert subject.deleted({"forget": forget}) == words
 
 
 def test_places_of_intervals_and_bars():
   results = {"before": {"a/0": entry(2.0, [1.0, 3.0])}, "after": {"a/0": entry(5.0)}}
-  row = report.row("a/0", results)
+  row = rows.row("a/0", results)
   assert (row.group, row.item) == ("a", "0")
   assert row.cells[0].at == (25.0, 0.0, 50.0)
   assert row.cells[1].at == (100.0,)
-  assert report.bars([row])[0].cells[0].at == (40.0, 20.0, 60.0)
+  assert row.axis == ((0.0, "1"), (100.0, "5"))
+  assert rows.bars([row])[0].cells[0].at == (40.0, 20.0, 60.0)
 
 
 def test_chart_is_log_over_two_decades_only():
@@ -266,3 +258,87 @@ def test_curves_put_losses_first_and_probes_last():
   assert list(found) == ["loss_x", "grad_norm", "scale", "probe_r"]
   np.testing.assert_array_equal(found["loss_x"], [[1, math.inf]])
   np.testing.assert_array_equal(found["probe_r"], [[2, 0.5]])
+
+
+@pytest.mark.parametrize(
+  "values, ends",
+  [
+    ([0.03125, 0.0], ("0", "0.04")),
+    ([51.9, 64.5], ("50", "65")),
+    ([-0.31, 0.2], ("-0.4", "0.2")),
+    ([7.0], ("6", "8")),
+    ([0.0, 0.0], ("0", "0.1")),
+    ([704000.0, 2816000.0], ("500,000", "3,000,000")),
+  ],
+)
+def test_the_ends_of_an_axis_are_round_and_hold_the_values(values, ends):
+  phases = {f"p{i}": {"m": entry(v)} for i, v in enumerate(values)}
+  row = rows.row("m", phases)
+  assert tuple(label for _, label in row.axis) == ends
+  assert all(0 <= cell.at[0] <= 100 for cell in row.cells)
+  assert rows.row("m", {"p": {"m": entry("nan")}}).axis == ()
+
+
+def test_curves_that_mean_something_come_first_and_have_names():
+  line = dict.fromkeys(("loss_x", "grad_norm", "norm_a", "both", "probe_ua", "probe_ar"), 1.0)
+  told, folded = report.curves([{"step": 1} | line], attack=False)
+  assert [c.name for c in told] == [
+    *("loss on what is kept", "gradient norm of the step"),
+    *("forget norm: gradient norm, forgotten", "UA, on the way"),
+  ]
+  assert [c.name for c in folded] == ["rows that serve both terms", "AR, on the way"]
+  told, _ = report.curves([{"step": 1} | line], attack=True)
+  assert [c.name for c in told[:2]] == ["AR, on the way", "loss on what the attack learns from"]
+
+
+def test_a_page_has_no_name_of_a_field_and_no_none(tmp_path):
+  lines = [{"step": 1, "loss_x": 1.0, "norm_a": 2.0, "probe_tshirt_rate": 0.1}]
+  make_run(tmp_path, {"before": BEFORE, "after": AFTER}, lines)
+  text = read_page(tmp_path).text
+  text = text[: text.index("How each value was measured")] + text[text.index("Class by class") :]
+  text = text[: text.index("Every field of this run")]
+  assert "SISS (λ 0.5, stratified)" in text and "T-shirt rate" in text
+  for name in ("None", "tshirt_rate", "nll_bpd", "loss_x", "norm_a", "mnist_tshirt", "class_share"):
+    assert name not in text, name
+
+
+@pytest.mark.parametrize(
+  "name, words",
+  [
+    ("tshirt_rate", "T-shirt rate"),
+    ("target_rate", "target rate"),
+    ("class_share/ankle-boot", "class share"),
+    ("your_own", "your own"),
+  ],
+)
+def test_metrics_have_names(name, words):
+  assert names.metric(name) == words
+
+
+def test_what_a_reader_knows_is_not_lost():
+  assert names.item("ankle-boot") == "Ankle boot" and names.item("t-shirt") == "T-shirt"
+  assert names.phase("alone_class-0") == "class-0 alone"
+  assert names.phase("top1") == "the largest weight alone"
+  assert names.fields({"name": "m", "a": None, "b": (), "c": 0.0, "d": False}, "name") == (
+    "c 0, not d"
+  )
+
+
+def test_compositions_come_before_sources_and_each_source_has_its_loss(tmp_path):
+  phases = {
+    "alone_a": {"fid": entry(3.0)},
+    "soft": {"fid": entry(2.0)},
+    "top1": {"fid": entry(1.0)},
+  }
+  for name in ("a", "b"):
+    (tmp_path / "shards" / name).mkdir(parents=True)
+    line = json.dumps({"step": 1, "loss_x": 1.0}) + "\n"
+    (tmp_path / "shards" / name / "metrics.jsonl").write_text(line if name == "a" else "")
+  config = CONFIG | {"sources": {"by": "class", "n": 2}, "compartment": {"name": "full"}}
+  make_run(tmp_path, phases, config=config)
+  text = read_page(tmp_path).text
+  table = text[text.index("Values with") :]
+  places = [table.index(n) for n in ("weighted by the router", "the largest weight", "a alone")]
+  assert places == sorted(places)
+  assert "loss of a" in text and "loss of b" not in text
+  assert list(json.loads((tmp_path / "results.json").read_text())) == ["alone_a", "soft", "top1"]

@@ -9,6 +9,7 @@ import torch
 from diffusers.schedulers import scheduling_ddim, scheduling_ddpm
 
 from jaxunlearn.diffusion import Diffusion, sampling
+from jaxunlearn.diffusion.sampling import Options
 from tests import toys
 
 PROCESS = Diffusion()
@@ -40,6 +41,8 @@ def check_each_step(monkeypatch, calls, x_0, rng, scheduler, **options):
   """Each x_t is where diffusers' scheduler steps to from the one before, given the same noise."""
   # In float32, as diffusers keeps it, 1 - abar_t is off by 6e-4 at t = 0.
   scheduler.alphas_cumprod = torch.from_numpy(PROCESS.abar)
+  if not scheduler.config.get("set_alpha_to_one", True):
+    scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
   times = np.stack([t for t, *_ in calls])
   assert times.dtype == np.int32
   np.testing.assert_array_equal(times, np.repeat(times[:, :1], len(x_0), axis=1))
@@ -51,14 +54,18 @@ def check_each_step(monkeypatch, calls, x_0, rng, scheduler, **options):
       monkeypatch.setattr(module, "randn_tensor", lambda *_, z=z, **__: torch.from_numpy(z))
     step = scheduler.step(torch.from_numpy(eps), int(t[0]), torch.from_numpy(x_t), **options)
     theirs = step.prev_sample.numpy()
-    np.testing.assert_allclose(arrival, theirs, rtol=0, atol=1e-6 * max(1, np.abs(theirs).max()))
+    np.testing.assert_allclose(arrival, theirs, rtol=0, atol=2e-6 * max(1, np.abs(theirs).max()))
+
+
+def clipped(clip):
+  return Options(clip_sample=clip)
 
 
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("steps", [1000, 300, 50, 10, 1])
 def test_ddpm_steps_as_diffusers(monkeypatch, steps, clip):
   eps_fn = Recorder()
-  x_0 = sampling.ddpm(eps_fn, PROCESS, RNG, noise(0), steps=steps, clip=clip)
+  x_0 = sampling.ddpm(eps_fn, PROCESS, RNG, noise(0), steps=steps, options=clipped(clip))
   scheduler = diffusers.DDPMScheduler(clip_sample=clip)
   scheduler.set_timesteps(steps)
   calls = eps_fn.calls()
@@ -71,7 +78,7 @@ def test_ddpm_steps_as_diffusers(monkeypatch, steps, clip):
 @pytest.mark.parametrize("steps", [1000, 50, 10])
 def test_ddim_steps_as_diffusers(monkeypatch, steps, clip, eta):
   eps_fn = Recorder()
-  x_0 = sampling.ddim(eps_fn, PROCESS, RNG, noise(0), steps=steps, eta=eta, clip=clip)
+  x_0 = sampling.ddim(eps_fn, PROCESS, RNG, noise(0), steps=steps, eta=eta, options=clipped(clip))
   scheduler = diffusers.DDIMScheduler(clip_sample=clip, set_alpha_to_one=True, steps_offset=0)
   scheduler.set_timesteps(steps)
   calls = eps_fn.calls()
@@ -79,12 +86,74 @@ def test_ddim_steps_as_diffusers(monkeypatch, steps, clip, eta):
   check_each_step(monkeypatch, calls, x_0, RNG, scheduler, eta=eta)
 
 
+OF_BOTH = [
+  {"timestep_spacing": "trailing"},
+  {"timestep_spacing": "linspace"},
+  {"steps_offset": 1},
+  {"clip_sample_range": 0.5},
+]
+OF_DDPM = [
+  {"variance_type": "fixed_large"},
+  {"variance_type": "fixed_small_log"},
+  {"variance_type": "fixed_large", "steps_offset": 3, "clip_sample_range": 2.0},
+]
+OF_DDIM = [
+  {"set_alpha_to_one": False},
+  {"set_alpha_to_one": False, "steps_offset": 1, "clip_sample": False},
+  {"set_alpha_to_one": False, "timestep_spacing": "trailing"},
+]
+
+
+@pytest.mark.parametrize(
+  ("given", "steps"), [*((given, 7) for given in OF_BOTH + OF_DDPM), (OF_DDPM[-1], 600)], ids=str
+)
+def test_each_option_of_ddpm_steps_as_diffusers(monkeypatch, given, steps):
+  eps_fn = Recorder()
+  x_0 = sampling.ddpm(eps_fn, PROCESS, RNG, noise(0), steps=steps, options=Options(**given))
+  scheduler = diffusers.DDPMScheduler(**given)
+  scheduler.set_timesteps(steps)
+  calls = eps_fn.calls()
+  assert [t[0] for t, *_ in calls] == scheduler.timesteps.tolist()
+  check_each_step(monkeypatch, calls, x_0, RNG, scheduler)
+
+
+@pytest.mark.parametrize(
+  ("given", "steps"), [*((given, 7) for given in OF_BOTH + OF_DDIM), (OF_DDIM[1], 600)], ids=str
+)
+def test_each_option_of_ddim_steps_as_diffusers(monkeypatch, given, steps):
+  eps_fn = Recorder()
+  x_0 = sampling.ddim(
+    eps_fn, PROCESS, RNG, noise(0), steps=steps, eta=0.5, options=Options(**given)
+  )
+  scheduler = diffusers.DDIMScheduler(**given)
+  scheduler.set_timesteps(steps)
+  calls = eps_fn.calls()
+  assert [t[0] for t, *_ in calls] == scheduler.timesteps.tolist()
+  check_each_step(monkeypatch, calls, x_0, RNG, scheduler, eta=0.5)
+
+
+@pytest.mark.parametrize("spacing", sampling.SPACINGS)
+def test_times_are_those_of_diffusers(spacing):
+  options = Options(timestep_spacing=spacing)
+  scheduler = diffusers.DDPMScheduler(timestep_spacing=spacing)
+  for steps in range(1, 1001):
+    scheduler.set_timesteps(steps)
+    theirs = scheduler.timesteps.tolist()  # by rounding, 61 trailing steps end in a 62nd at -1
+    assert sampling.times(PROCESS, steps, options).tolist() == [t for t in theirs if t >= 0], steps
+
+
+def test_the_identity_says_the_options_that_are_not_the_default():
+  assert Options().facts() == {}
+  given = {"timestep_spacing": "trailing", "set_alpha_to_one": False}
+  assert Options(**given).facts() == given
+
+
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("t", [0, 250])
 def test_inject_noises_once_and_steps_as_diffusers(monkeypatch, t, clip):
   recorder, x, c = Recorder(), noise(1), jnp.arange(3)
   eps_fn = jax.tree_util.Partial(recorder)
-  copies = sampling.inject(eps_fn, PROCESS, RNG, x, t, c, n=2, clip=clip)
+  copies = sampling.inject(eps_fn, PROCESS, RNG, x, t, c, n=2, options=clipped(clip))
   assert copies.shape == (3, 2, 4, 4, 2)
   calls = recorder.calls()
   assert [call[0][0] for call in calls] == list(range(t, -1, -1))
@@ -212,6 +281,14 @@ def test_a_second_checkpoint_does_not_recompile():
     (lambda e: sampling.ddpm(e, PROCESS, RNG, noise(0), steps=0), "steps 0 is outside 1..1000"),
     (lambda e: sampling.ddim(e, PROCESS, RNG, noise(0), steps=1001), "steps 1001 is outside"),
     (lambda e: sampling.ddim(e, PROCESS, RNG, noise(0), eta=1.5), "eta 1.5 is outside"),
+    (
+      lambda e: sampling.ddim(e, PROCESS, RNG, noise(0), steps=1000, options=Options("leading", 1)),
+      "steps 1000 with steps_offset 1 begin at 1000, past the last time 999; use fewer",
+    ),
+    (lambda e: Options("trailin"), "no timestep spacing 'trailin' .did you mean 'trailing'"),
+    (lambda e: Options(variance_type="learned"), "no variance type 'learned'.*fixed_large"),
+    (lambda e: Options(steps_offset=-1), "steps_offset is -1; use a whole number, 0 or more"),
+    (lambda e: Options(clip_sample_range=0.0), "clip_sample_range is 0; use more than 0"),
     (lambda e: sampling.inject(e, PROCESS, RNG, noise(0), 1000), "t 1000 is outside 0..999"),
     (lambda e: sampling.inject(e, PROCESS, RNG, noise(0), -1), "t -1 is outside 0..999"),
     (lambda e: sampling.inject(e, PROCESS, RNG, noise(0), 5, n=0), "n 0 denoised copies"),

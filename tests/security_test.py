@@ -22,8 +22,8 @@ from jaxunlearn import adapters, data, evals, methods, models, pipeline, streams
 from jaxunlearn.cdm import delete, ledger, routers, sources
 from jaxunlearn.cdm.model import Cdm
 from jaxunlearn.reports import charts, model_card, report
-from jaxunlearn.weights import pretrained
-from tests import ledger_test, report_test, tfds_files, tiny_unet
+from jaxunlearn.weights import layout, pretrained
+from tests import ledger_test, plugins_test, report_test, tfds_files, tiny_unet
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = "<script>alert(1)</script>"
@@ -140,6 +140,25 @@ def test_a_hostile_name_imports_nothing_and_gets_the_choices(kind, name):
   assert {module.split(".")[0] for module in set(sys.modules) - before} <= {"jaxunlearn", "configs"}
 
 
+def test_an_installed_package_is_imported_when_its_name_is_chosen_and_not_before(
+  tmp_path, monkeypatch
+):
+  """Nor may it take a name of ours."""
+  monkeypatch.syspath_prepend(tmp_path)
+  text = f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n"
+  names = {"armed": "evil.method", "siss": "evil.method"}
+  plugins_test.install(tmp_path, "evil", {"jaxunlearn.methods": names}, method=text)
+  assert "armed" in methods.names()
+  methods.make("denoising")
+  for name in ("siss", "arme", "evil.method"):
+    with pytest.raises(ValueError, match=r"packages jaxunlearn and evil|there are: armed, "):
+      methods.make(name)
+  assert not (tmp_path / "ran").exists()
+  with pytest.raises(ValueError, match="has no 'Method'"):
+    methods.make("armed")
+  assert (tmp_path / "ran").exists()  # the package was armed
+
+
 def test_flags_hold_values_and_run_nothing(tmp_path):
   values = flags.FlagValues()
   config_flags.DEFINE_config_dict("config", ConfigDict({"ids": ("a",), "n": 1}), flag_values=values)
@@ -154,7 +173,7 @@ def test_flags_hold_values_and_run_nothing(tmp_path):
 
 
 def test_a_pickle_is_refused_unless_it_is_allowed(tmp_path, monkeypatch):
-  path = tmp_path / pretrained.PICKLED
+  path = tmp_path / layout.PICKLED
   torch.save({"conv_in.weight": torch.zeros(1)}, path)
   for value in (None, "", "0", "no"):
     monkeypatch.delenv("JAXUNLEARN_PICKLE", raising=False)
@@ -228,20 +247,21 @@ def files(root):
 def test_an_index_that_names_files_outside_is_refused_unread(snapshot, tmp_path):
   (tmp_path / "hub" / "models--google--evil" / "evil.safetensors").write_bytes(b"")
   index = {"weight_map": {"conv_in.weight": "../../evil.safetensors", "a": "/etc/passwd"}}
-  (snapshot / pretrained.SHARDED).write_text(json.dumps(index))
+  (snapshot / layout.SHARDED).write_text(json.dumps(index))
   before = files(tmp_path)
-  folder = pretrained.locate("hub:google/evil")
-  with pytest.raises(ValueError, match="lists weights in several files; save them") as error:
-    pretrained.load(folder, tiny_unet.shapes(tiny_unet.NET))
+  with pytest.raises(ValueError, match="is no index of weights files beside it") as error:
+    layout.locate("hub:google/evil")
+  with pytest.raises(ValueError, match="is no index of weights files beside it"):
+    pretrained.load(snapshot, tiny_unet.shapes(tiny_unet.NET))
   assert one_line(error) and files(tmp_path) == before
 
 
 def test_a_hub_folder_with_a_pickle_alone_is_refused_and_not_fetched(snapshot, monkeypatch):
-  torch.save({}, snapshot / pretrained.PICKLED)
+  torch.save({}, snapshot / layout.PICKLED)
   real, asked = huggingface_hub.snapshot_download, []
   watch = lambda *args, **options: asked.extend(options["allow_patterns"]) or real(*args, **options)
   monkeypatch.setattr(huggingface_hub, "snapshot_download", watch)
-  folder = pretrained.locate("hub:google/evil")
+  folder = layout.locate("hub:google/evil")
   assert asked and not any(name.endswith(weights.PICKLED) or "*" in name for name in asked)
   with pytest.raises(ValueError, match="is pickled"):
     pretrained.load(folder, tiny_unet.shapes(tiny_unet.NET))
@@ -253,7 +273,7 @@ def test_a_hub_folder_with_a_pickle_alone_is_refused_and_not_fetched(snapshot, m
 def test_a_hub_name_is_no_path(origin, snapshot, tmp_path):
   before = files(tmp_path)
   with pytest.raises(ValueError, match="cannot be fetched") as error:
-    pretrained.locate(origin)
+    layout.locate(origin)
   assert one_line(error) and files(tmp_path) == before
 
 
@@ -413,11 +433,11 @@ def test_a_page_forbids_scripts_and_loads_nothing(template):
 def test_unescaped_markup_is_made_here_alone():
   safe = [
     (path.name, line.strip())
-    for path in report.TEMPLATES.glob("*.j2")
+    for path in sorted(report.TEMPLATES.glob("*.j2"))
     for line in path.read_text().splitlines()
     if "| safe" in line or "autoescape" in line
   ]
-  assert [line.partition("| safe")[0][-12:] for _, line in safe] == ['in("_<wbr>" ', "{ one.chart "]
+  assert [line.partition("| safe")[0][-12:] for _, line in safe] == ["{ one.chart ", 'in("_<wbr>" ']
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,11 @@ def test_samples_of_another_run_come_without_the_concept(tmp_path):
   assert rows["c"].tolist() == c
 
 
+def test_all_samples_of_another_run_are_of_the_concept_too(tmp_path):
+  write_samples(tmp_path, [0, 1, 2, 1, 0])
+  assert everything(one(f"all_samples:{tmp_path}"))["c"].tolist() == [0, 1, 2, 1, 0]
+
+
 def test_samples_with_two_conditions(tmp_path):
   write_samples(tmp_path, list(itertools.product(range(3), range(2))))
   rows = everything(one(f"samples:{tmp_path}", forget=INK, styled=True))
@@ -338,6 +343,12 @@ def test_attacks_see_what_their_name_says(name, takes, other_source):
 def test_dimra_on_samples_without_the_concept(tmp_path):
   write_samples(tmp_path, [0, 1, 2])
   attack("dimra", {"x": f"samples:{tmp_path}"})
+
+
+def test_no_dimra_on_samples_with_the_concept(tmp_path):
+  write_samples(tmp_path, [0, 1, 2])
+  with pytest.raises(ValueError, match="stream 'x' has 1 records of it"):
+    attack("dimra", {"x": f"all_samples:{tmp_path}"})
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,8 @@ def line_gradient(setup, params, step):
   return {"w": slope @ inputs, "b": slope.sum()}
 
 
-def test_clip_adamw_and_ema_are_the_textbooks():
+@pytest.mark.parametrize(("clip", "ema_warmup"), [(2.0, True), (None, False)])
+def test_clip_adamw_and_ema_are_the_textbooks(clip, ema_warmup):
   setup = setup_of(
     nets.Line(),
     **{
@@ -65,8 +66,9 @@ def test_clip_adamw_and_ema_are_the_textbooks():
       "optimizer.warmup": 3,
       "optimizer.b1": 0.8,
       "optimizer.b2": 0.95,
-      "optimizer.clip": 2.0,
+      "optimizer.clip": clip,
       "ema": 0.25,
+      "ema_warmup": ema_warmup,
     },
   )
   states, metrics = take_steps(setup)
@@ -80,9 +82,9 @@ def test_clip_adamw_and_ema_are_the_textbooks():
     np.testing.assert_allclose(metrics[step]["grad_norm"], norm, rtol=1e-5)
     clipped += norm > 2
     rate = 0.1 * min(step / 3, 1)
-    decay = min(0.25, (1 + step) / (10 + step))
+    decay = min(0.25, (1 + step) / (10 + step)) if ema_warmup else 0.25
     for k, g in grad.items():
-      g = g * min(1, 2 / norm)
+      g = g * min(1, (clip or np.inf) / norm)
       m[k] = 0.8 * m[k] + 0.2 * g
       v[k] = 0.95 * v[k] + 0.05 * g**2
       unbiased = m[k] / (1 - 0.8 ** (step + 1)), v[k] / (1 - 0.95 ** (step + 1))
@@ -273,6 +275,20 @@ def test_an_attack_starts_from_another_run(run, tmp_path):
   for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(saved), strict=True):
     np.testing.assert_array_equal(a, b)
   assert not np.array_equal(saved["w"], np.ones(3))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_may_go_on_with_the_optimiser_of_another(run, tmp_path, kept):
+  run(tmp_path / "first")
+  config = tiny_config.get_config()
+  config.update(init_from=str(tmp_path / "first"), init_optimizer=kept)
+  setup = build.build(config)
+  state = build.make_state(setup, build.start_params(setup))
+  saved = checkpoint.read_params(tmp_path / "first", state.opt, "opt")
+  fresh = setup.tx.init(state.params)
+  assert int(state.step) == 0
+  jax.tree.map(np.testing.assert_array_equal, state.opt, saved if kept else fresh)
+  assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (saved, fresh)), strict=True))
 
 
 def test_a_stopped_attack_logs_how_far_it_went_as_if_it_had_not(run, tmp_path, monkeypatch):

@@ -11,50 +11,68 @@ import pytest
 import torch
 
 from jaxunlearn import models
-from jaxunlearn.models import unet
-from jaxunlearn.weights import pretrained
-from tests import tiny_unet, unet_parity
-from tests.unet_parity import CIFAR10, DDPM, distance, nchw
+from jaxunlearn.models import unet, unet_blocks
+from tests import full_unets, tiny_unet
+from tests.unet_parity import distance, nchw
 
-MNIST = {
-  "sample_size": 28,
+
+@pytest.mark.parametrize("name", full_unets.UNETS)
+def test_the_published_unets_have_their_size_and_a_quarter_of_it_equals_diffusers(name):
+  config, t, parameters = full_unets.UNETS[name]
+  size = sum(leaf.size for leaf in jax.tree.leaves(tiny_unet.shapes(unet.Net(**config))))
+  with torch.device("meta"):
+    published = diffusers.UNet2DModel(**config)
+  assert size == sum(leaf.numel() for leaf in published.parameters()) == parameters
+  quarter = tuple(max(32, width // 4) for width in config["block_out_channels"])
+  full_unets.check(config | {"block_out_channels": quarter}, t)
+
+
+RESAMPLED = {  # residual blocks halve and double, heads of 5 in widths of 8 and 16, 8 x 16 pixels
+  "sample_size": (8, 16),
   "in_channels": 1,
   "out_channels": 1,
-  "block_out_channels": (64, 128, 256),
-  "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-  "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-  "layers_per_block": 2,
-  "attention_head_dim": 8,
+  "block_out_channels": (8, 8, 16),
+  "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+  "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D", "UpBlock2D"),
+  "downsample_type": "resnet",
+  "upsample_type": "resnet",
+  "layers_per_block": 1,
+  "attention_head_dim": 5,
+  "norm_num_groups": 4,
+  "resnet_time_scale_shift": "scale_shift",
 }
-CELEBAHQ = DDPM | {  # google/ddpm-celebahq-256, whose attention is over 4x4 pixels at 64 px
-  "sample_size": 64,
-  "block_out_channels": (128, 128, 256, 256, 512, 512),
-  "down_block_types": (*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"),
-  "up_block_types": ("UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4),
+ODD = {  # an odd first width, narrower than a head and without attention; a table of classes
+  "sample_size": 8,
+  "block_out_channels": (9, 12),
+  "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+  "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+  "in_channels": 3,
+  "out_channels": 3,
+  "layers_per_block": 1,
+  "attention_head_dim": 12,
+  "norm_num_groups": 3,
+  "attn_norm_num_groups": 2,
+  "time_embedding_dim": 20,
+  "num_class_embeds": 3,
 }
 
 
-def check_parity(config, t, parameters):
-  net = unet.Net(**config)
-  torch.manual_seed(0)
-  model = unet_parity.unlike_new(diffusers.UNet2DModel(**config))
-  state = {name: leaf.numpy().copy() for name, leaf in model.state_dict().items()}
-  params = pretrained.from_state_dict(state, tiny_unet.shapes(net))
-  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
-  assert pretrained.to_state_dict(params).keys() == state.keys()
-  unet_parity.check(net.apply, params, pretrained.to_state_dict, model, net.image_shape, t)
+class Labelled(diffusers.UNet2DModel):
+  """Two rows, of the classes 2 and 1."""
+
+  def forward(self, x, t):
+    return super().forward(x, t, class_labels=torch.tensor([2, 1]))
 
 
-def test_mnist_unet_equals_diffusers():
-  check_parity(MNIST, t=[13, 700], parameters=14_735_745)
+def test_scale_shift_resampling_blocks_and_odd_sizes_equal_diffusers():
+  full_unets.check(RESAMPLED, t=(13, 700))
 
 
-def test_cifar10_unet_equals_diffusers():
-  check_parity(CIFAR10, t=[5, 999], parameters=35_746_307)
-
-
-def test_celebahq_unet_equals_diffusers_at_64_px():
-  check_parity(CELEBAHQ, t=[421], parameters=113_673_219)
+@pytest.mark.parametrize(("classes", "c"), [((3,), [2, 1]), ((2,), [-1, 1])])
+def test_a_table_of_classes_and_an_odd_width_equal_diffusers(classes, c):
+  """The last row stands for no class where there is one class less."""
+  c = jnp.array(c, jnp.int32)
+  full_unets.check(ODD, t=(13, 700), classes=classes, c=c, model=Labelled)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -79,9 +97,9 @@ def tiny(**fields):
 @pytest.mark.parametrize(
   ("layer", "torch_layer"),
   [
-    (unet.Conv(64), torch.nn.Conv2d(32, 64, 3)),
-    (unet.Conv(64, size=1), torch.nn.Conv2d(32, 64, 1)),
-    (unet.Linear(64), torch.nn.Linear(32, 64)),
+    (unet_blocks.Conv(64), torch.nn.Conv2d(32, 64, 3)),
+    (unet_blocks.Conv(64, size=1), torch.nn.Conv2d(32, 64, 1)),
+    (unet_blocks.Linear(64), torch.nn.Linear(32, 64)),
   ],
 )
 def test_initial_weights_are_spread_as_pytorchs(layer, torch_layer):
@@ -141,7 +159,7 @@ def test_float_times_continue_the_whole_ones():
 def test_group_norm_keeps_its_precision_where_the_mean_is_large():
   rng = np.random.default_rng(0)
   x = rng.normal(size=(2, 16, 16, 16)).astype(np.float32)
-  norm = unet.GroupNorm(tiny_unet.NET, silu=False)
+  norm = unet_blocks.GroupNorm(tiny_unet.NET, silu=False)
   scale, bias = rng.normal(size=(2, 16)).astype(np.float32)
   apply = jax.jit(lambda x: norm.apply({"params": {"scale": scale, "bias": bias}}, x))
   for mean, limit in ((0, 1e-6), (30, 1e-5), (1000, 1e-4)):
@@ -162,13 +180,25 @@ def test_a_condition_is_refused():
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"attention_head_dim": 3}, "block_out_channels 8 .* attention_head_dim 3; use a divisor"),
-    ({"attention_head_dim": 0}, "attention_head_dim is 0; use at least 1"),
+    ({"attention_head_dim": 17}, "attention_head_dim 17 is more than block_out_channels 16 of a"),
+    ({"attention_head_dim": 0}, "attention_head_dim is 0; use a whole number, 1 or more, or None"),
+    ({"attn_norm_num_groups": 3}, "block_out_channels 16 .* attn_norm_num_groups 3; use a divisor"),
+    ({"out_channels": 4}, "out_channels is 4 and in_channels 2: .* learned variance is not"),
+    (
+      {"num_class_embeds": 4},
+      r"classes is \(\) and num_class_embeds 4; use \(4,\), or \(3,\) where",
+    ),
+    ({"sample_size": (8, 8, 8)}, r"sample_size is \(8, 8, 8\); give a side, or height and width"),
+    (
+      {"resnet_time_scale_shift": "spatial"},
+      "no resnet_time_scale_shift 'spatial'; there are: def",
+    ),
+    ({"downsample_type": "fir"}, "no downsample_type 'fir'; there are: conv, resnet"),
     ({"norm_num_groups": 5}, "block_out_channels 8 .* norm_num_groups 5; use a multiple"),
-    ({"norm_num_groups": 0}, "norm_num_groups is 0; use at least 1"),
+    ({"norm_num_groups": 0}, "norm_num_groups is 0; use a whole number, 1 or more"),
     ({"sample_size": 7}, "sample_size 7 .* use a multiple of 2"),
     ({"sample_size": 10, "patch_size": 2}, "sample_size 10 with patch_size 2 .* multiple of 4"),
-    ({"downsample_padding": 2}, "downsample_padding is 2; use 0 or 1"),
+    ({"downsample_padding": 2}, "downsample_padding is 2; use a whole number, 0 to 1"),
     ({"down_block_types": ("DownBlock2D",)}, "down_block_types has 1 blocks .* 2; give one"),
     (
       {"down_block_types": ("DownBlock2D", "AtnDownBlock2D")},
@@ -176,7 +206,7 @@ def test_a_condition_is_refused():
     ),
     (
       {"up_block_types": ("UpBlock2D", "DownBlock2D")},
-      "no block of up_block_types 'DownBlock2D'.*there are: UpBlock2D, AttnUpBlock2D",
+      "no block of up_block_types 'DownBlock2D'.*there are: UpBlock2D, AttnUpBlock2D, Res",
     ),
     ({"dtype": "bfloat"}, "no dtype 'bfloat' .did you mean 'bfloat16'"),
     ({"blocks": 3}, "model unet has no field 'blocks'"),
@@ -186,3 +216,9 @@ def test_wrong_fields_say_the_rule(fields, message):
   with pytest.raises(ValueError, match=message) as error:
     models.make("unet", **{**dataclasses.asdict(tiny_unet.NET), **fields})
   assert "\n" not in str(error.value)
+
+
+def test_a_field_of_several_takes_values_of_its_kind_alone():
+  assert unet._tuple("block_out_channels", [8, 16]) == (8, 16)
+  with pytest.raises(ValueError, match=r"block_out_channels is \('8', 16\); give a list of ints"):
+    unet._tuple("block_out_channels", ("8", 16))

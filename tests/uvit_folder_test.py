@@ -7,7 +7,7 @@ import pytest
 from configs import common
 from jaxunlearn import models
 from jaxunlearn.diffusion import Diffusion
-from jaxunlearn.weights import pretrained
+from jaxunlearn.weights import layout, pretrained
 from tests import nets
 
 FIELDS = {"sample_size": 8, "in_channels": 1, "patch_size": 4, "width": 8, "depth": 2, "heads": 2}
@@ -23,7 +23,7 @@ def test_there_and_back(classes, tmp_path):
   assert models.make(**fields) == net and Diffusion(**of_process) == process
   again = pretrained.load(tmp_path, jax.eval_shape(net.init, jax.random.key(0)))
   jax.tree.map(np.testing.assert_array_equal, again, params)
-  assert not (tmp_path / pretrained.PIPELINE).exists()  # diffusers has none of it
+  assert not (tmp_path / layout.PIPELINE).exists()  # diffusers has none of it
 
 
 def test_a_config_takes_it_over(tmp_path):

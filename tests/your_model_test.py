@@ -55,7 +55,7 @@ def launch(module, *flags):
   done = subprocess.run(
     [sys.executable, "-m", module, *flags],
     cwd=ROOT,
-    env=os.environ | {"XLA_FLAGS": ""},  # one device, as a user has
+    env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"},  # one device, as a user has
     capture_output=True,
     text=True,
     check=False,

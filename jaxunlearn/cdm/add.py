@@ -1,6 +1,6 @@
 """Add a source to a compartmentalised model; no record of another is read or trained on again.
 
-    python -m jaxunlearn.cdm.add --run=runs/cdm --source=fashion
+    jaxunlearn cdm add --run=runs/cdm --source=fashion
 
 The source is one that the run's split names and that was absent (config.sources.absent, or new
 records in the data folder). Its shard is trained, its part of the router fitted, and every mode
@@ -45,11 +45,16 @@ def command(args: argparse.Namespace) -> None:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(prog="jaxunlearn.cdm.add", description=__doc__.split("\n")[0])
+  parser = argparse.ArgumentParser(prog="jaxunlearn cdm add", description=__doc__.split("\n")[0])
   parser.add_argument("--run", type=pathlib.Path, required=True, help="the working directory")
   parser.add_argument("--source", required=True, help="its name in the split")
   return parser.parse_args(argv)
 
 
+def start() -> int:
+  args = parse()
+  return cli.guarded(lambda: command(args))
+
+
 if __name__ == "__main__":
-  sys.exit(cli.guarded(lambda: command(parse())))
+  sys.exit(start())

@@ -69,8 +69,9 @@ def attribute(
   """The log-likelihood of each image under the mixture, and each source's part in it.
 
   Args:
-    eps_all, log_weights: pytrees, as compose.py makes them; of times between two as well. A
-      condition is bound to the first: `Partial(eps_all, c=c)`.
+    eps_all: a pytree, as compose.py makes it; of times between two as well. A condition is bound to
+      it: `Partial(eps_all, c=c)`.
+    log_weights: the same of the router, without a condition.
     probes: of the divergence.
     exact: the whole trace instead, by d products, without an error: for small images.
     tolerance: of the solver's steps, relative and absolute.

@@ -1,8 +1,8 @@
 """Delete records, or a whole source, from a compartmentalised model, exactly, and prove it.
 
-    python -m jaxunlearn.cdm.delete --run=runs/cdm --ids=mnist/00012,fashion/00400 --plan
-    python -m jaxunlearn.cdm.delete --run=runs/cdm --file=requests.txt --prove
-    python -m jaxunlearn.cdm.delete --run=runs/cdm --source=uniform-3
+    jaxunlearn cdm delete --run=runs/cdm --ids=mnist/00012,fashion/00400 --plan
+    jaxunlearn cdm delete --run=runs/cdm --file=requests.txt --prove
+    jaxunlearn cdm delete --run=runs/cdm --source=uniform-3
 
 A source is dropped with all that it trained. Of records, each shard that holds some goes back to
 its last checkpoint that had not seen any, and is trained again from there; the others do not
@@ -242,7 +242,7 @@ def command(args: argparse.Namespace) -> None:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(prog="jaxunlearn.cdm.delete", description=__doc__.split("\n")[0])
+  parser = argparse.ArgumentParser(prog="jaxunlearn cdm delete", description=__doc__.split("\n")[0])
   parser.add_argument("--run", type=pathlib.Path, required=True, help="the working directory")
   what = parser.add_mutually_exclusive_group(required=True)
   what.add_argument("--ids", default="", help="record ids, or sha256:HEX, between commas")
@@ -255,5 +255,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   return parser.parse_args(argv)
 
 
+def start() -> int:
+  args = parse()
+  return cli.guarded(lambda: command(args))
+
+
 if __name__ == "__main__":
-  sys.exit(cli.guarded(lambda: command(parse())))
+  sys.exit(start())

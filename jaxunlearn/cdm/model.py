@@ -54,10 +54,6 @@ class Cdm:
     self.lanes, self.slices, _ = (fields.pop(name) for name in ("lanes", "slices", "mesh"))
     self.absent = tuple(fields.pop("absent"))
     self.split = sources.Split(**fields)
-    if min(self.lanes, self.slices) < 1:
-      raise ValueError(
-        f"sources.lanes {self.lanes} and slices {self.slices}; use at least 1 of each"
-      )
     _check_step(self.setup)
     self.compartment = compartment.make(adapters.make(**config.compartment), self.setup.net)
     self.router = routers.make(**config.router)
@@ -70,8 +66,9 @@ class Cdm:
     processes.from_first(self._open)
 
   def _open(self) -> None:
-    train.claim(self.workdir, self.config)
-    if (self.workdir / sources.FILE).exists():
+    known = self.sources if (self.workdir / sources.FILE).exists() else None
+    train.claim(self.workdir, self.config, self.setup.entries(), known)
+    if known is not None:
       return
     found = sources.split(self.setup.train, self.split, self.config.seed)
     for name in self.absent:

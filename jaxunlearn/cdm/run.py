@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxunlearn import train
 from jaxunlearn.cdm import explain
 from jaxunlearn.cdm.model import Cdm
 from jaxunlearn.evaluation import Evaluation
@@ -18,7 +19,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
 
   Launched again it goes on where it was. Raises as train.run.
   """
-  with processes.stop_signal() as stopped:
+  with processes.stop_signal() as stopped, train.unbound_if_refused(pathlib.Path(workdir)):
     cdm = Cdm(config, workdir, stopped)
     cdm.open()
     model = cdm.model(cdm.train())

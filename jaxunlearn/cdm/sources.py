@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxunlearn import data, errors
+from jaxunlearn.inputs import ranges
 from jaxunlearn.reports import writer
 
 FILE = "sources.csv"
@@ -29,7 +30,7 @@ class Split:
   """How records are told apart into sources."""
 
   by: str = "uniform"  # folder, class, style, uniform, or file:PATH of a CSV with id,source
-  n: int = 2  # sources; 0: one for each value
+  n: ranges.From0 = 2  # sources; 0: one for each value
 
   def __post_init__(self) -> None:
     if not self.by.startswith("file:"):
@@ -140,8 +141,13 @@ def members(sources: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def of_ids(records: data.Records, ids: Sequence[str]) -> data.Records:
-  """Those records, in that order."""
+  """Those records, in that order; raises ValueError where the data has one no longer."""
   place = {name: i for i, name in enumerate(records.ids.tolist())}
+  if lost := [name for name in ids if name not in place]:
+    raise ValueError(
+      f"{len(lost)} of {len(ids)} records of a source are no longer in the data, the first is "
+      f"{lost[0]!r}; restore it, and delete records of a run by jaxunlearn.cdm.delete first"
+    )
   return records.take(np.array([place[name] for name in ids], int))
 
 

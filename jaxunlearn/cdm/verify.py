@@ -1,6 +1,6 @@
 """Check the ledger of a compartmentalised run, line by line, and every file that it names.
 
-    python -m jaxunlearn.cdm.verify --run=runs/cdm [--head=HASH]
+    jaxunlearn cdm verify --run=runs/cdm [--head=HASH]
 
 Prints what holds, and the head of the chain. Keep the head elsewhere and give it to a later check:
 it finds lines that were cut off, and a chain that was written anew (ledger.py says why).
@@ -21,7 +21,7 @@ BROKEN = 4  # main.py has the other exit codes
 
 def cli(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
-    prog="jaxunlearn.cdm.verify", description=(__doc__ or "").split("\n")[0]
+    prog="jaxunlearn cdm verify", description=(__doc__ or "").split("\n")[0]
   )
   parser.add_argument("--run", type=pathlib.Path, required=True, help="the working directory")
   parser.add_argument("--head", default="", help="what an earlier check printed")

@@ -3,17 +3,23 @@
 On the devices that are here, or on the TPUs of a named topology (topology.py).
 """
 
+import datetime
+import time
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from jaxunlearn import build, step
+from jaxunlearn import build, fields, step
 from jaxunlearn.compiled import topology
+
+CHEAP = 1e11  # FLOPs of a step that is run to be timed
 
 
 def describe(config: ConfigDict, name: str = "") -> str:
-  """The resolved config, parameters, passes, and one step's FLOPs and memory; runs no step.
+  """The resolved config, parameters, passes, and one step's FLOPs, memory and seconds.
+
+  Seconds are measured where a step is cheap, on the devices that are here; else no step is run.
 
   Args:
     name: of the topology, like v5e:2x4; none: the devices that are here.
@@ -39,7 +45,21 @@ def describe(config: ConfigDict, name: str = "") -> str:
     **(topology.lines(setup, name) if name else _here(setup)),
   }
   width = max(map(len, lines))
-  return f"{setup.config}\n" + "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
+  config = [f"config.{name} = {value!r}" for name, value in fields.leaves(setup.config, set())]
+  return "\n".join([*config, "", *(f"{name:<{width}}  {text}" for name, text in lines.items())])
+
+
+def _seconds(setup: build.Setup) -> str:
+  """The second of two steps from random parameters, and what all steps would take."""
+  params = jax.jit(setup.net.init)(jax.random.key(0))
+  state = build.make_state(setup, params)
+  update, batches = step.make_update(setup, state), [setup.batch(i) for i in range(2)]
+  state, _ = jax.block_until_ready(update(state, batches[0]))
+  begun = time.perf_counter()
+  jax.block_until_ready(update(state, batches[1]))
+  seconds = time.perf_counter() - begun
+  whole = datetime.timedelta(seconds=round(seconds * setup.config.train.steps))
+  return f"{seconds:.2g} (measured); {whole} for all steps, without evaluations"
 
 
 def _here(setup: build.Setup) -> dict[str, str]:
@@ -54,6 +74,9 @@ def _here(setup: build.Setup) -> dict[str, str]:
   gib = lambda size: f"{size / topology.GIB:.3f} GiB"
   return {
     "FLOPs of a step": f"{flops:.4g} (every pass of every row)",
+    "seconds of a step": _seconds(setup)
+    if flops < CHEAP
+    else f"not measured: over {CHEAP:.0e} FLOPs",
     "memory of a step": f"state {gib(size)} over all devices; of one micro-batch, per device: "
     f"{gib(memory.argument_size_in_bytes)} arguments, {gib(memory.output_size_in_bytes)} outputs, "
     f"{gib(memory.temp_size_in_bytes)} temporaries",

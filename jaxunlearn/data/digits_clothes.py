@@ -10,15 +10,16 @@ import numpy as np
 
 from jaxunlearn import data, errors
 from jaxunlearn.data import fashion, mnist_tshirt
+from jaxunlearn.inputs import ranges
 
 PARTS = ("all", "public", "private")
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  digits: int = 9000  # training digits, the first ones; the rest are held out
-  heldout: int = 10  # one piece of clothing in this many of each class is held out
-  public: float = 0.2  # the share of the training records that is public
+  digits: ranges.Count = 9000  # training digits, the first ones; the rest are held out
+  heldout: ranges.OneIn = 10  # one piece of clothing in this many of each class is held out
+  public: ranges.Share = 0.2  # the share of the training records that is public
   part: str = "all"  # of the training records: all, public or private
 
   def load(self) -> tuple[data.Records, data.Records]:

@@ -11,16 +11,17 @@ import re
 import numpy as np
 
 from jaxunlearn import data, errors
+from jaxunlearn.inputs import ranges
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
   group: str = ""  # only the pictures of this class; "": all
   groups: tuple[str, ...] = ()  # only those of these, which are then all classes; (): all
-  size: int = 32  # pixels a side; 16: the mean of each 2x2
+  size: ranges.Count = 32  # pixels a side; 16: the mean of each 2x2
   repeat: str = ""  # the id of a record to repeat
-  share: float = 0.0  # of the training set that is this one record
-  heldout: int = 10  # one picture in this many is held out
+  share: ranges.Under1 = 0.0  # of the training set that is this one record
+  heldout: ranges.OneIn = 10  # one picture in this many is held out
 
   def load(self) -> tuple[data.Records, data.Records]:
     if not 0 <= self.share < 1:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from jaxunlearn import data
+from jaxunlearn.inputs import ranges
 
 CLASSES = (
   "T-shirt",
@@ -22,7 +23,7 @@ CLASSES = (
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  heldout: int = 10  # one image in this many of each class is held out
+  heldout: ranges.OneIn = 10  # one image in this many of each class is held out
 
   def load(self) -> tuple[data.Records, data.Records]:
     if self.heldout < 2:

@@ -3,49 +3,61 @@
 A record's id is its path in the folder (`faces/00001.jpg`), its class the first folder of that path
 (`.` for files at the top); in the layout `style/class` the first folder is the style, and the
 second the class. Records are in the order of their ids, the same on every machine. An image is
-turned as its EXIF says, cropped to the centre square and resized with antialiasing, as PIL does;
-colour profiles are ignored, and of an animation the first frame is read. Links to files are read;
-links to folders may run in circles, so they are named and not entered.
+turned as its EXIF says, cropped to the centre square and resized with antialiasing, as PIL does:
+pixels.py. Which files are read stands in walk.py.
 
-Every file is checked once at the start, and what cannot be read is named. Held in memory: the ids
-and the labels.
+Every file is checked once at the start, and what cannot be read is named. Held in memory: the ids,
+the labels, and of each file its size and, where it was read, its digest and its look.
 """
 
 import concurrent.futures
 import dataclasses
-import os
+import hashlib
+import io
 import pathlib
 import stat
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from jaxunlearn import data, errors, weights
+from jaxunlearn.data import looks, pixels, walk
+from jaxunlearn.data.pixels import MODES
+from jaxunlearn.inputs import ranges
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-FORMATS = ("JPEG", "PNG", "WEBP")
 RESIZE = ("bicubic", "lanczos", "box", "bilinear")
 LAYOUTS = ("class", "style/class")
-MODES = {3: "RGB", 1: "L"}
 TOP = "."  # the class of files in no folder: a name that no folder can have
 NAMED = 3  # bad files that an error names
+FACTS = [("bytes", np.int64), ("sha256", "S64"), ("look", np.uint64)]  # of each file
+
+
+class Checked(NamedTuple):
+  """What the check at the start found of a file."""
+
+  why: str = ""  # it cannot be used; "" where it can
+  small: bool = False  # smaller than `size`
+  animated: bool = False
+  bytes: int = 0
+  sha256: str = ""  # "" where headers alone were read
+  look: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
   path: str = ""  # the folder
   layout: str = "class"  # what its folders are: classes, or style/class: classes in each style
-  size: int = 256  # pixels a side
-  channels: int = 3  # 3 or 1
-  heldout: int = 0  # one file in this many is held out; 0: none
+  size: ranges.Count = 256  # pixels a side
+  channels: ranges.Count = 3  # 3 or 1
+  heldout: ranges.From0 = 0  # one file in this many is held out; 0: none
   resize: str = "bicubic"
   convert: bool = False  # other modes too, alpha over white; False: they are bad input
   unreadable: str = "stop"  # or skip: go on without the files that cannot be used
-  threads: int = 16
+  threads: ranges.Count = 16
   verify: bool = True  # decode all files at the start; False: headers, and damage stops the run
 
   def load(self) -> tuple[data.Records, data.Records]:
@@ -56,24 +68,25 @@ class Source:
     """
     self._check_fields()
     root = pathlib.Path(self.path).expanduser()
-    names = find(root)
+    names = walk.find(root)
     mine = np.arange(len(names)) % max(self.heldout, 1) == self.heldout - 1
     if self.heldout and not mine.any():
       raise ValueError(
         f"config.data.heldout is {self.heldout} and {root} has {len(names)} images, so that none "
         f"is held out; use 0, or 2 to {len(names)}"
       )
-    usable = self._usable(root, names)
+    checked = threaded(lambda name: self._check(root, name), names, self.threads, "check images")
+    self._report(root, names, checked)
+    usable = np.array([not one.why for one in checked])
     if not (usable & ~mine).any():
       raise ValueError(f"none of the {len(names)} images in {root} is left to train on; add some")
-    records = self._records(root, names)
+    records = self._records(root, names, checked)
     return records.take(np.flatnonzero(usable & ~mine)), records.take(np.flatnonzero(usable & mine))
 
   def decode(self, path: pathlib.Path) -> np.ndarray:
     """The file's pixels, uint8 [size, size, channels]; raises what PIL raises."""
-    with Image.open(path, formats=FORMATS) as image:
-      self._check_mode(image)
-      return self._pixels(image)
+    with path.open("rb") as file, pixels.opened(file) as (image, bits):
+      return self._pixels(image, bits)
 
   def _check_fields(self) -> None:
     if not self.path:
@@ -89,16 +102,14 @@ class Source:
       if getattr(self, field) < 1:
         raise ValueError(f"config.data.{field} is {getattr(self, field)}; use at least 1")
 
-  def _usable(self, root: pathlib.Path, names: Sequence[str]) -> np.ndarray:
-    """[N] bool: the files that can be used.
+  def _report(self, root: pathlib.Path, names: Sequence[str], checked: Sequence[Checked]) -> None:
+    """Names the files that cannot be used, that are enlarged, and that are animations.
 
     Raises:
       ValueError: a file cannot be used and the run is to stop.
     """
-    check = lambda name: self._check(root, name)
-    found = threaded(check, names, self.threads, "check images")
-    small = [name for name, (_, small) in zip(names, found, strict=True) if small]
-    bad = [(name, why) for name, (why, _) in zip(names, found, strict=True) if why]
+    found = list(zip(names, checked, strict=True))
+    bad = [(name, one.why) for name, one in found if one.why]
     if bad and self.unreadable == "stop":
       first = ", ".join(f"{name!r} ({why})" for name, why in bad[:NAMED])
       raise ValueError(
@@ -110,38 +121,53 @@ class Source:
       logging.warning("left out: %r (%s)", name, why)
     if bad:
       logging.warning("%d of %d images in %s are left out", len(bad), len(names), root)
-    if small:
+    if small := [name for name, one in found if one.small]:
       logging.warning(
         "%d of %d images are smaller than %d px and are enlarged, the first is %r",
         *(len(small), len(names), self.size, small[0]),
       )
-    return np.array([not why for why, _ in found])
+    if moving := [name for name, one in found if one.animated]:
+      logging.warning(
+        "%d of %d images are animations, of which the first frame is read: %s",
+        *(len(moving), len(names), walk.listed(moving)),
+      )
 
-  def _check(self, root: pathlib.Path, name: str) -> tuple[str, bool]:
-    """Why a file cannot be used ("" where it can), and whether it is smaller than `size`."""
+  def _check(self, root: pathlib.Path, name: str) -> Checked:
+    """What a file is, and whether it can be used."""
     try:
-      name.encode()  # ids are hashed and written as UTF-8
-      if not stat.S_ISREG((root / name).stat().st_mode):  # opening a pipe would wait for ever
+      _check_name(name)
+      status = (root / name).stat()
+      if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
         raise ValueError("not a regular file")
-      with Image.open(root / name, formats=FORMATS) as image:
+      if self.verify:
+        return self._verified((root / name).read_bytes())
+      with (root / name).open("rb") as file, pixels.opened(file) as (image, _):
         self._check_mode(image)
-        if self.verify:
-          self._pixels(image)
-        return "", min(image.size) < self.size
+        return Checked("", self._is_small(image), pixels.animated(image), status.st_size)
     except Exception as error:  # PIL documents no list of what a bad file raises
-      return _reason(error), False
+      return Checked(pixels.reason(error))
+
+  def _verified(self, raw: bytes) -> Checked:
+    """As _check, of a file's bytes; raises what PIL raises."""
+    with pixels.opened(io.BytesIO(raw)) as (image, bits):
+      small, animated = self._is_small(image), pixels.animated(image)
+      look = looks.looks(self._pixels(image, bits)[None])
+    return Checked("", small, animated, len(raw), hashlib.sha256(raw).hexdigest(), int(look[0]))
+
+  def _is_small(self, image: Image.Image) -> bool:
+    return min(image.size) < self.size
 
   def _check_mode(self, image: Image.Image) -> None:
-    mode, clear = MODES[self.channels], image.has_transparency_data
-    if not self.convert and (image.mode != mode or clear):
-      raise ValueError(f"mode {image.mode}{' with transparency' if clear else ''}, not {mode}")
+    if not self.convert:
+      pixels.check_mode(image, MODES[self.channels])
 
-  def _pixels(self, image: Image.Image) -> np.ndarray:
-    square = centre(to_mode(ImageOps.exif_transpose(image), MODES[self.channels]))
-    pixels = square.resize((self.size, self.size), Image.Resampling[self.resize.upper()])
-    return np.asarray(pixels).reshape(self.size, self.size, self.channels)
+  def _pixels(self, image: Image.Image, bits: int) -> np.ndarray:
+    self._check_mode(image)
+    return pixels.square(image, bits, MODES[self.channels], self.size, self.resize)
 
-  def _records(self, root: pathlib.Path, names: Sequence[str]) -> data.Records:
+  def _records(
+    self, root: pathlib.Path, names: Sequence[str], checked: Sequence[Checked]
+  ) -> data.Records:
     folders = [name.split("/")[:-1] or [TOP] for name in names]
     ids, styled = np.array(names), self.layout == "style/class"
     if styled and (stray := [n for n, f in zip(names, folders, strict=True) if len(f) < 2]):
@@ -151,7 +177,10 @@ class Source:
       )
     label, classes = numbered([path[int(styled)] for path in folders])
     style, styles = numbered([path[0] for path in folders]) if styled else (None, ())
-    return data.Records(ids, FolderImages(root, ids, self), label, classes, style, styles)
+    facts = np.array([(one.bytes, one.sha256, one.look) for one in checked], FACTS)
+    images = FolderImages(root, ids, self, facts)
+    aside = {n: f"left out: {one.why}" for n, one in zip(names, checked, strict=True) if one.why}
+    return data.Records(ids, images, label, classes, style, styles, aside)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,10 +190,20 @@ class FolderImages:
   root: pathlib.Path
   names: np.ndarray  # [N] str
   source: Source
+  facts: np.ndarray  # [N] of FACTS
+
+  @property
+  def folder(self) -> str:
+    return str(self.root)
 
   @property
   def shape(self) -> tuple[int, int, int, int]:
     return (len(self.names), self.source.size, self.source.size, self.source.channels)
+
+  @property
+  def decoding(self) -> str:
+    """How a file becomes pixels of that shape: two sets of the same files may differ in it."""
+    return self.source.resize + "+convert" * self.source.convert
 
   def __getitem__(self, index: np.ndarray) -> np.ndarray:
     """uint8 [n, H, W, C]; a file that `index` repeats is decoded once.
@@ -177,38 +216,25 @@ class FolderImages:
     return np.array(pixels, np.uint8).reshape(-1, *self.shape[1:])[place]
 
   def select(self, index: np.ndarray) -> "FolderImages":
-    return dataclasses.replace(self, names=self.names[index])
+    return dataclasses.replace(self, names=self.names[index], facts=self.facts[index])
 
   def sha256(self, index: np.ndarray) -> list[str]:
     """The digests of the files' bytes; raises ValueError as reading does."""
+    if self.source.verify:
+      return [known.decode() for known in self.facts["sha256"][index].tolist()]
     return self._each(weights.sha256, self.names[index], "hash images")
+
+  def stamps(self, index: np.ndarray) -> list[str]:
+    if self.source.verify:
+      return self.sha256(index)
+    return [f"{size} bytes" for size in self.facts["bytes"][index].tolist()]
+
+  def looks(self, index: np.ndarray) -> np.ndarray | None:
+    return self.facts["look"][index] if self.source.verify else None
 
   def _each(self, work: Callable[[pathlib.Path], Any], names: np.ndarray, desc: str = "") -> list:
     attempt = lambda name: _attempt(work, self.root / name)
     return threaded(attempt, names.tolist(), self.source.threads, desc)
-
-
-def find(root: pathlib.Path) -> list[str]:
-  """The image files under a folder, as sorted POSIX paths in it.
-
-  Raises:
-    ValueError: no such folder, one that cannot be listed, or no image in it.
-  """
-  if not root.is_dir():
-    raise ValueError(f"config.data.path {str(root)!r} is not a folder; give the folder of images")
-  names, links, others = [], [], 0
-  for folder, below, files in os.walk(root, onerror=_cannot_list):
-    place = pathlib.Path(folder)
-    images = [name for name in files if name.lower().endswith(SUFFIXES)]
-    names += [(place / name).relative_to(root).as_posix() for name in images]
-    links += [str(place / name) for name in below if (place / name).is_symlink()]
-    others += len(files) - len(images)
-  for link in sorted(links):
-    logging.warning("%r is a link to a folder and is not entered; give that folder itself", link)
-  if not names:
-    raise ValueError(f"no image in {root} ({others} other files); it takes {', '.join(SUFFIXES)}")
-  logging.info("%d images in %s; %d other files are not read", len(names), root, others)
-  return sorted(names)
 
 
 def numbered(values: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -217,21 +243,11 @@ def numbered(values: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
   return place.astype(np.int32), tuple(names.tolist())
 
 
-def to_mode(image: Image.Image, mode: str) -> Image.Image:
-  """RGB or L of any mode: alpha over white, 16 bits to 8 by v / 257."""
-  if image.mode.startswith("I;16"):  # PIL itself would clip at 255
-    image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
-  if image.has_transparency_data:
-    white = Image.new("RGBA", image.size, "white")
-    image = Image.alpha_composite(white, image.convert("RGBA"))
-  return image.convert(mode)
-
-
-def centre(image: Image.Image) -> Image.Image:
-  """The largest square in the middle; an odd pixel too many is cut at the right or the bottom."""
-  side = min(image.size)
-  left, top = ((length - side) // 2 for length in image.size)
-  return image.crop((left, top, left + side, top + side))
+def _check_name(name: str) -> None:
+  """Raises ValueError for a name that no list of ids can hold: one id a line, in UTF-8."""
+  name.encode()
+  if name.splitlines() != [name] or name != name.strip():
+    raise ValueError("its name has a line break, or a blank at an end; rename it")
 
 
 def threaded(work: Callable[[str], Any], items: Sequence[str], threads: int, desc: str) -> list:
@@ -245,20 +261,6 @@ def _attempt(work: Callable[[pathlib.Path], Any], path: pathlib.Path) -> Any:
     return work(path)
   except Exception as error:  # as in Source._check
     raise ValueError(
-      f"image {str(path)!r} cannot be read ({_reason(error)}); restore or repair it and launch "
-      "again, the run goes on from its newest checkpoint"
+      f"image {str(path)!r} cannot be read ({pixels.reason(error)}); restore or repair it and "
+      "launch again, the run goes on from its newest checkpoint"
     ) from error
-
-
-def _cannot_list(error: OSError) -> None:
-  raise ValueError(
-    f"folder {error.filename!r} cannot be listed ({error.strerror}); make it readable"
-  ) from error
-
-
-def _reason(error: Exception) -> str:
-  if isinstance(error, UnidentifiedImageError):
-    return "not a JPEG, PNG or WebP image"
-  if isinstance(error, OSError) and error.strerror:
-    return error.strerror
-  return (str(error).splitlines() or [type(error).__name__])[0]

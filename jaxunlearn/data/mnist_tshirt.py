@@ -9,12 +9,13 @@ import dataclasses
 import numpy as np
 
 from jaxunlearn import data
+from jaxunlearn.inputs import ranges
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  digits: int = 8500  # training digits, the first ones; the rest are held out
-  share: float = 0.03  # of the training set that is copies of the T-shirt
+  digits: ranges.Count = 8500  # training digits, the first ones; the rest are held out
+  share: ranges.Under1 = 0.03  # of the training set that is copies of the T-shirt
 
   def load(self) -> tuple[data.Records, data.Records]:
     with np.load(data.ASSETS / "digits.npz") as npz:

@@ -11,12 +11,13 @@ import numpy as np
 from jaxunlearn import data
 from jaxunlearn.data.mnist_tshirt import with_tshirt
 from jaxunlearn.data.tfds_images import prepared, read
+from jaxunlearn.inputs import ranges
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
   data_dir: str = "~/tensorflow_datasets"
-  share: float = 606 / 60606
+  share: ranges.Under1 = 606 / 60606
   digits: str = "mnist"
   clothes: str = "fashion_mnist"
 

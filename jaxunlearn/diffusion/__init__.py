@@ -8,7 +8,8 @@ broadcasting one against the other happens here and nowhere else.
 
 import dataclasses
 import functools
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Annotated, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxunlearn import errors
+from jaxunlearn.inputs import ranges
 
-SCHEDULES = ("linear", "scaled_linear")
 NULL = -1  # the value of a condition that is not given: its learned null
 
 
@@ -32,17 +33,50 @@ class EpsFn(Protocol):
   def __call__(self, x_t: Array, t: Array, c: Array | None = None) -> Array: ...
 
 
+def _linear(T: int, first: float, last: float) -> np.ndarray:
+  return np.linspace(first, last, T)
+
+
+def _scaled_linear(T: int, first: float, last: float) -> np.ndarray:
+  """Linear in sqrt(beta), as latent diffusion has it."""
+  return np.linspace(first**0.5, last**0.5, T) ** 2.0
+
+
+def _sigmoid(T: int, first: float, last: float) -> np.ndarray:
+  return first + (last - first) / (1 + np.exp(-np.linspace(-6, 6, T)))
+
+
+def _cosine(T: int, first: float, last: float) -> np.ndarray:
+  """abar = cos^2, by Nichol and Dhariwal (2021); beta_1 and beta_T have no part in it."""
+  del first, last
+  root = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2)
+  return np.minimum(1 - (root[1:] / root[:-1]) ** 2, 0.999)
+
+
+SCHEDULES: dict[str, Callable[[int, float, float], np.ndarray]] = {
+  "linear": _linear,
+  "scaled_linear": _scaled_linear,
+  "squaredcos_cap_v2": _cosine,
+  "sigmoid": _sigmoid,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Diffusion:
   """A DDPM's forward process over the times 0 .. T-1."""
 
-  schedule: str = "linear"  # linear in beta, or scaled_linear: linear in sqrt(beta)
-  T: int = 1000
-  beta_1: float = 1e-4
-  beta_T: float = 0.02
+  schedule: str = "linear"  # one of SCHEDULES, from beta_1 to beta_T
+  T: Annotated[int, ranges.Range(1, 10**6, whole=True)] = 1000
+  beta_1: ranges.Inside1 = 1e-4
+  beta_T: ranges.Inside1 = 0.02
+  betas: Sequence[ranges.Inside1] = ()  # all T of them, in the place of a schedule
 
   def __post_init__(self) -> None:
+    object.__setattr__(self, "betas", tuple(self.betas))
     errors.check_choice("schedule", self.schedule, SCHEDULES)
+    ranges.check(self)
+    if self.betas and len(self.betas) != self.T:
+      raise ValueError(f"{len(self.betas)} betas for T {self.T} times; give one for each")
     if not 0 < self.beta_1 <= self.beta_T < 1:
       raise ValueError(
         f"beta_1 {self.beta_1} and beta_T {self.beta_T}: use 0 < beta_1 <= beta_T < 1"
@@ -51,9 +85,8 @@ class Diffusion:
   @functools.cached_property
   def abar(self) -> np.ndarray:
     """abar_t for t in 0..T-1, float64: the cumulative product of 1 - beta_t."""
-    power = 1.0 if self.schedule == "linear" else 0.5
-    betas = np.linspace(self.beta_1**power, self.beta_T**power, self.T) ** (1 / power)
-    return np.cumprod(1 - betas)
+    made = lambda: SCHEDULES[self.schedule](self.T, self.beta_1, self.beta_T)
+    return np.cumprod(1 - (np.array(self.betas) if self.betas else made()))
 
   def gamma(self, t: Int[Array, " B"]) -> Float[Array, "B 1 1 1"]:
     return _at(np.sqrt(self.abar), t)

@@ -18,6 +18,11 @@ def unguided(eps_fn: Any) -> EpsFn:
   return eps_fn.args[0] if getattr(eps_fn, "func", None) is guided_by else eps_fn
 
 
+def scale_of(eps_fn: Any) -> float:
+  """w of a predictor that `guided` made; 0 for any other."""
+  return float(eps_fn.args[1]) if unguided(eps_fn) is not eps_fn else 0.0
+
+
 def guided_by(
   eps_fn: EpsFn, w: jax.Array, x_t: jax.Array, t: jax.Array, c: Any = None
 ) -> jax.Array:

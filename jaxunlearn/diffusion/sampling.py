@@ -2,17 +2,20 @@
 
 From the time t to the earlier s (abar_s = 1 after the last step), with z ~ N(0, I):
 
-    x0   = (x_t - sigma_t eps) / gamma_t, clipped to [-1, 1]
+    x0   = (x_t - sigma_t eps) / gamma_t, clipped
     beta = 1 - abar_t / abar_s,   v = beta (1 - abar_s) / (1 - abar_t)
     DDPM   x_s = gamma_s beta / sigma_t^2 x0 + sqrt(1 - beta) sigma_s^2 / sigma_t^2 x_t + sqrt(v) z
     DDIM   x_s = gamma_s x0 + sqrt(sigma_s^2 - eta^2 v) eps + eta sqrt(v) z
 
 Both are sums of x0, x_t, eps and z, so a sampler is a table of those coefficients (float64, once)
-and one scan over it. The times are those of diffusers' "leading" spacing: multiples of T // steps.
+and one scan over it. `Options` are what diffusers' schedulers vary, under their names. Where they
+go: DDPM from each time to the next in the list, DDIM from t to t - T // steps.
 """
 
+import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +24,41 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxunlearn import errors
 from jaxunlearn.diffusion import Diffusion, EpsFn
+from jaxunlearn.inputs import ranges
+
+SPACINGS = ("leading", "trailing", "linspace")
+VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How a sampler goes, by the fields of diffusers' `scheduler_config.json` and their defaults."""
+
+  timestep_spacing: str = "leading"  # multiples of T // steps; trailing: from T - 1 down; linspace
+  steps_offset: Annotated[int, ranges.Range(0.0, whole=True)] = 0  # added to leading times
+  set_alpha_to_one: bool = True  # DDIM's last abar_s is 1; False: abar_0
+  clip_sample: bool = True  # whether x0 is clipped, to +- clip_sample_range
+  clip_sample_range: ranges.Above0 = 1.0
+  variance_type: str = "fixed_small"  # DDPM's v (..._log is the same); fixed_large: beta
+
+  def __post_init__(self) -> None:
+    errors.check_choice("timestep spacing", self.timestep_spacing, SPACINGS)
+    errors.check_choice("variance type", self.variance_type, VARIANCES)
+    ranges.check(self)
+
+  @classmethod
+  def of(cls, fields: Mapping[str, Any]) -> "Options":
+    """Those of config.sampler, where None is the default; raises ValueError for another field."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    return errors.build(cls, "sampler", given)
+
+  def facts(self) -> dict[str, Any]:
+    """What stands in the identity of a value: the options that are not the default."""
+    ours, default = dataclasses.asdict(self), dataclasses.asdict(Options())
+    return {name: value for name, value in ours.items() if value != default[name]}
+
+
+DEFAULT = Options()
 
 
 class Steps(NamedTuple):
@@ -43,14 +81,15 @@ def ddpm(
   c: Array | None = None,
   *,
   steps: int = 1000,
-  clip: bool = True,
+  options: Options = DEFAULT,
 ) -> Float[Array, "B H W C"]:
-  """Ancestral samples from the noise x_T, with the smaller of DDPM's two variances.
+  """Ancestral samples from the noise x_T.
 
   Raises:
-    ValueError: steps outside 1..T.
+    ValueError: steps outside 1..T, or times past T - 1.
   """
-  return _reverse(eps_fn, rng, x_T, c, _ddpm_steps(process, _leading(process, steps)), clip)
+  table = _ddpm_steps(process, times(process, steps, options), options)
+  return _reverse(eps_fn, rng, x_T, c, table, options)
 
 
 def ddim(
@@ -62,19 +101,20 @@ def ddim(
   *,
   steps: int = 50,
   eta: float = 0.0,
-  clip: bool = True,
+  options: Options = DEFAULT,
 ) -> Float[Array, "B H W C"]:
   """Samples from the noise x_T: deterministic at eta 0, as random as DDPM at eta 1.
 
   Raises:
-    ValueError: steps outside 1..T, eta outside [0, 1].
+    ValueError: steps outside 1..T, times past T - 1, eta outside [0, 1].
   """
   if not 0 <= eta <= 1:
     raise ValueError(f"eta {eta} is outside [0, 1]; use 0 for DDIM and 1 for DDPM's variance")
-  return _reverse(eps_fn, rng, x_T, c, _ddim_steps(process, _leading(process, steps), eta), clip)
+  table = _ddim_steps(process, times(process, steps, options), steps, eta, options)
+  return _reverse(eps_fn, rng, x_T, c, table, options)
 
 
-@functools.partial(jax.jit, static_argnames=("process", "t", "n", "clip"))
+@functools.partial(jax.jit, static_argnames=("process", "t", "n", "options"))
 def inject(
   eps_fn: EpsFn,
   process: Diffusion,
@@ -84,7 +124,7 @@ def inject(
   c: Array | None = None,
   *,
   n: int = 16,
-  clip: bool = True,
+  options: Options = DEFAULT,
 ) -> Float[Array, "B n H W C"]:
   """What the model makes of x: noised once to the time t, then denoised n times from there.
 
@@ -101,14 +141,15 @@ def inject(
   k_noise, k_steps = jax.random.split(rng)
   x_t = process.q_sample(x, jnp.full(len(x), t), jax.random.normal(k_noise, x.shape))
   x_t, c = jax.tree.map(lambda a: jnp.repeat(a, n, axis=0), (x_t, c))
-  out = _reverse(eps_fn, k_steps, x_t, c, _ddpm_steps(process, np.arange(t, -1, -1)), clip)
+  table = _ddpm_steps(process, np.arange(t, -1, -1), options)
+  out = _reverse(eps_fn, k_steps, x_t, c, table, options)
   return out.reshape(len(x), n, *x.shape[1:])
 
 
 SAMPLERS = {"ddpm": ddpm, "ddim": ddim}
 
 
-@functools.partial(jax.jit, static_argnames=("process", "sampler", "steps"))
+@functools.partial(jax.jit, static_argnames=("process", "sampler", "steps", "options"))
 def sample(
   eps_fn: EpsFn,
   process: Diffusion,
@@ -118,8 +159,9 @@ def sample(
   *,
   sampler: str,
   steps: int,
+  options: Options = DEFAULT,
 ) -> Float[Array, "B H W C"]:
-  """Samples from the noise x_T by the sampler of that name, clipped.
+  """Samples from the noise x_T by the sampler of that name.
 
   `eps_fn` is a `jax.tree_util.Partial`; one compilation serves every checkpoint of a model.
 
@@ -127,47 +169,69 @@ def sample(
     ValueError: no such sampler, steps outside 1..T.
   """
   errors.check_choice("sampler", sampler, SAMPLERS)
-  return SAMPLERS[sampler](eps_fn, process, rng, x_T, c, steps=steps)
+  return SAMPLERS[sampler](eps_fn, process, rng, x_T, c, steps=steps, options=options)
 
 
-def _leading(process: Diffusion, steps: int) -> np.ndarray:
-  if not 1 <= steps <= process.T:
-    raise ValueError(f"steps {steps} is outside 1..{process.T}, the steps of the process; use one")
-  return np.arange(steps)[::-1] * (process.T // steps)
+def times(process: Diffusion, steps: int, options: Options = DEFAULT) -> Int[np.ndarray, " S"]:
+  """The times of so many steps, the latest first.
+
+  Raises:
+    ValueError: steps outside 1..T, or times past T - 1.
+  """
+  T, i = process.T, np.arange(steps)
+  if not 1 <= steps <= T:
+    raise ValueError(f"steps {steps} is outside 1..{T}, the steps of the process; use one")
+  if options.timestep_spacing == "linspace":
+    return np.linspace(0, T - 1, steps).round()[::-1].astype(int)
+  if options.timestep_spacing == "trailing":
+    return np.arange(T, 0, -T / steps)[:steps].round().astype(int) - 1
+  t = i[::-1] * (T // steps) + options.steps_offset
+  if t[0] >= T:
+    raise ValueError(
+      f"steps {steps} with steps_offset {options.steps_offset} begin at {t[0]}, past the last time "
+      f"{T - 1}; use fewer steps"
+    )
+  return t
 
 
-def _ddpm_steps(process: Diffusion, t: np.ndarray) -> Steps:
-  abar, abar_s, beta, v = _schedule(process, t)
+def _ddpm_steps(process: Diffusion, t: np.ndarray, options: Options) -> Steps:
+  abar, abar_s, beta, v = _schedule(process, t, np.append(t[1:], -1), 1.0)
   x0 = np.sqrt(abar_s) * beta / (1 - abar)
   x_t = np.sqrt(1 - beta) * (1 - abar_s) / (1 - abar)
-  return Steps(t, np.sqrt(abar), np.sqrt(1 - abar), x0, x_t, np.zeros(len(t)), np.sqrt(v))
+  z = np.sqrt(beta if options.variance_type == "fixed_large" else v) * (t > 0)
+  return Steps(t, np.sqrt(abar), np.sqrt(1 - abar), x0, x_t, np.zeros(len(t)), z)
 
 
-def _ddim_steps(process: Diffusion, t: np.ndarray, eta: float) -> Steps:
-  abar, abar_s, _, v = _schedule(process, t)
+def _ddim_steps(
+  process: Diffusion, t: np.ndarray, steps: int, eta: float, options: Options
+) -> Steps:
+  last = 1.0 if options.set_alpha_to_one else process.abar[0]
+  abar, abar_s, _, v = _schedule(process, t, t - process.T // steps, last)
   eps = np.sqrt(1 - abar_s - eta**2 * v)
   z = eta * np.sqrt(v)
   return Steps(t, np.sqrt(abar), np.sqrt(1 - abar), np.sqrt(abar_s), np.zeros(len(t)), eps, z)
 
 
-def _schedule(process: Diffusion, t: np.ndarray) -> tuple[np.ndarray, ...]:
-  """abar_t, abar_s, beta and v for descending times t, each followed by the next."""
+def _schedule(
+  process: Diffusion, t: np.ndarray, s: np.ndarray, last: float
+) -> tuple[np.ndarray, ...]:
+  """abar_t, abar_s, beta and v for steps from t to s; abar_s is `last` where s is negative."""
   abar = process.abar[t]
-  abar_s = np.append(abar[1:], 1.0)
+  abar_s = np.where(s >= 0, process.abar[np.maximum(s, 0)], last)
   beta = 1 - abar / abar_s
   return abar, abar_s, beta, beta * (1 - abar_s) / (1 - abar)
 
 
 def _reverse(
-  eps_fn: EpsFn, rng: Array, x: Array, c: Array | None, steps: Steps, clip: bool
+  eps_fn: EpsFn, rng: Array, x: Array, c: Array | None, steps: Steps, options: Options
 ) -> Array:
   """Walks x down the table. The noise of a step depends on rng and t, not on the table."""
 
   def step(x_t: Array, k: Steps) -> tuple[Array, None]:
     eps = eps_fn(x_t, jnp.full(len(x_t), k.t), c)
     x0 = (x_t - k.sigma * eps) / k.gamma
-    if clip:
-      x0 = jnp.clip(x0, -1, 1)
+    if options.clip_sample:
+      x0 = jnp.clip(x0, -options.clip_sample_range, options.clip_sample_range)
     z = jax.random.normal(jax.random.fold_in(rng, k.t), x_t.shape)
     return k.x0 * x0 + k.x_t * x_t + k.eps * eps + k.z * z, None
 

@@ -3,8 +3,8 @@
     evaluate(eps_fn, task) -> {name: Value}
 
 A `Value` carries its identity: two values are comparable only if their identities are equal.
-To add a metric write one file here and name it in `config.eval.metrics`; the contract test
-`tests/evals_test.py` runs over every module found.
+To add a metric write one file here, or a package of your own (docs/plugins.md), and name it in
+`config.eval.metrics`; the contract test `tests/evals_test.py` runs over every module found.
 
 An eps_fn that is a `jax.tree_util.Partial` is a pytree: it passes into jitted functions as an
 argument, so that one compiled sampler serves every checkpoint of a model.
@@ -13,8 +13,6 @@ argument, so that one compiled sampler serves every checkpoint of a model.
 import dataclasses
 import functools
 import hashlib
-import importlib
-import pkgutil
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,8 +20,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxunlearn import data, errors
-from jaxunlearn.diffusion import Diffusion, EpsFn
+from jaxunlearn import data
+from jaxunlearn.diffusion import Diffusion, EpsFn, sampling
+from jaxunlearn.inputs import plugins
 
 HELPERS = ("classifiers", "frechet", "restoration", "statistics")  # modules that are no metric
 
@@ -37,6 +36,27 @@ class Value(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class Options:
+  """What metrics can be told, with the defaults of `config.eval`."""
+
+  target_name: str = "target"
+  target_radius: float = 10.0  # L2 in [0, 1] pixels within which a sample is the target
+  reference: str = "heldout"  # or retain, train: the images that kept samples should be like
+  classifier: str = "digits"  # of classes; evals/classifiers.py lists them
+  style_classifier: str = ""  # of styles, where the data has them
+  inject_t: int = 250
+  inject_n: int = 16
+  inception_weights: str = ""  # a file; "": the published one, where it is cached
+  fid_resize: str = "bilinear"  # as pytorch-fid; or clean, as clean-fid, or torchmetrics
+  fid_batch: int = 32  # images in the network at a time
+  sscd_weights: str = ""  # a file; "": the published one, where it is cached
+  sscd_protocol: str = "siss"  # or retrack
+  nll_probes: int = 8
+  nll_protocol: str = "interpolated"  # or siss, as the release of SISS
+  nll_tolerance: float = 1e-3  # of the steps of interpolated
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
   """What a metric may look at besides the eps_fn. Images are float32 [N, H, W, C] in [-1, 1]."""
 
@@ -46,11 +66,12 @@ class Task:
   classes: tuple[str, ...]
   samples: np.ndarray  # generated from `eps_fn`, the same noise for every model
   identity: str  # how `samples` were made
-  options: Any  # config.eval
+  options: Any  # config.eval, or `Options`
   rng: jax.Array
   c: np.ndarray | None = None  # the samples' conditions [N] or [N, n]; None: unconditional
   concept: data.Concept | None = None  # the class or style to forget
   vocabulary: tuple[tuple[str, ...], ...] = ()  # the names of each condition's values
+  sampler: sampling.Options = sampling.DEFAULT
 
   def key(self, metric: str) -> jax.Array:
     """The random key of a metric, its own."""
@@ -124,19 +145,14 @@ def fingerprint(images: np.ndarray) -> str:
   return f"{len(images)}:{hashlib.sha256(images.tobytes()).hexdigest()[:8]}"
 
 
-def names() -> list[str]:
-  return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in HELPERS)
+CHOICES = plugins.Group(__name__, "metric", "evaluate", HELPERS)
+names = CHOICES.names
 
 
 def check(name: str, options: Any) -> None:
   """Raises ValueError where there is no such metric, or it lacks something, like a weights file."""
-  getattr(_module(name), "check", lambda options: None)(options)
+  getattr(CHOICES.module(name), "check", lambda options: None)(options)
 
 
 def metric(name: str) -> Callable[[EpsFn, Task], dict[str, Value]]:
-  return _module(name).evaluate
-
-
-def _module(name: str) -> Any:
-  errors.check_choice("metric", name, names())
-  return importlib.import_module(f"{__name__}.{name}")
+  return CHOICES.module(name).evaluate

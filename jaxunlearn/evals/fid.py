@@ -4,8 +4,11 @@ Both are read as image files would be, as uint8 pixels, a batch at a time: only 
 2048 features are kept. The moments of a reference set are kept on disk, beside the weights. How an
 image comes to 299 x 299 changes the value, so config.eval.fid_resize stands in its identity:
 
-bilinear  as pytorch-fid does: four neighbours, no antialiasing; x / 127.5 - 1
-clean     as clean-fid does (Parmar et al., 2022): antialiased bicubic, in float; (x - 128) / 128
+bilinear      as pytorch-fid does: four neighbours, no antialiasing; x / 127.5 - 1
+clean         as clean-fid does (Parmar et al., 2022): antialiased bicubic, in float;
+              (x - 128) / 128
+torchmetrics  as torchmetrics does: four neighbours from the upper left, as in TensorFlow 1;
+              (x - 128) / 128. Pixels of samples are cut to whole numbers, not rounded
 
 The value falls with the number of samples, by a bias of the order of 1 / n: compare equal n only.
 Under 2048 samples the covariance is singular as well; that is a number still, and far from the
@@ -16,7 +19,7 @@ import dataclasses
 import functools
 import pathlib
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -40,17 +43,24 @@ def evaluate(eps_fn: EpsFn, task: evals.Task) -> dict[str, evals.Value]:
   """
   del eps_fn
   extractor = load(task.options)
-  fingerprint = task.reference.fingerprint()
+  fingerprint = pixels_fingerprint(task.reference)
   reference = reference_moments(task.reference, fingerprint, extractor)
   identity = evals.identity(
     extractor=extractor.identity,
     resize=extractor.resize,
-    pixels="uint8",
+    pixels="uint8" if cut_of(extractor.resize) is data.to_pixels else "uint8-truncated",
     removed="target",
     reference=f"{task.options.reference}:{len(task.reference)}:{fingerprint}",
   )
-  distance = frechet.distance(reference, extractor.moments(kept_pixels(task, extractor.batch)))
+  samples = kept_pixels(task, extractor.batch, cut_of(extractor.resize))
+  distance = frechet.distance(reference, extractor.moments(samples))
   return {"fid": evals.Value(distance, None, f"{identity} {task.samples_identity}")}
+
+
+def pixels_fingerprint(records: data.Records) -> str:
+  """Which pixels these are: the records' fingerprint, and how their files become pixels."""
+  how = getattr(records.image, "decoding", "")
+  return f"{records.fingerprint()}-{how}" if how else records.fingerprint()
 
 
 def check(options: Any) -> None:
@@ -95,11 +105,24 @@ def _read(path: pathlib.Path) -> tuple[Any, str]:
   return params, weights.identity(path)
 
 
-def kept_pixels(task: evals.Task, size: int) -> Iterable[np.ndarray]:
+def cut_of(resize: str) -> Callable[[np.ndarray], np.ndarray]:
+  """How samples in [-1, 1] become uint8 pixels."""
+  return truncated if resize == "torchmetrics" else data.to_pixels
+
+
+def truncated(image: np.ndarray) -> np.ndarray:
+  """[-1, 1] -> uint8 pixels, each cut to a whole number."""
+  unit = np.clip(np.nan_to_num(image.astype(np.float32), nan=-1) / 2 + np.float32(0.5), 0, 1)
+  return (unit * np.float32(255)).astype(np.uint8)
+
+
+def kept_pixels(
+  task: evals.Task, size: int, cut: Callable[[np.ndarray], np.ndarray]
+) -> Iterable[np.ndarray]:
   """The samples that quality is measured on, as uint8 pixels read `size` at a time."""
   kept = np.flatnonzero(task.is_kept)
   for start in range(0, len(kept), size):
-    yield data.to_pixels(task.samples[kept[start : start + size]])
+    yield cut(task.samples[kept[start : start + size]])
 
 
 def reference_moments(
@@ -143,4 +166,16 @@ def _clean(x: Array, shape: tuple[int, ...]) -> Array:
   return (jnp.clip(jax.image.resize(x, shape, "cubic"), 0, 255) - 128) / 128
 
 
-RESIZES = {"bilinear": _bilinear, "clean": _clean}
+def _tensorflow_1(x: Array, shape: tuple[int, ...]) -> Array:
+  """Pixel i of n lies at i m / n among m: corners are not moved by half a pixel."""
+  for axis in (1, 2):
+    count = x.shape[axis]
+    place = np.arange(shape[axis]) * (count / shape[axis])
+    low = np.floor(place).astype(int)
+    part = jnp.asarray(place - low, jnp.float32).reshape(-1, *[1] * (x.ndim - 1 - axis))
+    take = lambda i, x=x, axis=axis: jnp.take(x, i, axis=axis)
+    x = take(low) * (1 - part) + take(np.minimum(low + 1, count - 1)) * part
+  return (x - 128) / 128
+
+
+RESIZES = {"bilinear": _bilinear, "clean": _clean, "torchmetrics": _tensorflow_1}

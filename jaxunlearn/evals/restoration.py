@@ -29,9 +29,12 @@ def score(
   if not len(task.target):
     return {}
   t, target = task.options.inject_t, jnp.asarray(task.target)
-  restored = sampling.inject(eps_fn, task.process, task.key(name), target, t, n=n)
+  key, options = task.key(name), task.sampler
+  restored = sampling.inject(eps_fn, task.process, key, target, t, n=n, options=options)
   scores = np.asarray(similarity(restored, target), np.float64).mean(axis=0)
-  identity = evals.identity(**facts, inject_t=t, inject_n=n, sampler="ddpm", steps=t + 1)
+  identity = evals.identity(
+    **facts, inject_t=t, inject_n=n, sampler="ddpm", steps=t + 1, **options.facts()
+  )
   value = evals.Value(
     float(scores.mean()),
     statistics.mean_interval(scores),

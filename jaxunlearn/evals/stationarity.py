@@ -21,8 +21,17 @@ ROWS, BATCH = 512, 64
 
 
 def evaluate(eps_fn: EpsFn, task: evals.Task) -> dict[str, evals.Value]:
-  """Both, without an interval: the same rows for every model, and no guidance."""
+  """Both, without an interval: the same rows for every model, and no guidance.
+
+  Raises:
+    ValueError: a noise predictor that is a function alone, without its parameters.
+  """
   rng, eps_fn = task.key("stationarity"), guidance.unguided(eps_fn)
+  if not jax.tree.leaves(eps_fn):
+    raise ValueError(
+      "stationarity is a gradient by parameters and this eps_fn shows none; make it by "
+      "jaxunlearn.eps_fn(apply, params)"
+    )
   seed = np.asarray(jax.random.key_data(rng))
   index = np.random.default_rng(seed).permutation(len(task.reference))[:ROWS]
   parts = [index[i : i + BATCH] for i in range(0, len(index), BATCH)]

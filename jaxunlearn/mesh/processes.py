@@ -11,7 +11,9 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +27,11 @@ from jaxunlearn import errors
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 HOW = ("auto", "on", "off")
+STOPPING = (
+  "\nstopping: what is done is saved after this step or batch of samples (compiling is awaited); "
+  "Ctrl-C again quits at once"
+)
+ONE_KEY = 0.5  # seconds within which signals count as one: a launcher may pass it on
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as lost
 LOST = "another process of this run was lost; launch all of them again to go on"
 _LINE = 2**12  # bytes; what is broadcast is a multiple of it, so that few programs are compiled
@@ -133,9 +140,15 @@ def local(tree: Any) -> Any:
 def stop_signal() -> Iterator[Callable[[], bool]]:
   """Within it SIGTERM and SIGINT only raise a flag, which the loop reads between steps.
 
+  The first is answered by a line at once, a second Ctrl-C ends the process with errors.QUIT.
   Of several processes each must read it equally often: a signal to one is then seen by all of
   them at the same reading, a second or so later.
   """
+  with _answered():
+    yield from _flagged()
+
+
+def _flagged() -> Iterator[Callable[[], bool]]:
   if jax.process_count() > 1:
     # JAX watches SIGTERM itself and lets the processes agree on a reading to come.
     with _handled(lambda *_: os.kill(os.getpid(), signal.SIGTERM), signal.SIGINT):
@@ -144,6 +157,43 @@ def stop_signal() -> Iterator[Callable[[], bool]]:
   seen: list[int] = []
   with _handled(lambda number, _: seen.append(number), signal.SIGTERM, signal.SIGINT):
     yield lambda: bool(seen)
+
+
+@contextlib.contextmanager
+def _answered() -> Iterator[None]:
+  """Signals are also read by a thread: the main one may compile for minutes before it looks."""
+  inside, outside = socket.socketpair()
+  outside.setblocking(False)
+  old = signal.set_wakeup_fd(outside.fileno(), warn_on_full_buffer=False)
+  thread = threading.Thread(target=_answer, args=(inside,), daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    signal.set_wakeup_fd(old)
+    outside.close()
+    thread.join()
+    inside.close()
+
+
+def _answer(signals: socket.socket) -> None:
+  """Says that the run will stop, quits at another Ctrl-C; ends when the other side is closed."""
+  asked = 0.0
+  while number := signals.recv(1):
+    if number[0] not in (signal.SIGINT, signal.SIGTERM):
+      continue
+    now = time.monotonic()
+    if not asked:
+      asked = now
+      print(STOPPING, file=sys.stderr, flush=True)
+    elif number[0] == signal.SIGINT and now - asked > ONE_KEY:
+      quit_at_once()
+
+
+def quit_at_once(*_: Any) -> NoReturn:
+  """Ends this process without saving anything more."""
+  print("\nquit; launch again to go on from the newest checkpoint", file=sys.stderr, flush=True)
+  os._exit(errors.QUIT)
 
 
 @contextlib.contextmanager

@@ -9,19 +9,19 @@ A method says what one optimisation step minimises, in parts of which most need 
     gradients  how their gradients are taken, where backpropagation is not all of it
     penalty    a term of the parameters alone                             -> loss
     combine    one update direction from the K whole-batch gradients      -> direction, metrics
+    settle     what follows the optimiser's update, like taking it back   -> params, extras
 
 In `losses`, extras also has networks without gradient: `current`, with the parameters as they are,
 and `teacher`, with those that `prepare` put under that name.
 
 Since all randomness is in `draw`, a step gives the same gradients however it is cut into
 micro-batches or laid out over devices, and an independent implementation can be fed the same draws.
-To add a method write one file here; `tests/methods_test.py` tests it because it exists.
+To add a method write one file here, or a package of your own (docs/plugins.md);
+`tests/methods_test.py` tests it because it exists.
 """
 
 import dataclasses
 import functools
-import importlib
-import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -30,10 +30,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxunlearn import errors, ranges
+from jaxunlearn import errors
 from jaxunlearn.diffusion import NULL, Diffusion, EpsFn
+from jaxunlearn.inputs import plugins, ranges
 
 HELPERS = ("embeddings", "importance")  # modules that are no method
+# What a method may need of a run, and how a user gives it; build.py checks it.
+NEEDS = {
+  "c": "a conditional model; set config.init_from and config.model.classes to one",
+  "concept": "a class or style to forget; set config.forget.label or config.forget.style",
+  "to": "a stream that maps the condition to forget to another; write streams.a in the config "
+  "file as {'take': 'forget', 'to': 'next'}",
+  "teacher": "a trained model to start from; set config.init_from",
+}
 
 Array = jax.Array
 Tree = Any  # a nested dict of arrays: parameters, their gradients
@@ -44,8 +53,8 @@ class Rows(NamedTuple):
   """A batch of one stream: images in [-1, 1], their conditions if any, their record numbers."""
 
   image: Array | np.ndarray  # [B, H, W, C] float32
-  c: Array | np.ndarray | None  # int32 [B] (or [B, n]), or None for an unconditional model
-  index: Array | np.ndarray  # type: ignore[assignment]  # [B] int32, place in the data set
+  c: Array | np.ndarray | None = None  # int32 [B] (or [B, n]), or None for an unconditional model
+  index: Array | np.ndarray | None = None  # type: ignore[assignment]  # [B] int32, place in the set
   to: Array | np.ndarray | None = None  # the condition that a method maps c to, where it maps it
 
   def chunks(self, size: int = 256) -> Iterator["Rows"]:
@@ -55,8 +64,7 @@ class Rows(NamedTuple):
       yield self.at(rows)
 
   def at(self, rows: Any) -> "Rows":
-    pick = lambda part: None if part is None else part[rows]
-    return Rows(self.image[rows], pick(self.c), self.index[rows], pick(self.to))
+    return Rows(*(None if part is None else part[rows] for part in self))  # type: ignore[arg-type]
 
   def pick(self, n: int, seed: int) -> "Rows":
     """n rows at random, or all where there are fewer."""
@@ -81,6 +89,7 @@ class Objective:
   """The contract; the fields of a subclass are its paper's hyper-parameters."""
 
   streams: ClassVar[tuple[str, ...]] = ("x",)  # the streams it reads, first the one it keeps
+  numbered: ClassVar[bool] = False  # whether it reads the record numbers of the stream a
   terms: ClassVar[tuple[str, ...]] = ("x",)  # the names of the K losses
   # Forward passes over a batch, and backward passes at most, of one step.
   forwards: ClassVar[int] = 1
@@ -89,6 +98,8 @@ class Objective:
   shared_forward: ClassVar[bool] = True
   # The step is a rule on the gradients of the whole batch at once: no micro-batches.
   whole_batch: ClassVar[bool] = False
+  # What a run must have besides, or it is refused: words of NEEDS.
+  needs: ClassVar[tuple[str, ...]] = ()
 
   def __post_init__(self) -> None:
     ranges.check(self)
@@ -149,6 +160,11 @@ class Objective:
     del extras
     return jax.tree.map(lambda *g: sum(g), *grads), {}
 
+  def settle(self, params: Tree, extras: Tree, step: Array) -> tuple[Tree, Tree]:
+    """What becomes of parameters and extras after the update of step 0, 1, ...: nothing."""
+    del step
+    return params, extras
+
 
 @dataclasses.dataclass(frozen=True)
 class TwoSets(Objective):
@@ -159,7 +175,7 @@ class TwoSets(Objective):
 
   c_dropout: ranges.Share = 0.1
 
-  streams = ("x", "a")
+  streams: ClassVar[tuple[str, ...]] = ("x", "a")
   terms = ("x", "a")
   forwards = 2
   backwards = 2
@@ -177,15 +193,38 @@ class TwoSets(Objective):
     return two_denoising_losses(eps_fn, process, draws), {}
 
 
-def names() -> list[str]:
-  return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in HELPERS)
+CHOICES = plugins.Group(__name__, "method", "Method", HELPERS)
+names = CHOICES.names
 
 
 def make(name: str, **hparams: Any) -> Objective:
   """methods/siss.py is named 'siss'; its hparams are the fields of its `Method`."""
-  errors.check_choice("method", name, names())
-  module = importlib.import_module(f"{__name__}.{name}")
-  return errors.build(module.Method, f"method {name}", hparams)
+  return errors.build(CHOICES.module(name).Method, f"method {name}", hparams)
+
+
+def begin(
+  objective: Objective,
+  apply: Callable[..., Array],
+  params: Tree,
+  process: Diffusion,
+  data: Mapping[str, Whole],
+  rng: Array,
+) -> tuple[Tree, Tree]:
+  """The parameters of step 0 and the extras: what a method does before the first step."""
+  extras = objective.prepare(apply, params, process, data, rng)
+  return objective.start(params, data, jax.random.fold_in(rng, 1)), extras
+
+
+def direction(
+  objective: Objective, params: Tree, grads: tuple[Tree, ...], extras: Tree
+) -> tuple[Tree, Metrics]:
+  """What an update follows: `combine` of the K whole-batch gradients, and the penalty's slope."""
+  total, metrics = objective.combine(grads, extras)
+  if type(objective).penalty is not Objective.penalty:
+    loss, slope = jax.value_and_grad(objective.penalty)(params, extras)
+    total = jax.tree.map(jnp.add, total, slope)
+    metrics |= {"loss_penalty": loss}
+  return total, metrics
 
 
 def term_grads(
@@ -282,10 +321,12 @@ def one_denoising_loss(
   return (denoising_loss(eps_fn, process, a, c, t, eps),), {}
 
 
-def draw_two(process: Diffusion, x: Rows, a: Rows, rng: Array, c_dropout: float) -> dict[str, Any]:
+def draw_two(
+  process: Diffusion, x: Rows, a: Rows, rng: Array, c_dropout: float, a_dropout: float = 0.0
+) -> dict[str, Any]:
   """The rows of two streams, the second as `a`; each row with a time and a noise of its own.
 
-  The condition of x is dropped for a share of its rows.
+  The conditions of x and of a are dropped for a share of their rows.
   """
   k_x, k_a, k_c = jax.random.split(rng, 3)
   noise_a = draw_noise(process, a.image.shape, k_a)
@@ -294,7 +335,8 @@ def draw_two(process: Diffusion, x: Rows, a: Rows, rng: Array, c_dropout: float)
     "c_x": drop_conditions(x.c, c_dropout, k_c),
     **draw_noise(process, x.image.shape, k_x),
     "a": a.image,
-    "c_a": a.c,
+    # Not 0, 1 or 2: those are the three keys.
+    "c_a": drop_conditions(a.c, a_dropout, jax.random.fold_in(rng, 3)),
     "t_a": noise_a["t"],
     "eps_a": noise_a["eps"],
   }
@@ -310,7 +352,7 @@ def two_denoising_losses(
   return loss_x, denoising_loss(eps_fn, process, a, c_a, t_a, eps_a)
 
 
-def weighted(grads: Sequence[Tree], weights: Sequence[float]) -> Tree:
+def weighted(grads: Sequence[Tree], weights: Sequence[Array | float]) -> Tree:
   """The weighted sum of trees."""
   return jax.tree.map(lambda *g: sum(w * v for w, v in zip(weights, g, strict=True)), *grads)
 

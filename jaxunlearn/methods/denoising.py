@@ -5,13 +5,16 @@
 One objective for many runs, which differ only in their stream `x`: pretraining (all records),
 retraining and naive deletion (the retained ones), a relearning attack, a CDM compartment. Of a
 conditional model the condition is dropped for a share of the rows (Ho and Salimans, 2022).
+
+Deviations: none.
 """
 
 import dataclasses
 
 import jax
 
-from jaxunlearn import methods, ranges
+from jaxunlearn import methods
+from jaxunlearn.inputs import ranges
 
 
 @dataclasses.dataclass(frozen=True)

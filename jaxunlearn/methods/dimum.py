@@ -9,11 +9,15 @@ that an attack by relearning the retained data has no gradient to follow. The im
 not needed. D_alt is the stream `alt`, whose conditions are those to forget (`c = "forget"`): a
 class, a mixture of them, a small fixed set (`first`), another data set or generated samples. The
 condition is dropped for a share of D_r and never for D_alt. Pixel sums, both.
+
+Deviations: none known. Where conditions are dropped, and lam, are chosen here: the paper's own were
+not at hand.
 """
 
 import dataclasses
 
-from jaxunlearn import methods, ranges
+from jaxunlearn import methods
+from jaxunlearn.inputs import ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +26,7 @@ class Method(methods.TwoSets):
 
   streams = ("x", "alt")
   terms = ("x", "alt")
+  needs = ("c", "concept")
 
   def combine(self, grads, extras):
     return methods.weighted(grads, (1.0, self.lam)), {}

@@ -8,6 +8,8 @@ forget under their condition, and a sign step is the first of Adam's. The gradie
 is taken at phi_K and given to theta, as if phi_K were theta moved by a constant (first-order MAML,
 Finn et al., 2017). Not of the DiMUM paper: a stronger defence in the manner of tamper-resistant
 safeguards (Tamirisa et al., 2024). Needs the images to forget. Pixel sums.
+
+Deviations: this is no method of a paper.
 """
 
 import dataclasses
@@ -16,7 +18,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import methods, ranges
+from jaxunlearn import methods
+from jaxunlearn.inputs import ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Method(methods.Objective):
 
   streams = ("x", "alt", "a")
   terms = ("x", "alt", "meta")
+  needs = ("c", "concept")
   whole_batch = True
   shared_forward = False
 

@@ -3,6 +3,8 @@
 Nothing is trained (train.steps = 0) and nothing forgotten, yet the concept is never shown again,
 and relearning what is kept brings nothing back: a measure that this passes proves little. The other
 condition is what the stream `a` maps to (`to = "next"`).
+
+Deviations: none; this is a control, and no method of a paper.
 """
 
 import dataclasses
@@ -15,6 +17,7 @@ from jaxunlearn.methods import embeddings
 class Method(methods.Objective):
   streams = ("a",)
   terms = ("a",)
+  needs = ("c", "to")
 
   def start(self, params, data, rng):
     """Raises ValueError where the model has no table of embeddings."""

@@ -5,6 +5,9 @@
 As textual inversion (Gal et al., 2023) and concept inversion (Pham et al., 2024) do with prompts:
 what the weights can still draw, some vector may ask for. v starts where the condition is, and the
 images `a` are of the concept. A pixel sum.
+
+Deviations: textual inversion learns the vector of a new word in a prompt; here it stands in place
+of a class's own.
 """
 
 import dataclasses
@@ -20,6 +23,7 @@ from jaxunlearn.methods import embeddings
 class Method(methods.Objective):
   streams = ("a",)
   terms = ("a",)
+  needs = ("c", "to")
 
   def prepare(self, apply, params, process, data, rng):
     """The mask that leaves one row of one table.

@@ -6,6 +6,8 @@
 
 so that <g, g_a> >= eta ||g_a||^2: each step lowers L_A, whatever it does to L_X. Where g_a is zero
 or not finite the step is g_x. A pair of rows x and a shares t and eps.
+
+Deviations: none from the rule that Alberti et al. give; `erasediff_bilevel` is the release.
 """
 
 import dataclasses
@@ -14,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn import methods, ranges
+from jaxunlearn import methods
+from jaxunlearn.inputs import ranges
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,8 +4,10 @@
     L = E ||target - eps_theta(a_t, t, c_u)||^2
 
 `only` is what may move: a part of the parameters' names, like class_embedding (as ESD-x trains the
-cross-attention alone); "" all. a_t are noised images to forget, where the paper denoises its own
-samples part of the way. A pixel sum.
+cross-attention alone); "" all. A pixel sum.
+
+Deviations: a_t are noised images to forget; the paper denoises samples of the model part of the
+way.
 """
 
 import dataclasses
@@ -14,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import methods, ranges
+from jaxunlearn import methods
 from jaxunlearn.diffusion import NULL
+from jaxunlearn.inputs import ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Method(methods.Objective):
 
   streams = ("a",)
   terms = ("a",)
+  needs = ("c", "concept", "teacher")
   forwards = 3
   backwards = 1
 

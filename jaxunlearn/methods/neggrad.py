@@ -4,6 +4,8 @@
 
 No scaling and nothing that holds the rest of the model: it diverges, and is a baseline of
 Alberti et al. (2025). The step is -g_a.
+
+Deviations: none.
 """
 
 import dataclasses

@@ -8,6 +8,9 @@
 The neighbours are found once, for each distinct image of A. The softmax takes
 log q(a_t | y_k) - log q(a_t | a), which differs from -||v_k||^2 / 2 by what all k share, since a
 difference of two sums over pixels would cancel. A pair of rows x and a shares t and eps.
+
+Deviations: none in the loss. The paper searches neighbours of Stable Diffusion among latents; here
+they are found among the images that the model is trained on.
 """
 
 import dataclasses
@@ -16,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import methods, ranges
+from jaxunlearn import methods
+from jaxunlearn.inputs import ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Method(methods.Objective):
 
   streams = ("x", "a")
   terms = ("x", "u")
+  numbered = True
   forwards = 2
   backwards = 2
   shared_forward = False

@@ -5,8 +5,13 @@
     odd steps    the denoising loss of the kept records
 
 One iteration is one step of each, under one Adam; i counts iterations and alpha_i falls from alpha
-to 0 by a cosine. F is the diagonal Fisher information at the start. The mean of coef is over the
-whole batch. Pixel sums.
+to 0 by a cosine. F is the mean over batches of clip(g)^2 at the start, g the gradient of a batch's
+denoising loss with the guided output, (1 + w) eps_c - w eps_null. With mask_batch 1, mask_guidance
+0 and mask_clip None it is the diagonal Fisher information. The mean of coef is over the whole
+batch. Pixel sums.
+
+Deviations:
+  - Times are drawn independently; the release pairs t with T - 1 - t. The expectation is the same.
 """
 
 import dataclasses
@@ -14,7 +19,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import methods, ranges
+from jaxunlearn import methods
+from jaxunlearn.inputs import ranges
 from jaxunlearn.methods import importance
 
 
@@ -22,20 +28,25 @@ from jaxunlearn.methods import importance
 class Method(methods.Objective):
   alpha: ranges.AtLeast0 = 10.0
   power: ranges.AtLeast0 = 0.5
-  gamma: ranges.AtLeast0 = (
-    1.0  # the least ratio of the two Fisher informations of a parameter that forgets
-  )
+  gamma: ranges.AtLeast0 = 1.0  # the least F(forget) / F(remain) of a parameter that forgets
   iterations: ranges.Count = 150  # after which alpha is 0: half of config.train.steps
   c_dropout: ranges.Share = 0.1
-  fisher_rows: ranges.Count = 128  # records of each kind behind the mask
+  a_dropout: ranges.Share = 0.1  # the share of rows of `a` whose condition is null
+  mask_rows: ranges.Count = 50_000  # records of each kind behind the mask; all, where fewer
+  mask_batch: ranges.Count = 128
+  mask_guidance: ranges.AtLeast0 = 2.0  # w
+  mask_clip: ranges.Above0 | None = 1.0  # the norm of a batch's gradient behind the mask
 
   streams = ("x", "a")
   terms = ("x", "a")
   whole_batch = True
 
   def prepare(self, apply, params, process, data, rng):
-    information = lambda name, key: importance.fisher(
-      apply, params, process, data[name], key, self.fisher_rows
+    kind = {"rows": self.mask_rows, "batch": self.mask_batch, "w": self.mask_guidance}
+    information = lambda name, key: importance.mean_square(
+      importance.batch_gradients(
+        apply, params, process, data[name], key, **kind, clip=self.mask_clip
+      )
     )
     k_x, k_a = jax.random.split(rng)
     kept, forgotten = information("x", k_x), information("a", k_a)
@@ -43,7 +54,8 @@ class Method(methods.Objective):
 
   def draw(self, process, batch, rng, extras, step):
     forget = step % 2 == 0
-    draws = methods.draw_two(process, batch["x"], batch["a"], rng, self.c_dropout)
+    x, a = batch["x"], batch["a"]
+    draws = methods.draw_two(process, x, a, rng, self.c_dropout, self.a_dropout)
     progress = jnp.minimum(step // 2 / self.iterations, 1.0)
     alpha = self.alpha * 0.5 * (1 + jnp.cos(jnp.pi * progress))
     turn = lambda a, x: None if x is None else jnp.where(forget, a, x)

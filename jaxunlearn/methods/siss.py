@@ -25,7 +25,8 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import methods, ranges
+from jaxunlearn import methods
+from jaxunlearn.inputs import ranges
 
 
 @dataclasses.dataclass(frozen=True)

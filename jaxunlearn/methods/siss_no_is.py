@@ -4,11 +4,14 @@
 
 Two forward passes where SISS has one. A pair of rows shares t and eps, and the forget gradient
 gets its norm by the same rule: the step is g_x - c g_a, `methods.subtract_scaled`.
+
+Deviations: none.
 """
 
 import dataclasses
 
-from jaxunlearn import methods, ranges
+from jaxunlearn import methods
+from jaxunlearn.inputs import ranges
 
 
 @dataclasses.dataclass(frozen=True)

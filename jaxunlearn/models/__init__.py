@@ -4,14 +4,18 @@ A noise predictor is a module with a frozen `Net`, which has `init(key) -> param
 `apply(params, x, t, c) -> eps`, chosen by module name as methods are.
 """
 
-import importlib
-import pkgutil
 from typing import Any
 
 from jaxunlearn import errors
+from jaxunlearn.inputs import plugins
 
-# Modules that are no noise predictor.
-HELPERS = ("attention", "classifier", "clip", "inception", "predictor", "resnet", "vae")
+# Modules that are no noise predictor of images under conditions.
+HELPERS = (
+  *("attention", "classifier", "clip", "inception", "predictor", "resnet", "text_unet"),
+  *("unet_blocks", "vae"),
+)
+CHOICES = plugins.Group(__name__, "model", "Net", HELPERS)
+names = CHOICES.names
 _MADE: dict[Any, Any] = {}
 
 
@@ -21,11 +25,5 @@ def make(name: str, **fields: Any) -> Any:
   Equal fields give the same object: jit tells bound methods (`net.apply`) apart by identity, so
   that samplers compiled for one run of a process serve the next.
   """
-  errors.check_choice("model", name, names())
-  module = importlib.import_module(f"{__name__}.{name}")
-  net = errors.build(module.Net, f"model {name}", fields)
+  net = errors.build(CHOICES.module(name).Net, f"model {name}", fields)
   return _MADE.setdefault(net, net)
-
-
-def names() -> list[str]:
-  return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in HELPERS)

@@ -20,7 +20,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxunlearn import errors
 from jaxunlearn.models import attention
-from jaxunlearn.models.unet import DTYPES, Conv, Linear
+from jaxunlearn.models.unet import DTYPES
+from jaxunlearn.models.unet_blocks import Conv, Linear
 
 ACTIVATIONS = {
   "quick_gelu": lambda h: h * jax.nn.sigmoid(1.702 * h),

@@ -11,13 +11,15 @@ from jaxunlearn.diffusion import NULL
 class Predictor:
   """A base of the frozen `Net`s; the fields are theirs."""
 
-  sample_size: int
+  sample_size: int | Sequence[int]  # the side of a square in pixels, or height and width
   in_channels: int
   classes: Sequence[int]
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
-    return (self.sample_size, self.sample_size, self.in_channels)
+    size = self.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return (height, width, self.in_channels)
 
   def conditions(self, x: Array, c: Array | None) -> Int[Array, "B n"]:
     """The conditions of the rows of x: of c [B], or [B, n] for n > 1 of them; None is none in all.

@@ -21,8 +21,8 @@ from jaxtyping import Array, Float, Real
 
 from jaxunlearn import errors
 from jaxunlearn.models import attention
-from jaxunlearn.models.unet import (
-  DTYPES,
+from jaxunlearn.models.unet import DTYPES
+from jaxunlearn.models.unet_blocks import (
   Conv,
   Downsample,
   GroupNorm,
@@ -59,6 +59,8 @@ class Net:
   remat: bool = False
   dtype: str = "float32"
 
+  resnet_time_scale_shift = "default"  # read by the residual blocks; the same in all of these
+
   def __post_init__(self) -> None:
     for field in ("block_out_channels", "down_block_types", "up_block_types"):
       object.__setattr__(self, field, tuple(getattr(self, field)))
@@ -94,6 +96,11 @@ class Net:
     """How many heads each level has, from the finest."""
     heads = self.attention_head_dim
     return (heads,) * len(self.block_out_channels) if isinstance(heads, int) else tuple(heads)
+
+  @property
+  def time_width(self) -> int:
+    """Of the embedding of time."""
+    return 4 * self.block_out_channels[0]
 
   @property
   def image_shape(self) -> tuple[int, int, int]:

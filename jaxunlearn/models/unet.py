@@ -6,7 +6,8 @@ Parameters are named as in its PyTorch state dict, a list index joined by an und
 
 With `classes` it is the class-conditional UNet of the unlearning papers (not in diffusers): each
 condition has a table of embeddings whose last row is the learned null, an MLP of its own like
-time's, and the results stand beside time's in what each residual block reads.
+time's, and the results stand beside time's in what each residual block reads. diffusers' own
+class-conditional UNet, `num_class_embeds`, adds a row of one table to time's embedding.
 
 With `dropout` each residual block drops a share of its activations before its last convolution,
 while training only: where `apply` gets `rows`, one seed a row, from which the row's masks follow
@@ -18,71 +19,89 @@ type of the other activations and of the weights while they are used (bfloat16 o
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Real, UInt32
 
 from jaxunlearn import errors
-from jaxunlearn.diffusion import NULL
-from jaxunlearn.models import attention
+from jaxunlearn.inputs import ranges
 from jaxunlearn.models.predictor import Predictor
-
-DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D")
-UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D")
-DTYPES = ("float32", "bfloat16")
-_POSITIVE = (
-  "sample_size",
-  "in_channels",
-  "out_channels",
-  "layers_per_block",
-  "attention_head_dim",
-  "norm_num_groups",
-  "patch_size",
+from jaxunlearn.models.unet_blocks import (
+  ClassEmbedding,
+  ClassTable,
+  Conv,
+  DownBlock,
+  GroupNorm,
+  MidBlock,
+  TimeEmbedding,
+  UpBlock,
 )
+
+DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
+UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
+CHOICES = {
+  "downsample_type": ("conv", "resnet"),
+  "upsample_type": ("conv", "resnet"),
+  "resnet_time_scale_shift": ("default", "scale_shift"),
+  "dtype": ("float32", "bfloat16"),
+}
+DTYPES = CHOICES["dtype"]
+_SEQUENCES = {"block_out_channels": int, "down_block_types": str, "up_block_types": str}
+_SEQUENCES |= {"classes": int}
 
 
 @dataclasses.dataclass(frozen=True)
 class Net(Predictor):
   """The fields of diffusers' `config.json`, under its names; sequences are kept as tuples."""
 
-  sample_size: int = 28
-  in_channels: int = 1
-  out_channels: int = 1
-  block_out_channels: Sequence[int] = (64, 128, 256)
+  sample_size: ranges.Count | Sequence[ranges.Count] = 28  # pixels a side, or (height, width)
+  in_channels: ranges.Count = 1
+  out_channels: ranges.Count = 1
+  block_out_channels: Sequence[ranges.Count] = (64, 128, 256)
   down_block_types: Sequence[str] = ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D")
   up_block_types: Sequence[str] = ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D")
-  layers_per_block: int = 2
-  attention_head_dim: int | None = 8  # None: one head as wide as the block
-  norm_num_groups: int = 32
-  norm_eps: float = 1e-5
-  downsample_padding: int = 1
-  patch_size: int = 1  # p > 1 folds p x p pixels into channels first (not in diffusers; cheap)
+  layers_per_block: ranges.Count = 2
+  attention_head_dim: ranges.Count | None = 8  # None: one head as wide as the block
+  norm_num_groups: ranges.Count = 32
+  attn_norm_num_groups: ranges.Count | None = None  # of the middle's attention; None: as the rest
+  norm_eps: ranges.Above0 = 1e-5
+  resnet_time_scale_shift: str = "default"  # or scale_shift, of the second norm
+  downsample_padding: Annotated[int, ranges.Range(0, 1, whole=True)] = 1
+  downsample_type: str = "conv"  # of blocks with attention; or resnet
+  upsample_type: str = "conv"
+  patch_size: ranges.Count = 1  # p > 1 folds p x p pixels into channels first (not in diffusers)
   flip_sin_to_cos: bool = True
-  freq_shift: int = 0
-  dropout: float = 0.0  # share of a residual block's activations that a training step drops
-  classes: Sequence[int] = ()  # how many values each condition has; (): unconditional
+  freq_shift: Annotated[int, ranges.Range(0, 1, whole=True)] = 0
+  time_embedding_dim: ranges.Count | None = None  # None: 4 times the first width
+  dropout: ranges.Under1 = 0.0  # share of a block's activations that a training step drops
+  classes: Sequence[ranges.Count] = ()  # how many values each condition has; (): unconditional
+  num_class_embeds: ranges.Count | None = None  # rows of diffusers' own table of classes
   dtype: str = "float32"
 
   def __post_init__(self) -> None:
-    for field in ("block_out_channels", "down_block_types", "up_block_types", "classes"):
-      object.__setattr__(self, field, tuple(getattr(self, field)))
+    for field in _SEQUENCES:
+      object.__setattr__(self, field, _tuple(field, getattr(self, field)))
+    if not isinstance(self.sample_size, int):
+      object.__setattr__(self, "sample_size", _tuple("sample_size", self.sample_size))
+    ranges.check(self)
+    for field, choices in CHOICES.items():
+      errors.check_choice(field, getattr(self, field), choices)
+    self._check_blocks()
+    self._check_widths()
+    self._check_size()
+    self._check_classes()
+
+  @property
+  def time_width(self) -> int:
+    """Of the embedding of time."""
+    return self.time_embedding_dim or 4 * self.block_out_channels[0]
+
+  def _check_blocks(self) -> None:
     levels = len(self.block_out_channels)
-    for field in _POSITIVE:
-      value = getattr(self, field)
-      if value is not None and value < 1:
-        raise ValueError(f"{field} is {value}; use at least 1")
-    if self.downsample_padding not in (0, 1):
-      raise ValueError(f"downsample_padding is {self.downsample_padding}; use 0 or 1")
-    if not 0 <= self.dropout < 1:
-      raise ValueError(f"dropout is {self.dropout}; use a share of at least 0 and under 1")
-    if any(count < 1 for count in self.classes):
-      raise ValueError(f"classes is {self.classes}; give at least 1 value to each condition")
-    errors.check_choice("dtype", self.dtype, DTYPES)
     for field, choices in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
       types = getattr(self, field)
       if len(types) != levels:
@@ -92,22 +111,53 @@ class Net(Predictor):
         )
       for block in types:
         errors.check_choice(f"block of {field}", block, choices)
-    for width in self.block_out_channels:
-      if width % self.norm_num_groups:
+
+  def _check_widths(self) -> None:
+    widths, middle = self.block_out_channels, self.block_out_channels[-1]
+    for width in widths:
+      if width < 1 or width % self.norm_num_groups:
         raise ValueError(
           f"block_out_channels {width} does not divide into norm_num_groups "
           f"{self.norm_num_groups}; use a multiple"
         )
-      if width % (self.attention_head_dim or width):
-        raise ValueError(
-          f"block_out_channels {width} does not divide into heads of attention_head_dim "
-          f"{self.attention_head_dim}; use a divisor"
-        )
-    unit = self.patch_size * 2 ** (levels - 1)
-    if self.sample_size % unit:
+    if middle % (self.attn_norm_num_groups or 1):
+      raise ValueError(
+        f"block_out_channels {middle} does not divide into attn_norm_num_groups "
+        f"{self.attn_norm_num_groups}; use a divisor"
+      )
+    down, up = self.down_block_types, self.up_block_types[::-1]
+    attend = [w for w, *kinds in zip(widths, down, up, strict=True) if "Attn" in "".join(kinds)]
+    if min(narrow := [*attend, middle]) < (self.attention_head_dim or 0):
+      raise ValueError(
+        f"attention_head_dim {self.attention_head_dim} is more than block_out_channels "
+        f"{min(narrow)} of a block with attention; use at most that"
+      )
+
+  def _check_size(self) -> None:
+    halvings = len(self.block_out_channels) - 1
+    unit = self.patch_size * 2**halvings
+    if not isinstance(self.sample_size, int) and len(self.sample_size) != 2:
+      raise ValueError(f"sample_size is {self.sample_size}; give a side, or height and width")
+    height, width, channels = self.image_shape
+    if height < 1 or width < 1 or height % unit or width % unit:
       raise ValueError(
         f"sample_size {self.sample_size} with patch_size {self.patch_size} cannot be halved "
-        f"{levels - 1} times; use a multiple of {unit}"
+        f"{halvings} times; use a multiple of {unit}"
+      )
+    if self.out_channels != channels:
+      raise ValueError(
+        f"out_channels is {self.out_channels} and in_channels {channels}: a noise predictor gives "
+        "back what it takes, and a learned variance is not implemented; take weights without it"
+      )
+
+  def _check_classes(self) -> None:
+    if any(count < 1 for count in self.classes):
+      raise ValueError(f"classes is {self.classes}; give at least 1 value to each condition")
+    rows = self.num_class_embeds
+    if rows is not None and self.classes not in ((rows,), (rows - 1,)):
+      raise ValueError(
+        f"classes is {self.classes} and num_class_embeds {rows}; use ({rows},), or ({rows - 1},) "
+        "where the last row stands for no class"
       )
 
   def init(self, key: Array) -> Any:
@@ -144,214 +194,6 @@ class Net(Predictor):
     return _unfold(eps, self.patch_size)
 
 
-class Conv(nn.Module):
-  """A convolution. 1x1 kernels run as one matrix product, which XLA does faster."""
-
-  features: int
-  size: int = 3
-  stride: int = 1
-  padding: tuple[tuple[int, int], tuple[int, int]] = ((1, 1), (1, 1))
-  doubled: bool = False  # of x doubled by nearest neighbour
-  bias: bool = True
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    shape = (self.size, self.size, x.shape[-1], self.features)
-    kernel = self.param("kernel", _torch_uniform(np.prod(shape[:3])), shape).astype(self.dtype)
-    bias: Any = 0
-    if self.bias:
-      bias = self.param("bias", _torch_uniform(np.prod(shape[:3])), shape[3:]).astype(self.dtype)
-    x = x.astype(self.dtype)
-    if self.size == 1:
-      return x @ kernel[0, 0] + bias
-    if self.doubled:
-      return _conv_doubled(x, kernel) + bias
-    y = jax.lax.conv_general_dilated(
-      x, kernel, (self.stride,) * 2, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    return y + bias
-
-
-class Linear(nn.Module):
-  """`nn.Linear`: x W + b over the last axis."""
-
-  features: int
-  bias: bool = True
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    shape = (x.shape[-1], self.features)
-    kernel = self.param("kernel", _torch_uniform(shape[0]), shape).astype(self.dtype)
-    y = x.astype(self.dtype) @ kernel
-    if not self.bias:
-      return y
-    return y + self.param("bias", _torch_uniform(shape[0]), shape[1:]).astype(self.dtype)
-
-
-class GroupNorm(nn.Module):
-  """Group normalisation, with optional SiLU; statistics in float32, by per-channel sums first."""
-
-  net: Any
-  silu: bool = True
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    channels, groups = x.shape[-1], self.net.norm_num_groups
-    scale = self.param("scale", nn.initializers.ones, (channels,))
-    bias = self.param("bias", nn.initializers.zeros, (channels,))
-    flat = x.reshape(len(x), -1, channels).astype(jnp.float32)
-    per_group = lambda v: jnp.repeat(
-      v.reshape(-1, groups, channels // groups).mean(2), channels // groups, axis=1
-    )
-    mean = per_group(flat.mean(1))
-    centred = flat - mean[:, None]
-    gain = scale * jax.lax.rsqrt(per_group(jnp.square(centred).mean(1)) + self.net.norm_eps)
-    y = centred * gain[:, None] + bias
-    y = jax.nn.silu(y) if self.silu else y
-    return y.reshape(x.shape).astype(self.net.dtype)
-
-
-class ResnetBlock(nn.Module):
-  """x + conv(drop(act(norm(conv(act(norm(x))) + W act(temb))))), 1x1 shortcut where C changes."""
-
-  net: Any
-  features: int
-
-  @nn.compact
-  def __call__(self, x: Array, temb: Array | None = None) -> Array:
-    dtype = self.net.dtype
-    h = GroupNorm(self.net, name="norm1")(x)
-    h = Conv(self.features, dtype=dtype, name="conv1")(h)
-    if temb is not None:
-      shift = Linear(self.features, dtype=dtype, name="time_emb_proj")(jax.nn.silu(temb))
-      h = h + shift[:, None, None, :]
-    h = GroupNorm(self.net, name="norm2")(h)
-    h = nn.Dropout(self.net.dropout, deterministic=not self.has_rng("dropout"))(h)
-    h = Conv(self.features, dtype=dtype, name="conv2")(h)
-    if x.shape[-1] != self.features:
-      x = Conv(self.features, size=1, dtype=dtype, name="conv_shortcut")(x)
-    return x + h
-
-
-class Attention(nn.Module):
-  """Self-attention over pixels with a residual; softmax in float32."""
-
-  net: Any
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    b, h, w, channels = x.shape
-    dim = self.net.attention_head_dim or channels
-    y = GroupNorm(self.net, silu=False, name="group_norm")(x).reshape(b, h * w, channels)
-    dense = lambda name: Linear(channels, dtype=self.net.dtype, name=name)
-    q, k, v = (dense(n)(y).reshape(b, h * w, -1, dim) for n in ("to_q", "to_k", "to_v"))
-    y = attention.attend(q, k, v)
-    return x + dense("to_out_0")(y.reshape(b, h * w, channels)).reshape(x.shape)
-
-
-class Downsample(nn.Module):
-  """A 3x3 convolution of stride 2; padding 0 pads the far edges only, as diffusers does."""
-
-  net: Any
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    pad = (1, 1) if self.net.downsample_padding else (0, 1)
-    return Conv(x.shape[-1], stride=2, padding=(pad, pad), dtype=self.net.dtype, name="conv")(x)
-
-
-class Upsample(nn.Module):
-  """Nearest-neighbour doubling, then a 3x3 convolution."""
-
-  net: Any
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    return Conv(x.shape[-1], doubled=True, dtype=self.net.dtype, name="conv")(x)
-
-
-class DownBlock(nn.Module):
-  """`layers_per_block` residual blocks (with attention in AttnDownBlock2D), then halving."""
-
-  net: Net
-  level: int
-
-  @nn.compact
-  def __call__(self, x: Array, temb: Array) -> tuple[Array, list[Array]]:
-    net, skips = self.net, []
-    for i in range(net.layers_per_block):
-      x = ResnetBlock(net, net.block_out_channels[self.level], name=f"resnets_{i}")(x, temb)
-      if net.down_block_types[self.level] == "AttnDownBlock2D":
-        x = Attention(net, name=f"attentions_{i}")(x)
-      skips.append(x)
-    if self.level < len(net.block_out_channels) - 1:
-      x = Downsample(net, name="downsamplers_0")(x)
-      skips.append(x)
-    return x, skips
-
-
-class MidBlock(nn.Module):
-  """Residual block, attention, residual block."""
-
-  net: Net
-
-  @nn.compact
-  def __call__(self, x: Array, temb: Array) -> Array:
-    x = ResnetBlock(self.net, x.shape[-1], name="resnets_0")(x, temb)
-    x = Attention(self.net, name="attentions_0")(x)
-    return ResnetBlock(self.net, x.shape[-1], name="resnets_1")(x, temb)
-
-
-class UpBlock(nn.Module):
-  """`layers_per_block + 1` residual blocks on [x, skip], attention in AttnUpBlock2D, doubling."""
-
-  net: Net
-  level: int  # 0 is the coarsest
-
-  @nn.compact
-  def __call__(self, x: Array, skips: list[Array], temb: Array) -> Array:
-    net = self.net
-    features = net.block_out_channels[::-1][self.level]
-    for i in range(net.layers_per_block + 1):
-      x = jnp.concatenate([x, skips.pop()], axis=-1)
-      x = ResnetBlock(net, features, name=f"resnets_{i}")(x, temb)
-      if net.up_block_types[self.level] == "AttnUpBlock2D":
-        x = Attention(net, name=f"attentions_{i}")(x)
-    if self.level < len(net.block_out_channels) - 1:
-      x = Upsample(net, name="upsamplers_0")(x)
-    return x
-
-
-class TimeEmbedding(nn.Module):
-  """linear_2(silu(linear_1(sinusoids of t))): [B] -> [B, 4 * first width]."""
-
-  net: Any
-
-  @nn.compact
-  def __call__(self, t: Array) -> Array:
-    width = self.net.block_out_channels[0]
-    h = _sinusoids(t, width, self.net.freq_shift, self.net.flip_sin_to_cos)
-    h = Linear(4 * width, dtype=self.net.dtype, name="linear_1")(h)
-    return Linear(4 * width, dtype=self.net.dtype, name="linear_2")(jax.nn.silu(h))
-
-
-class ClassEmbedding(nn.Module):
-  """linear_2(silu(linear_1(row c of a table))): [B] -> [B, 4 first width]; the last row is NULL."""
-
-  net: Net
-  values: int
-
-  @nn.compact
-  def __call__(self, c: Array) -> Array:
-    width = self.net.block_out_channels[0]
-    table = self.param("embedding", nn.initializers.normal(1.0), (self.values + 1, width))
-    h = table[jnp.where(c == NULL, self.values, c)].astype(self.net.dtype)
-    h = Linear(4 * width, dtype=self.net.dtype, name="linear_1")(h)
-    return Linear(4 * width, dtype=self.net.dtype, name="linear_2")(jax.nn.silu(h))
-
-
 class UNet(nn.Module):
   """[B, h, w, p p C] folded images, [B] times, [B, n] conditions -> the noise, folded, float32."""
 
@@ -361,10 +203,15 @@ class UNet(nn.Module):
   def __call__(self, x: Array, t: Array, c: Array) -> Array:
     net = self.net
     levels = range(len(net.block_out_channels))
-    embeddings = [TimeEmbedding(net, name="time_embedding")(t)]
-    for i, values in enumerate(net.classes):
-      embeddings.append(ClassEmbedding(net, values, name=f"class_embedding_{i}")(c[:, i]))
-    temb = jnp.concatenate(embeddings, axis=-1)
+    temb = TimeEmbedding(net, name="time_embedding")(t)
+    if net.num_class_embeds:
+      temb += ClassTable(net, name="class_embedding")(c[:, 0])
+    else:
+      told = [
+        ClassEmbedding(net, values, name=f"class_embedding_{i}")(c[:, i])
+        for i, values in enumerate(net.classes)
+      ]
+      temb = jnp.concatenate([temb, *told], axis=-1)
     x = Conv(net.block_out_channels[0], dtype=net.dtype, name="conv_in")(x)
     skips = [x]
     for i in levels:
@@ -378,33 +225,12 @@ class UNet(nn.Module):
     return Conv(features, dtype=net.dtype, name="conv_out")(x).astype(jnp.float32)
 
 
-def _sinusoids(t: Array, width: int, freq_shift: int, flip_sin_to_cos: bool) -> Array:
-  """[B] (int or float time) -> [B, width]: sin and cos of t 10000^(-k / (width/2 - freq_shift))."""
-  half = width // 2
-  freqs = np.exp(-np.log(10000.0) * np.arange(half) / (half - freq_shift)).astype(np.float32)
-  angles = t.astype(jnp.float32)[:, None] * freqs
-  waves = (
-    [jnp.cos(angles), jnp.sin(angles)] if flip_sin_to_cos else [jnp.sin(angles), jnp.cos(angles)]
-  )
-  return jnp.concatenate(waves, axis=-1)
-
-
-def _conv_doubled(x: Array, kernel: Array) -> Array:
-  """conv(doubled x), 3x3, without the doubled image: 4/9 of the multiplications.
-
-  An output pixel sees 2 x 2 distinct input pixels, so that each of its four phases (p, q) is a
-  2x2 convolution whose taps are sums of the kernel's.
-  """
-  taps = lambda k, p: jnp.stack([k[0] + k[1], k[2]] if p else [k[0], k[1] + k[2]])
-  phase = lambda p, q: jax.lax.conv_general_dilated(
-    x,
-    jnp.swapaxes(taps(jnp.swapaxes(taps(kernel, p), 0, 1), q), 0, 1),
-    (1, 1),
-    ((1 - p, p), (1 - q, q)),
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-  )
-  rows = [jnp.stack([phase(p, 0), phase(p, 1)], axis=3) for p in (0, 1)]
-  return einops.rearrange(jnp.stack(rows, axis=2), "b h p w q c -> b (h p) (w q) c")
+def _tuple(field: str, values: Any) -> tuple[Any, ...]:
+  """The values of a field of several; raises ValueError where it is something else."""
+  kind = _SEQUENCES.get(field, int)
+  if not isinstance(values, list | tuple) or not all(isinstance(v, kind) for v in values):
+    raise ValueError(f"{field} is {values!r}; give a list of {kind.__name__}s")
+  return tuple(values)
 
 
 def _fold(x: Array, p: int) -> Array:
@@ -414,9 +240,3 @@ def _fold(x: Array, p: int) -> Array:
 
 def _unfold(x: Array, p: int) -> Array:
   return einops.rearrange(x, "b h w (p q c) -> b (h p) (w q) c", p=p, q=p)
-
-
-def _torch_uniform(fan_in: Any) -> Any:
-  """PyTorch's default for convolutions and linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
-  bound = float(fan_in) ** -0.5
-  return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound)

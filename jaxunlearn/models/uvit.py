@@ -32,6 +32,7 @@ from jaxtyping import Array, Float, Real
 
 from jaxunlearn import errors
 from jaxunlearn.diffusion import NULL
+from jaxunlearn.inputs import ranges
 from jaxunlearn.models import unet
 from jaxunlearn.models.predictor import Predictor
 
@@ -48,13 +49,13 @@ class Net(Predictor):
   classes=(999,), whose last row, the null here, is the class 999.
   """
 
-  sample_size: int = 32
-  in_channels: int = 3
-  patch_size: int = 2
-  width: int = 512
-  depth: int = 12  # blocks besides the middle one
-  heads: int = 8
-  classes: Sequence[int] = ()  # how many values each condition has; (): unconditional
+  sample_size: ranges.Count = 32
+  in_channels: ranges.Count = 3
+  patch_size: ranges.Count = 2
+  width: ranges.Count = 512
+  depth: ranges.OneIn = 12  # blocks besides the middle one
+  heads: ranges.Count = 8
+  classes: Sequence[ranges.Count] = ()  # how many values each condition has; (): unconditional
   head_conv: bool = True  # a 3x3 convolution at the end; the H models have none
   time: str = "discrete"  # n of the H and text models; vpsde, 999 (n / 1000), of the others
   dtype: str = "float32"

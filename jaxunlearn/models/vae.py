@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxunlearn import errors
-from jaxunlearn.models.unet import (
-  DTYPES,
+from jaxunlearn.models.unet import DTYPES
+from jaxunlearn.models.unet_blocks import (
   Attention,
   Conv,
   Downsample,
@@ -52,7 +52,7 @@ class Autoencoder:
   scaling_factor: float = 0.18215
   dtype: str = "float32"
 
-  # What the blocks of models/unet.py read, the same in every AutoencoderKL.
+  # What the layers of unet_blocks.py read, the same in every AutoencoderKL.
   norm_eps = 1e-6
   attention_head_dim = None
   downsample_padding = 0
@@ -177,5 +177,5 @@ class Middle(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     x = ResnetBlock(self.net, x.shape[-1], name="resnets_0")(x)
-    x = Attention(self.net, name="attentions_0")(x)
+    x = Attention(self.net, self.net.norm_num_groups, name="attentions_0")(x)
     return ResnetBlock(self.net, x.shape[-1], name="resnets_1")(x)

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxunlearn.reports import charts, report, writer
+from jaxunlearn.reports import charts, report, subject, writer
 from jaxunlearn.reports.charts import Chart
+from jaxunlearn.reports.verdict import PROBE, RECOVERED, Verdict
 
-PROBE, DISTANCE = "probe_ar", "distance"  # as train.py logs them
-RECOVERED = 0.5  # an AR from here on is flagged
+DISTANCE = "distance"  # as train.py logs it
+CONTROL = "embedding_copy"
 
 Attacks = Sequence[tuple[str, str, Sequence[str]]]  # metric, title, suffixes of the runs' names
 
@@ -93,6 +94,7 @@ def write(config: ConfigDict, results: Mapping[str, Any], workdir: pathlib.Path)
     "audit.html.j2",
     concepts=list(_firsts(config, names)),
     base=_base(config),
+    verdict=verdict(config, results),
     titles=[title for _, title in config.columns],
     rows=[(label, row, _cells(config, row)) for label, row in results.items()],
     threshold=RECOVERED,
@@ -106,6 +108,61 @@ def write(config: ConfigDict, results: Mapping[str, Any], workdir: pathlib.Path)
     controls=_controls(config),
   )
   writer.replace(pathlib.Path(workdir) / "report.html", html)
+
+
+def verdict(config: ConfigDict, results: Mapping[str, Any]) -> Verdict:
+  """How many methods unlearn, and which of them stay so; controls and models as they are apart.
+
+  An attack that brings it to a model which never saw it teaches it, and is not counted. A method
+  stays where the intervals of its ARs end below RECOVERED.
+  """
+  rows = {
+    label: results[label] for label, names, _ in config.rows if _is_method(config, label, names)
+  }
+  never = [results[label] for label, names, _ in config.rows if _never_saw(config, label, names)]
+  attacks = {metric: title for metric, title, _ in config.attacks}
+  taught = [m for m in attacks if any(_ends(row, m)[0] >= RECOVERED for row in never)]
+  counted = [m for m in attacks if m not in taught]
+  gone = {label: row for label, row in rows.items() if _ends(row, "ua")[0] >= RECOVERED}
+  attacked = {label: row for label, row in gone.items() if counted and set(counted) & row.keys()}
+  words, stay = {}, []
+  for label, row in attacked.items():
+    worst = max(counted, key=lambda m: _ends(row, m)[0])
+    highest = max(_ends(row, m)[1] for m in counted)
+    stay += [label] if highest < RECOVERED else []
+    up_to = f", up to {highest:.2g} with its interval" if highest > _ends(row, worst)[0] else ""
+    words[label] = f"{label}: AR {_ends(row, worst)[0]:.2g} at most ({attacks[worst]}){up_to}."
+  line = f"{len(gone)} of {len(rows)} methods unlearn, with a UA of at least {RECOVERED}"
+  if attacked:
+    which = f"{len(stay)} of them ({', '.join(stay)})" if stay else "none of them"
+    line += f"; {which} clearly stay{'s' if len(stay) < 2 else ''} below an AR of {RECOVERED}"
+    line += " under the attacks that count" if taught else " under every attack here"
+  note = (
+    f"Not counted: {', '.join(attacks[m] for m in taught)}. Models that never saw it learn it too."
+  )
+  contra = (*(words[label] for label in words if label not in stay), *([note] if taught else ()))
+  return Verdict(f"{line}.", tuple(words[label] for label in stay), contra)
+
+
+def _ends(row: Mapping[str, Any], metric: str) -> tuple[float, float]:
+  """A value and the upper end of its interval; 0 where it is missing or not finite."""
+  if metric not in row or not np.isfinite(value := float(row[metric]["value"])):
+    return 0.0, 0.0
+  return value, max(value, float((row[metric]["ci95"] or (0, 0))[1]))
+
+
+def _kind(config: ConfigDict, names: Sequence[str]) -> str:
+  return subject.kind(config.runs[names[0]].to_dict())
+
+
+def _is_method(config: ConfigDict, label: str, names: Sequence[str]) -> bool:
+  other = label.startswith(_base(config)) or label in _controls(config)
+  return _kind(config, names) != "measuring" and not other
+
+
+def _never_saw(config: ConfigDict, label: str, names: Sequence[str]) -> bool:
+  """Whether a row is a model as it is, other than the base."""
+  return _kind(config, names) == "measuring" and not label.startswith(_base(config))
 
 
 def _base(config: ConfigDict) -> str:
@@ -122,13 +179,13 @@ def _firsts(config: ConfigDict, names: Iterable[str]) -> dict[str, str]:
 
 
 def _concept(config: ConfigDict, name: str) -> str:
-  return report.deleted(config.runs[name].to_dict())
+  return subject.deleted(config.runs[name].to_dict())
 
 
 def _titles(attacks: Attacks) -> dict[str, str]:
-  """suffix -> the attack's title, with the suffix where the attack is several runs."""
+  """suffix -> the attack's title, with the learning rate where the attack is several runs."""
   return {
-    suffix: f"{title} ({suffix})" if len(suffixes) > 1 else title
+    suffix: f"{title}, rate {suffix.rpartition('_')[2]}" if len(suffixes) > 1 else title
     for _, title, suffixes in attacks
     for suffix in suffixes
   }
@@ -156,8 +213,12 @@ def _cells(config: ConfigDict, row: Mapping[str, Any]) -> list[Cell | None]:
 
 def _cell(entry: Mapping[str, Any], attack: bool) -> Cell:
   value, ci95 = entry["value"], entry["ci95"]
-  half = f"± {(ci95[1] - ci95[0]) / 2:.2g}" if ci95 else ""
-  return Cell(value, f"{float(value):.3g}", half, attack and float(value) >= RECOVERED)
+  half = f"± {_digits((ci95[1] - ci95[0]) / 2, 2)}" if ci95 else ""
+  return Cell(value, _digits(float(value), 3), half, attack and float(value) >= RECOVERED)
+
+
+def _digits(value: float, count: int) -> str:
+  return f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.{count}g}"
 
 
 class Line(NamedTuple):
@@ -261,4 +322,4 @@ def _facts(identities: Iterable[str]) -> dict[str, list[str]]:
 def _controls(config: ConfigDict) -> list[str]:
   """The rows that are the trivial control, embedding_copy."""
   method = lambda names: config.runs[names[0]].get("method", {}).get("name", "")
-  return [label for label, names, _ in config.rows if method(names) == "embedding_copy"]
+  return [label for label, names, _ in config.rows if method(names) == CONTROL]

@@ -83,8 +83,9 @@ def path(points: Iterable[tuple[float, float]]) -> str:
 
 
 def number(value: float | int | str) -> str:
-  """Four digits; `value` may be one of the strings nan, inf and -inf."""
-  return f"{float(value):.4g}"
+  """Four digits, or 12,345; `value` may be one of the strings nan, inf and -inf."""
+  value = float(value)
+  return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
 
 
 def span(values: np.ndarray) -> tuple[float, float]:
@@ -94,7 +95,7 @@ def span(values: np.ndarray) -> tuple[float, float]:
   low, high = float(values.min()), float(values.max())
   if high - low > 1e-9 * max(abs(low), abs(high)):
     return low, high
-  return low - 0.1 * (abs(low) or 1), high + 0.1 * (abs(high) or 1)
+  return (low - 0.1 * abs(low), high + 0.1 * abs(high)) if low else (0.0, 0.1)
 
 
 def thin(points: np.ndarray, limit: int = 400) -> np.ndarray:

@@ -17,8 +17,9 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from jaxunlearn import data, errors, methods, streams
-from jaxunlearn.reports import report
+from jaxunlearn import data, errors
+from jaxunlearn.reports import limits as limits_of
+from jaxunlearn.reports import report, rows, subject, verdict, writer
 from jaxunlearn.weights import diffusers_config
 
 DELETED = ("ids", "sha256", "count")
@@ -67,13 +68,15 @@ def render(run: pathlib.Path, config: Mapping[str, Any], item: str, step: int, o
   cell = lambda text: code(text).replace("|", "\\|")
   env.filters |= {"yaml": json.dumps, "code": code, "cell": cell, "plain": plain}
   results = _results(run, hide_target=o.deleted == "count")
-  rows = [report.row(name, results) for name in report.metric_names(results)]
-  now, earlier = deleted(config, o.deleted) if deletes(config) else (Deleted(0, ()),) * 2
+  table = [rows.row(name, results) for name in rows.metric_names(results)]
+  now, earlier = deleted(config, o.deleted) if subject.deletes(config) else (Deleted(0, ()),) * 2
   origin = config["init_from"]
   hub_id = o.base or (
     origin.removeprefix("hub:").partition("@")[0] if origin.startswith("hub:") else ""
   )
-  kind = "Class-conditional UNet" if config["model"].get("classes") else diffusers_config.UNET
+  labelled = bool(config["model"].get("num_class_embeds"))
+  ours = config["model"].get("classes") and not labelled
+  kind = "Class-conditional UNet" if ours else diffusers_config.UNET
   kind = diffusers_config.UVIT if config["model"]["name"] == "uvit" else kind
   return env.get_template("model_card.md.j2").render(
     license=o.license,
@@ -85,11 +88,16 @@ def render(run: pathlib.Path, config: Mapping[str, Any], item: str, step: int, o
     now=now,
     earlier=earlier,
     how=o.deleted,
+    attack=config.get("attack", ""),
+    wanted=subject.target(config),
+    shown=subject.learnt_from(config) if config.get("attack") else "",
+    verdict=verdict.verdict(config, results, writer.read(run / "metrics.jsonl")).line,
     phases=list(results),
-    rows=rows,
-    identities=report.identities(rows),
+    rows=table,
+    identities=rows.identities(table),
     kind=kind,
     foreign=kind != diffusers_config.UNET,
+    labelled=labelled,
     patch=config["model"].get("patch_size", 1),
     limits=limits(config, results, item, now.count + earlier.count),
   )
@@ -107,17 +115,16 @@ def facts(config: Mapping[str, Any], item: str, step: int, origin: str) -> dict[
     "Streams": _listed(_streams(config)),
     "Data": f"{config['data']['source']} ({_listed(source)})",
     "Steps": f"{step} of {train['steps']}",
-    "Batch": f"{train['batch']} in {train['micro_batches']} micro-batches",
+    "Batch": f"{train['batch']}{_parts(train['micro_batches'])}",
     "Optimizer": f"AdamW ({_listed(optimizer)})",
-    "Process": _listed(config["process"]),
+    "Process": _listed({k: v for k, v in config["process"].items() if v != []}),
     "Parameters": averaged if item == "ema" else "raw",
     "Seed": str(config["seed"]),
   }
 
 
-def deletes(config: Mapping[str, Any]) -> bool:
-  """Whether the run kept its forget set out of its data, or trained against it."""
-  return bool(_streams(config).items() & {("x", "retain"), ("a", "forget")})
+def _parts(count: int) -> str:
+  return f" in {count} micro-batches" if count > 1 else ""
 
 
 def deleted(config: Mapping[str, Any], how: str) -> tuple[Deleted, Deleted]:
@@ -126,15 +133,16 @@ def deleted(config: Mapping[str, Any], how: str) -> tuple[Deleted, Deleted]:
   request = data.Forget(**_tuples(config["forget"]))
   left = request.remaining(records)
   now = left.take(np.flatnonzero(request.mask(left)))
-  earlier = records.take(np.flatnonzero(~np.isin(records.ids, left.ids)))
+  before = dataclasses.replace(request, later=()).remaining(records)
+  earlier = records.take(np.flatnonzero(~np.isin(records.ids, before.ids)))
   return _told(now, how), _told(earlier, how)
 
 
 def limits(
-  config: Mapping[str, Any], results: report.Results, item: str, count: int
+  config: Mapping[str, Any], results: rows.Results, item: str, count: int
 ) -> Sequence[str]:
   """What the numbers do not show."""
-  out = report.caveats(config, results)
+  out = limits_of.limits(config, results)
   if count:
     out.append("A rate of 0 is no proof of forgetting: it is 0 among the samples that were drawn.")
   if results and config["ema"] and item != "ema":
@@ -155,12 +163,12 @@ def code(text: Any) -> str:
 
 
 def _streams(config: Mapping[str, Any]) -> dict[str, str]:
-  """The subsets that the method reads, by stream."""
-  names = methods.make(**config["method"]).streams
-  return {name: streams.as_take(config["streams"][name]).take for name in names}
+  """What the method reads, by stream."""
+  part = lambda take: f" ({take.first} of them)" if take.first else ""
+  return {name: f"{take.take}{part(take)}" for name, take in subject.takes(config).items()}
 
 
-def _results(run: pathlib.Path, hide_target: bool) -> report.Results:
+def _results(run: pathlib.Path, hide_target: bool) -> rows.Results:
   results = report.read_results(run / "evals")
   if hide_target:
     for entry in (entry for phase in results.values() for entry in phase.values()):
@@ -176,7 +184,7 @@ def _told(records: data.Records, how: str) -> Deleted:
 
 
 def _listed(fields: Mapping[str, Any]) -> str:
-  return ", ".join(f"{name}={value}" for name, value in fields.items())
+  return ", ".join(f"{name}={value}" for name, value in fields.items() if value is not None)
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:

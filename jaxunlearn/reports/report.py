@@ -1,65 +1,58 @@
-"""The report of a run: results.json, a table on the terminal and one self-contained HTML page.
+"""The report of a run: results.json, a sentence on the terminal, one self-contained HTML page.
 
 Everything is read from the working directory, so that a report can be written again later. Phases
-are whatever evals/*.json holds: before and after first, then for instance those of attacks.
+are whatever evals/*.json holds: before and after first, then for instance those of attacks. What
+stands on the page is made in subject.py (what was run), verdict.py, rows.py (the table) and
+limits.py (what is not proven).
 """
 
 import base64
-import dataclasses
 import json
 import math
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jinja2
 
-from jaxunlearn import data
-from jaxunlearn.reports import charts, writer
-from jaxunlearn.reports.charts import number
+from jaxunlearn.reports import charts, limits, names, rows, subject, verdict, writer
+from jaxunlearn.reports.rows import Results
 
-Results = dict[str, dict[str, dict[str, Any]]]  # phase -> metric -> value, ci95, identity
-
-# How to read a metric, by the end of its name.
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
-MEANING = {
-  "ua": "share of samples asked for what is unlearned that no longer show it: 1 is forgotten",
-  "ar": "1 - ua, attack recovery: the share that shows it again",
-  "worst_ira": "accuracy of the worst kept condition: should stay",
-  "ira": "share of the kept samples that show what they were asked for: should stay",
-  "cra": "the same of the other condition: should stay",
-  "retain_grad_norm": "slope of the retain loss: what relearning starts from",
-  "retain_loss": "denoising loss on what is kept: should not rise",
-  "_rate": "share of samples that are the target: 0 is forgotten",
-  "inception_score": "quality and variety of what is kept: should stay",
-  "feature_fid": "distance of what is kept to the reference images: should not rise",
-  "fid": "distance of what is kept to the reference images: should not rise",
-  "sscd": "how like the target its restoration is, by SSCD: falls when forgotten",
-  "nll_bpd": "surprise at the target, bits per dimension: rises when forgotten",
-  "copy_score": "how well the noised target is restored: falls when forgotten",
-  "worst_class_share": "share of the rarest kept class: 0 is a class lost",
-  "class_share": "share of the kept samples in each class",
-  "class_confidence": "mean certainty of the classifier about each class",
-}
+WIDE = 3  # more phases than these are rows of the table, not columns
 
 
 def write(workdir: pathlib.Path) -> Results:
-  """Writes results.json and report.html into a run's folder, prints the table, returns results."""
+  """Writes results.json and report.html into a run's folder, prints its end, returns results."""
   workdir = pathlib.Path(workdir)
   results = read_results(workdir / "evals")
   writer.replace(workdir / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
-  config, sources = workdir / "config.json", workdir / "compartments.json"
+  config, metrics = _read(workdir / "config.json"), writer.read(workdir / "metrics.jsonl")
   html = page(
-    json.loads(config.read_text()) if config.exists() else {},
-    writer.read(workdir / "metrics.jsonl"),
+    config,
+    metrics,
     results,
     {path.stem: data_uri(path) for path in sorted((workdir / "samples").glob("*.png"))},
-    json.loads(sources.read_text()) if sources.exists() else {},
+    _read(workdir / "compartments.json"),
+    {
+      path.parent.name: writer.read(path) for path in sorted(workdir.glob("shards/*/metrics.jsonl"))
+    },
   )
   writer.replace(workdir / "report.html", html)
-  print(table(results))
+  print(f"{headline(results, config, metrics)}\nreport: {workdir / 'report.html'}")
   return results
+
+
+def headline(
+  results: Results, config: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]] = ()
+) -> str:
+  """A run in one sentence: `T-shirt 3.1% -> 0% (under 0.74%), inception score -3%`.
+
+  Args:
+    metrics: the lines of metrics.jsonl, where an attack's probes are.
+  """
+  return verdict.headline(config, results, metrics)
 
 
 def read_results(folder: pathlib.Path) -> Results:
@@ -67,23 +60,18 @@ def read_results(folder: pathlib.Path) -> Results:
   order = {"before": 0, "after": 1}
   words = lambda name: [int(w) if w.isdigit() else w for w in re.split(r"(\d+)", name)]
   paths = sorted(folder.glob("*.json"), key=lambda p: (order.get(p.stem, 2), words(p.stem)))
-  return {path.stem: _strict(json.loads(path.read_text())) for path in paths}
+  return {path.stem: _strict(_phase(path)) for path in paths}
 
 
-def table(results: Results) -> str:
-  """Plain text: a row a metric; for each phase its value and [interval]."""
-  rows = [["metric", *results]]
-  for name in metric_names(results):
-    rows.append([name, *(_cell(phase.get(name)) for phase in results.values())])
-  width = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return "\n".join(
-    "  ".join(cell.ljust(w) for cell, w in zip(row, width, strict=True)).rstrip() for row in rows
-  )
-
-
-def metric_names(results: Results) -> list[str]:
-  """Every metric of any phase, in the order of evaluation."""
-  return list(dict.fromkeys(name for phase in results.values() for name in phase))
+def _phase(path: pathlib.Path) -> Any:
+  """What an evaluation wrote; raises ValueError where that is not what is there."""
+  try:
+    found = json.loads(path.read_text())
+    for entry in found.values():
+      float(entry["value"]), [float(end) for end in entry["ci95"] or ()], str(entry["identity"])
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f"{path} is damaged; delete it and launch again, to evaluate anew") from error
+  return found
 
 
 def page(
@@ -92,276 +80,92 @@ def page(
   results: Results,
   pictures: Mapping[str, str],
   compartments: Mapping[str, Any] | None = None,
+  sources: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> str:
-  """The HTML page; `pictures` are data URIs by name, `compartments` those of cdm/explain.py."""
-  rows = [row(name, results) for name in metric_names(results)]
+  """The HTML page.
+
+  Args:
+    pictures: data URIs by name.
+    compartments: what cdm/explain.py says.
+    sources: of a compartmentalised model the metrics of each source.
+  """
+  results = dict(sorted(results.items(), key=lambda phase: phase[0].startswith("alone_")))
+  table = [rows.row(name, results) for name in rows.metric_names(results)]
+  told, folded = curves(metrics, attack=subject.kind(config) == "attack")
+  told += losses(sources or {})
   return render(
     "report.html.j2",
-    title=_title(config),
-    facts=facts(config, metrics) | _of_sources(config, compartments or {}),
-    phases=list(results),
-    rows=rows,
-    identities=identities(rows),
-    groups={group: bars([r for r in rows if r.group == group]) for group in groups(rows)},
+    title=subject.title(config, compartments),
+    kind=subject.kind(config),
+    target=subject.target(config),
+    facts=subject.facts(config, metrics, compartments),
+    verdict=verdict.verdict(config, results, metrics),
+    phases={phase: names.phase(phase) for phase in results},
+    wide=len(results) > WIDE,
+    rows=table,
+    identities=rows.identities(table),
+    groups={g: rows.bars([r for r in table if r.group == g]) for g in rows.groups(table)},
     pictures=pictures,
+    shown=shown(list(results), pictures, subject.target(config)),
     compartments=compartments,
-    charts=[charts.chart(name, points) for name, points in charts.curves(metrics).items()],
-    caveats=caveats(config, results),
+    charts=told,
+    folded=folded,
+    limits=limits.limits(config, results),
     config=json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False),
   )
 
 
-# The header.
+class Shown(NamedTuple):
+  """A section of pictures."""
+
+  title: str
+  note: str
+  pictures: tuple[tuple[str, str], ...]  # name, caption
 
 
-def _title(config: Mapping[str, Any]) -> str:
-  if "sources" in config:
-    return "Compartments"
-  return f"Deleting {deleted(config)}" if deleted(config) else "Training run"
+def shown(phases: Sequence[str], pictures: Mapping[str, str], target: str) -> list[Shown]:
+  """The grids of samples: those asked for what is to be forgotten, then the others."""
+  there = lambda end: tuple((p + end, names.phase(p)) for p in phases if p + end in pictures)
+  asked, others = there("_asked"), there("")
+  if "probe_asked" in pictures and ("after_asked", "after") not in asked:
+    asked += (("probe_asked", "on the way, the newest"),)
+  same = (
+    "From the same noise: a picture and the one at its place in another grid differ by the model "
+    "alone."
+  )
+  parts = (
+    Shown(f"Samples asked for {target}", same, asked),
+    Shown("Samples of what is kept" if asked else "Samples", same, others),
+  )
+  return [part for part in parts if part.pictures]
 
 
-def deleted(config: Mapping[str, Any]) -> str:
-  """What config.forget selects, in words; "" for nothing."""
-  forget = config.get("forget", {})
-  if forget.get("label"):
-    return f"the class {forget['label']}"
-  if forget.get("style"):
-    return f"the style {forget['style']}"
-  if forget.get("file"):
-    return f"the records listed in {forget['file']}"
-  ids = [str(name) for name in forget.get("ids") or ()]
-  count = lambda noun: f"{len(ids)} {noun}{'s' * (len(ids) > 1)}"
-  digests = all(name.startswith(data.SHA256) for name in ids)
-  what = f"every copy of {count('file')}" if digests else count("record")
-  shown = ", ".join(map(_short, ids[:3])) + (", …" if len(ids) > 3 else "")
-  return f"{what} ({shown})" if ids else ""
+def losses(sources: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[charts.Chart]:
+  """The loss of each source that has one."""
+  found = {name: charts.curves(lines) for name, lines in sources.items()}
+  return [charts.chart(f"loss of {n}", c["loss_x"]) for n, c in found.items() if "loss_x" in c]
 
 
-def _short(name: str) -> str:
-  """A digest by its first digits."""
-  digits = len(data.SHA256) + 12
-  return f"{name[:digits]}…" if name.startswith(data.SHA256) and len(name) > digits else name
-
-
-def facts(config: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-  """The header's lines: what was run on what, from where."""
-  train = config.get("train", {})
-  done = max((line["step"] for line in metrics), default=0)
-  return {
-    "Method": _named(config.get("method", {}), "name") or "not recorded",
-    "Deleted": deleted(config) or "nothing",
-    "Steps": f"{done} of {train.get('steps', 'unknown')}, batch {train.get('batch', 'unknown')}",
-    "Started from": config.get("init_from") or "random parameters",
-    "Data": _named(config.get("data", {}), "source") or "not recorded",
-    "Seed": str(config.get("seed", "not recorded")),
-  }
-
-
-def _of_sources(config: Mapping[str, Any], compartments: Mapping[str, Any]) -> dict[str, str]:
-  """The lines that are others where each source was trained by itself."""
-  if "sources" not in config:
-    return {}
-  train, kind = config["train"], config["compartment"]["name"]
-  return {
-    "Method": f"{_named(config['method'], 'name')}, {kind} for each of "
-    f"{len(compartments.get('sources', {}))} sources",
-    "Deleted": "; ".join(compartments.get("deleted", ())) or "nothing",
-    "Steps": f"{train['steps']} of each source, batch {train['batch']}",
-  }
-
-
-def _named(section: Mapping[str, Any], key: str) -> str:
-  """`siss (lam=0.5)` from {"name": "siss", "lam": 0.5}."""
-  fields = ", ".join(f"{k}={v}" for k, v in section.items() if k != key)
-  return str(section.get(key, "")) + (f" ({fields})" if fields else "")
-
-
-# The table.
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-  """A value of one phase; `at` are the places of value, lo and hi in per cent of the row's span."""
-
-  phase: str
-  entry: Mapping[str, Any]
-  at: tuple[float, ...] | None
-
-  @property
-  def text(self) -> str:
-    return number(self.entry["value"])
-
-  @property
-  def interval(self) -> str:
-    return "" if self.entry["ci95"] is None else _interval(self.entry["ci95"])
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """A metric in every phase that has it."""
-
-  name: str
-  cells: tuple[Cell | None, ...]
-
-  @property
-  def group(self) -> str:
-    """`class_share` of `class_share/7`; "" of a metric that stands alone."""
-    return self.name.rpartition("/")[0]
-
-  @property
-  def item(self) -> str:
-    return self.name.rpartition("/")[2]
-
-  @property
-  def meaning(self) -> str:
-    name = self.group or self.name
-    return next((text for end, text in MEANING.items() if name.endswith(end)), "")
-
-  @property
-  def identities(self) -> dict[str, list[str]]:
-    """identity -> the phases measured so."""
-    out: dict[str, list[str]] = {}
-    for cell in filter(None, self.cells):
-      out.setdefault(cell.entry["identity"], []).append(cell.phase)
-    return out
-
-  @property
-  def differs(self) -> str:
-    """What was measured differently between phases, which are then not comparable; else ""."""
-    facts = [_pairs(identity) for identity in self.identities]
-    keys = sorted({key for fact in facts for key in fact})
-    apart = [key for key in keys if len({fact.get(key) for fact in facts}) > 1]
-    return ", ".join(apart) or ("identity" if len(facts) > 1 else "")
-
-
-def row(name: str, results: Results) -> Row:
-  entries = [phase.get(name) for phase in results.values()]
-  places = [_numbers(entry) for entry in entries if entry]
-  finite = [v for place in places for v in place if math.isfinite(v)]
-  low, high = min(finite, default=0.0), max(finite, default=0.0)
-  cell = lambda phase, entry: Cell(phase, entry, _places(_numbers(entry), low, high))
-  pairs = zip(results, entries, strict=True)
-  return Row(name, tuple(cell(phase, entry) if entry else None for phase, entry in pairs))
-
-
-def identities(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[str]]:
-  """(phases, identity, what differs) -> the metrics, or groups of them, measured so."""
-  out: dict[tuple[str, str, str], list[str]] = {}
-  for r in rows:
-    for identity, phases in r.identities.items():
-      names = out.setdefault((", ".join(phases), identity, r.differs), [])
-      names += [] if (r.group or r.name) in names else [r.group or r.name]
-  return out
-
-
-def groups(rows: Sequence[Row]) -> list[str]:
-  return list(dict.fromkeys(row.group for row in rows if row.group))
-
-
-def bars(rows: Sequence[Row]) -> list[Row]:
-  """Rows whose places start at 0 and share one span, to be drawn as bars."""
-  cells = [cell for row in rows for cell in row.cells if cell]
-  finite = [v for cell in cells for v in _numbers(cell.entry) if math.isfinite(v)]
-  high = max(finite, default=0.0)
-  place = lambda c: c and dataclasses.replace(c, at=_places(_numbers(c.entry), 0.0, high))
-  return [dataclasses.replace(row, cells=tuple(map(place, row.cells))) for row in rows]
-
-
-def _numbers(entry: Mapping[str, Any]) -> tuple[float, ...]:
-  return tuple(map(float, (entry["value"], *(entry["ci95"] or ()))))
-
-
-def _places(values: Iterable[float], low: float, high: float) -> tuple[float, ...] | None:
-  at = tuple(100 * (v - low) / ((high - low) or 1) for v in values)
-  return at if all(map(math.isfinite, at)) else None
-
-
-def _interval(ci95: Sequence[float | str]) -> str:
-  return f"[{number(ci95[0])}, {number(ci95[1])}]"
-
-
-def _cell(entry: Mapping[str, Any] | None) -> str:
-  if entry is None:
-    return "-"
-  return number(entry["value"]) + (f" {_interval(entry['ci95'])}" if entry["ci95"] else "")
-
-
-# What is not proven.
-
-
-def caveats(config: Mapping[str, Any], results: Results) -> list[str]:
-  """What the numbers do not show, from the numbers."""
-  entries = [(p, name, e) for p, phase in results.items() for name, e in phase.items()]
-  pairs = [_pairs(e["identity"]) for _, _, e in entries]
-  collect = lambda key: sorted({p[key] for p in pairs if key in p})
-  rows = [row(name, results) for name in metric_names(results)]
-  out = []
-  for phase in ("before", "after"):
-    if phase not in results and "sources" not in config:
-      out.append(f"There is no evaluation {phase}: nothing here says what the run changed.")
-  if any(e["ci95"] for _, _, e in entries):
-    out.append(
-      "The intervals are sampling error alone: how far a value may be off because this one model "
-      f"(training seed {config.get('seed', 'not recorded')}) was measured on finitely many samples "
-      "or probes. Another seed gives another model, and that spread is not in them."
-    )
-  for phase, name, entry in entries:
-    if name.endswith("_rate") and entry["value"] == 0 and entry["ci95"]:
-      n = _pairs(entry["identity"]).get("n")
-      out.append(
-        f"{name} {phase} is 0{f' of {n} samples' if n else ''}. That bounds the rate by "
-        f"{float(entry['ci95'][1]):.2%}, the upper end of its Wilson interval, not by 0."
-      )
-  if "sources" in config:
-    out.append(
-      "A source that is deleted goes exactly: its network, and its part of a router that each has "
-      "to itself. What the sources have in common stays: pictures that are in two of them, and "
-      "the backbone, which is of the public set. The average of sources (naive) has the form that "
-      "copy protection takes; an ordinary sampler of it certifies no bound."
-    )
-  elif results.keys() - {"before", "after"}:
-    others = ", ".join(p for p in results if p not in ("before", "after"))
-    out.append(f"The only attacks or later phases evaluated are: {others}. Others were not run.")
-  elif deleted(config):
-    out.append(
-      "A relearning attack was not run: a few steps of training on the deleted or on similar "
-      "images may bring them back."
-    )
-  if deleted(config) and config.get("init_from") and config.get("train", {}).get("steps"):
-    out.append(
-      "The weights were fine-tuned, not retrained without the data. What they still hold of it "
-      "in a form that no metric here reads is not known."
-    )
-  if entries:
-    how = "; ".join(f"{k} {', '.join(collect(k))}" for k in ("n", "sampler", "steps") if collect(k))
-    out.append(
-      "Behaviour elsewhere may have changed: other samplers, more samples, and everything that no "
-      f"row of the table looks at{f' (measured with {how})' if how else ''}."
-    )
-  seen_by: dict[str, list[str]] = {}
-  for r in rows:
-    for identity in r.identities:
-      seen_by.setdefault(_pairs(identity).get("extractor", ""), []).append(r.group or r.name)
-  for extractor, names in seen_by.items():
-    listed = ", ".join(dict.fromkeys(names))
-    if extractor == "pixels":
-      out.append(f"{listed}: judged by pixels. A shifted or restyled copy of the target may pass.")
-    elif extractor:
-      out.append(
-        f"{listed}: judged by a small classifier of this project ({extractor}), whose errors are "
-        "in the values. They do not compare with published values, which were made with another."
-      )
-  apart = [f"{r.name} ({r.differs})" for r in rows if r.differs]
-  if apart:
-    out.append(f"Measured differently between phases, so not comparable: {', '.join(apart)}.")
-  return out
-
-
-def _pairs(identity: str) -> dict[str, str]:
-  return dict(pair.split("=", 1) for pair in identity.split() if "=" in pair)
+def curves(
+  metrics: Sequence[Mapping[str, Any]], attack: bool
+) -> tuple[list[charts.Chart], list[charts.Chart]]:
+  """The charts that tell most, an attack's AR first, and the others; named as readers know them."""
+  told: list[charts.Chart] = []
+  folded: list[charts.Chart] = []
+  other = "probe_ua" if attack else "probe_ar"  # the same curve upside down
+  order = lambda curve: attack and curve[0] != verdict.PROBE
+  for name, points in sorted(charts.curves(metrics).items(), key=order):
+    first = name.startswith(names.TOLD) and name != other
+    (told if first else folded).append(charts.chart(names.log(name, attack), points))
+  return told, folded
 
 
 # Files.
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  """A file of JSON; {} where there is none."""
+  return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _strict(tree: Any) -> Any:

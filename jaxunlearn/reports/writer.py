@@ -63,13 +63,13 @@ def replace(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def read(path: pathlib.Path) -> list[dict]:
-  """The whole lines of a metrics file; a last line that was cut off by a kill is left out."""
+  """The whole lines of a metrics file; one that is damaged or was cut off by a kill is left out."""
   if not path.exists():
     return []
   lines = []
-  for line in path.read_text().splitlines():
-    try:
-      lines.append(json.loads(line))
-    except json.JSONDecodeError:
-      continue
+  for text in path.read_text(errors="replace").splitlines():
+    with contextlib.suppress(ValueError):
+      line = json.loads(text)
+      if isinstance(line, dict) and isinstance(line.get("step"), int):
+        lines.append(line)
   return lines

@@ -1,5 +1,10 @@
-"""Fetches every published file that the metrics use: `python -m jaxunlearn.weights`."""
+"""Fetches every published file that the metrics use: `jaxunlearn weights`.
 
+They stay in ~/.cache/jaxunlearn, or in the folder JAXUNLEARN_CACHE. The module is
+`python -m jaxunlearn.weights`.
+"""
+
+import argparse
 import sys
 
 from jaxunlearn import weights
@@ -7,6 +12,7 @@ from jaxunlearn.weights import extractors
 
 
 def main() -> None:
+  argparse.ArgumentParser(prog="jaxunlearn weights", description=__doc__).parse_args()
   try:
     for published in (extractors.INCEPTION, extractors.SSCD):
       path = published.cached if published.cached.is_file() else published.fetch()

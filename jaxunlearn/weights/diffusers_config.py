@@ -1,7 +1,7 @@
-"""diffusers' config.json and scheduler_config.json <-> the fields of our UNet and our process.
+"""diffusers' config.json <-> the fields of our UNet.
 
-What they ask for and we do not have would be another function: it is refused, never left out.
-Fields that a file lacks have diffusers' defaults.
+What it asks for and we do not have would be another function: it is refused, never left out.
+Fields that a file lacks have diffusers' defaults; of values that say the same one is taken.
 """
 
 import dataclasses
@@ -9,13 +9,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from absl import logging
-
-from jaxunlearn import errors
-from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.models import unet, uvit
+from jaxunlearn.weights.scheduler_config import VERSION, check_fixed, checked
 
-VERSION = "0.42.1"  # of diffusers, whose fields and defaults these are
 PATCH_SIZE, CLASSES = "jaxunlearn_patch_size", "jaxunlearn_classes"
 UNET = "UNet2DModel"
 CONDITIONAL, UVIT = "ConditionalUNet2D", "UViT"  # ours, not diffusers'
@@ -30,56 +26,34 @@ FREE: dict[str, Any] = {  # the fields of UNet2DModel that our UNet has
   "layers_per_block": 2,
   "attention_head_dim": 8,
   "norm_num_groups": 32,
+  "attn_norm_num_groups": None,
   "norm_eps": 1e-5,
+  "resnet_time_scale_shift": "default",
   "dropout": 0.0,
   "downsample_padding": 1,
+  "downsample_type": "conv",
+  "upsample_type": "conv",
   "flip_sin_to_cos": True,
   "freq_shift": 0,
+  "time_embedding_dim": None,
+  "num_class_embeds": None,
 }
 FIXED: dict[str, Any] = {  # those that it has at this value only
   "center_input_sample": False,
   "time_embedding_type": "positional",
-  "time_embedding_dim": None,
   "mid_block_type": "UNetMidBlock2D",
   "mid_block_scale_factor": 1,
-  "downsample_type": "conv",
-  "upsample_type": "conv",
   "act_fn": "silu",
-  "attn_norm_num_groups": None,
-  "resnet_time_scale_shift": "default",
   "add_attention": True,
   "class_embed_type": None,
-  "num_class_embeds": None,
 }
-IDLE = ("num_train_timesteps", PATCH_SIZE, CLASSES)  # num_...: for learned time embeddings only
-
-SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
-PROCESS: dict[str, tuple[str, Any]] = {  # ours -> theirs and its default
-  "schedule": ("beta_schedule", "linear"),
-  "T": ("num_train_timesteps", 1000),
-  "beta_1": ("beta_start", 1e-4),
-  "beta_T": ("beta_end", 0.02),
-}
-PROCESS_FIXED: dict[str, Any] = {
-  "trained_betas": None,
-  "prediction_type": "epsilon",
-  "rescale_betas_zero_snr": False,
-}
-SAMPLING: dict[str, Any] = {  # how our samplers go; the process does not depend on it
-  "variance_type": "fixed_small",
-  "clip_sample": True,
-  "clip_sample_range": 1.0,
-  "thresholding": False,
-  "timestep_spacing": "leading",
-  "steps_offset": 0,
-}
-
-PIPELINE = {  # model_index.json
-  "_class_name": "DDPMPipeline",
-  "_diffusers_version": VERSION,
-  "scheduler": ["diffusers", "DDPMScheduler"],
-  "unet": ["diffusers", "UNet2DModel"],
-}
+IDLE = (  # no output depends on them
+  *("num_train_timesteps", PATCH_SIZE, CLASSES),  # num_...: for learned time embeddings only
+  # What EMAModel.save_pretrained writes beside the fields of the model.
+  *("decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup"),
+  *("inv_gamma", "power"),
+)
+RENAMED = "UNetRes"  # what diffusers' first files set before the names of blocks
 
 
 def model_fields(config: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
@@ -90,47 +64,51 @@ def model_fields(config: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any
   """
   if config.get("_class_name") == UVIT:
     fields = {name: _plain(v) for name, v in config.items() if not name.startswith("_")}
-    return {"name": "uvit", **_checked(uvit.Net, fields, path)}
+    return {"name": "uvit", **checked(uvit.Net, fields, path)}
   if config.get("_class_name") not in (UNET, CONDITIONAL):
     raise ValueError(
       f"{path} is of {config.get('_class_name', 'no model')!r}; give the folder of a UNet2DModel"
     )
-  _check_fixed(config, FIXED, path)
+  check_fixed(_spelt(config), FIXED, path)
   for name, value in config.items():
     known = name in FREE or name in FIXED or name in IDLE or name.startswith("_")
     if not known and value is not None:
       raise ValueError(
         f"{path}: {name} is {value!r}, which is not implemented; take weights without it"
       )
-  fields = {name: _plain(config.get(name, default)) for name, default in FREE.items()}
-  size, p = fields["sample_size"], config.get(PATCH_SIZE, 1)
-  if isinstance(size, tuple) and len(set(size)) == 1:
-    size = size[0]
-  if not isinstance(size, int):
-    raise ValueError(f"{path}: sample_size is {size!r}; write the images' side there, in pixels")
-  if p > 1:
-    fields["in_channels"] //= p**2
-    fields["out_channels"] //= p**2
-  fields |= {"sample_size": size * p, "patch_size": p, "classes": tuple(config.get(CLASSES, ()))}
-  return {"name": "unet", **_checked(unet.Net, fields, path)}
-
-
-def process_fields(config: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
-  """The fields of `Diffusion` from those of a scheduler_config.json, named `path` in errors.
-
-  Raises:
-    ValueError: a scheduler or schedule that is not of a DDPM, or another target than the noise.
-  """
   try:
-    errors.check_choice("scheduler", config.get("_class_name", SCHEDULERS[0]), SCHEDULERS)
-  except ValueError as error:
-    raise ValueError(f"{path}: {error}") from error
-  _check_fixed(config, PROCESS_FIXED, path)
-  for name, here in SAMPLING.items():
-    if config.get(name, here) != here:
-      logging.warning("%s: %s is %r; sampling here has %r", path, name, config[name], here)
-  fields = {ours: config.get(theirs, default) for ours, (theirs, default) in PROCESS.items()}
-  return _checked(Diffusion, fields, path)
+    fields = _fields(config)
+  except (TypeError, AttributeError, LookupError, ZeroDivisionError) as error:
+    raise ValueError(f"{path}: a field is of another kind ({error}); fetch it again") from error
+  if fields["sample_size"] is None:
+    raise ValueError(f"{path}: sample_size is None; write the images' side there, in pixels")
+  return {"name": "unet", **checked(unet.Net, fields, path)}
+
+
+def _spelt(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The config with its activation by the name that we have for it."""
+  name = config.get("act_fn", "silu")
+  same = isinstance(name, str) and name.lower() in ("silu", "swish")
+  return {**config, "act_fn": "silu"} if same else dict(config)
+
+
+def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The fields of `unet.Net`: those of the file, of images that are not folded yet."""
+  fields = {name: _plain(config.get(name, default)) for name, default in FREE.items()}
+  size, p, count = fields["sample_size"], config.get(PATCH_SIZE, 1), fields["num_class_embeds"]
+  if isinstance(size, tuple):
+    size = size[0] if len(set(size)) == 1 else tuple(side * p for side in size)
+  fields["sample_size"] = size * p if isinstance(size, int) else size
+  for field in ("in_channels", "out_channels"):
+    fields[field] //= p**2
+  for field in ("down_block_types", "up_block_types"):
+    fields[field] = tuple(block.removeprefix(RENAMED) for block in fields[field])
+  for field in ("downsample_type", "upsample_type"):
+    fields[field] = fields[field] or "conv"
+  if fields["time_embedding_dim"] == 4 * fields["block_out_channels"][0]:
+    fields["time_embedding_dim"] = None
+  classes = config.get(CLASSES, () if count is None else (count,))
+  return {**fields, "patch_size": p, "classes": tuple(classes)}
 
 
 def of_net(net: unet.Net | uvit.Net) -> dict[str, Any]:
@@ -142,39 +120,15 @@ def of_net(net: unet.Net | uvit.Net) -> dict[str, Any]:
     return {"_class_name": UVIT, **dataclasses.asdict(net)}
   fields, p = {name: getattr(net, name) for name in FREE}, net.patch_size
   if p > 1:
-    fields["sample_size"] //= p
+    height, width = (side // p for side in net.image_shape[:2])
+    fields["sample_size"] = height if height == width else (height, width)
     fields["in_channels"] *= p**2
     fields["out_channels"] *= p**2
     fields[PATCH_SIZE] = p
   if net.classes:
     fields[CLASSES] = net.classes
-  kind = CONDITIONAL if net.classes else UNET
+  kind = CONDITIONAL if net.classes and net.num_class_embeds is None else UNET
   return {"_class_name": kind, "_diffusers_version": VERSION, **fields}
-
-
-def of_process(process: Diffusion) -> dict[str, Any]:
-  """scheduler_config.json of a DDPMScheduler that samples as `sampling.ddpm` does."""
-  betas = {theirs: getattr(process, ours) for ours, (theirs, _) in PROCESS.items()}
-  head = {"_class_name": "DDPMScheduler", "_diffusers_version": VERSION}
-  return {**head, **betas, **PROCESS_FIXED, **SAMPLING}
-
-
-def _check_fixed(config: Mapping[str, Any], fixed: Mapping[str, Any], path: pathlib.Path) -> None:
-  for name, here in fixed.items():
-    if config.get(name, here) != here:
-      raise ValueError(
-        f"{path}: {name} is {config[name]!r} and only {here!r} is implemented; "
-        "take weights with that"
-      )
-
-
-def _checked(kind: Any, fields: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
-  """The fields, once `kind` takes them."""
-  try:
-    kind(**fields)
-  except (ValueError, TypeError) as error:
-    raise ValueError(f"{path}: {error}") from error
-  return fields
 
 
 def _plain(value: Any) -> Any:

@@ -9,24 +9,23 @@ import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Mapping
-from typing import Any
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import safetensors.numpy
+from absl import logging
 from ml_collections import ConfigDict
 
-from jaxunlearn import data, models, weights
-from jaxunlearn.diffusion import Diffusion
+from jaxunlearn import models
+from jaxunlearn.diffusion import Diffusion, sampling
 from jaxunlearn.models import unet, uvit
-from jaxunlearn.weights import diffusers_config
+from jaxunlearn.weights import diffusers_config, layout, scheduler_config
+from jaxunlearn.weights.layout import CONFIG, PIPELINE, SCHEDULER, WEIGHTS
 
 NAME = "pretrained"  # the config.model.name that takes model and process from init_from
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-PICKLED = "diffusion_pytorch_model.bin"
-SHARDED = f"{WEIGHTS}.index.json"
-CONFIG, SCHEDULER, PIPELINE = "config.json", "scheduler_config.json", "model_index.json"
 
 _LISTS = re.compile(
   r"\b(\w+_blocks|resnets|attentions|downsamplers|upsamplers|to_out|class_embedding|net|layers)"
@@ -38,6 +37,7 @@ _WEIGHTS = ("kernel", "scale", "embedding")  # what PyTorch calls a weight; othe
 # What diffusers called the layers of attention at first; google/ddpm-* are stored so.
 _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_NAME = re.compile(rf"\b(attentions\.\d+)\.({'|'.join(_OLD)})\b")
+_PREFIXES = ("module.", "_orig_mod.", "unet.", "model.")  # of wrappers, before every name
 _ADVICE = "set config.model to the checkpoint's architecture"
 
 
@@ -52,15 +52,18 @@ def to_state_dict(params: Any) -> dict[str, np.ndarray]:
 def from_state_dict(state: Mapping[str, np.ndarray], target: Any) -> Any:
   """The inverse of `to_state_dict`, into the structure of `target` (arrays or their shapes).
 
+  A prefix that all names have from a wrapper (`module.`) is taken off.
+
   Raises:
     ValueError: a weight is missing, left over, or of another shape.
   """
+  state = _without_prefix(state)
   left = {_OLD_NAME.sub(lambda m: f"{m[1]}.{_OLD[m[2]]}", name): v for name, v in state.items()}
 
   def take(path: Any, leaf: Any) -> np.ndarray:
     name, axes = _torch_name(path), _axes(path, leaf)
     if name not in left:
-      raise ValueError(f"the weights have no {name!r}; {_ADVICE}")
+      raise ValueError(f"the weights have no {name!r}{_missing(name, left)}")
     value, shape = left.pop(name), tuple(leaf.shape[i] for i in axes)
     if value.shape != shape:
       raise ValueError(
@@ -77,6 +80,21 @@ def from_state_dict(state: Mapping[str, np.ndarray], target: Any) -> Any:
   return params
 
 
+def _without_prefix(state: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+  shared = lambda prefix: state and all(name.startswith(prefix) for name in state)
+  while prefix := next(filter(shared, _PREFIXES), None):
+    state = {name.removeprefix(prefix): value for name, value in state.items()}
+  return state
+
+
+def _missing(name: str, names: Iterable[str]) -> str:
+  """What to do about a name that is not there: something may stand before it."""
+  if longer := next((other for other in names if other.endswith(f".{name}")), None):
+    prefix = longer.removesuffix(name)
+    return f" but {longer!r}; save the UNet's weights alone, without the prefix {prefix!r}"
+  return f"; {_ADVICE}"
+
+
 def _axes(path: Any, leaf: Any) -> tuple[int, ...]:
   """Where PyTorch has our axes; a table of embeddings stands as it is."""
   return (0, 1) if path[-1].key == "embedding" else _TO_TORCH[len(leaf.shape)]
@@ -91,8 +109,17 @@ def _torch_name(path: Any) -> str:
 # Folders.
 
 
-def save(folder: pathlib.Path, net: unet.Net | uvit.Net, params: Any, process: Diffusion) -> None:
-  """Writes `folder` as diffusers' UNet2DModel and DDPMPipeline `.from_pretrained` read it.
+def save(
+  folder: pathlib.Path,
+  net: unet.Net | uvit.Net,
+  params: Any,
+  process: Diffusion,
+  sampler: sampling.Options = sampling.DEFAULT,
+  rest: Mapping[str, Any] = types.MappingProxyType({}),
+) -> None:
+  """Writes `folder` as diffusers' UNet2DModel and its pipeline `.from_pretrained` read it.
+
+  `rest` is of the scheduler that the model came with, as `scheduler_config.read` gave it.
 
   With patch_size p > 1 it holds the UNet2DModel inside, which takes folded images: channel
   (i p + j) C + c of pixel (h, w) is channel c of the image's pixel (h p + i, w p + j). A
@@ -102,10 +129,10 @@ def save(folder: pathlib.Path, net: unet.Net | uvit.Net, params: Any, process: D
   folder.mkdir(parents=True, exist_ok=True)
   contents = {
     CONFIG: diffusers_config.of_net(net),
-    SCHEDULER: diffusers_config.of_process(process),
-    PIPELINE: diffusers_config.PIPELINE,
+    SCHEDULER: scheduler_config.write(process, sampler, rest),
+    PIPELINE: scheduler_config.pipeline(rest),
   }
-  if contents[CONFIG]["_class_name"] != diffusers_config.UNET:
+  if net.classes or contents[CONFIG]["_class_name"] != diffusers_config.UNET:
     del contents[PIPELINE]
   for name, content in contents.items():
     (folder / name).write_text(json.dumps(content, indent=2) + "\n")
@@ -119,71 +146,7 @@ def load(folder: pathlib.Path, target: Any) -> Any:
   Raises:
     ValueError: no weights there, a damaged file, or weights of another architecture.
   """
-  folder = _part(folder, "unet")
-  for name in (WEIGHTS, PICKLED):
-    if (folder / name).is_file():
-      return from_state_dict(weights.read(folder / name), target)
-  if (folder / SHARDED).is_file():
-    raise ValueError(
-      f"{folder / SHARDED} lists weights in several files; save them with diffusers in one, by "
-      "save_pretrained(FOLDER, max_shard_size='100GB')"
-    )
-  raise ValueError(
-    f"{folder / WEIGHTS} does not exist; give a folder that holds {WEIGHTS}, or set "
-    f"{weights.ALLOW}=1 for {PICKLED}, a pickle, where you trust its origin"
-  )
-
-
-def locate(origin: str) -> pathlib.Path:
-  """The folder that init_from names: a path, assets:NAME or hub:OWNER/NAME[@REVISION].
-
-  Raises ValueError where there is no such folder, or it cannot be fetched.
-  """
-  if origin.startswith("assets:"):
-    return data.ASSETS / origin.removeprefix("assets:")
-  if origin.startswith("hub:"):
-    return _fetch(origin)
-  folder = pathlib.Path(origin).expanduser()
-  if not folder.is_dir():
-    raise ValueError(
-      f"init_from {origin!r} is not a folder; give a run's working directory, a folder with "
-      f"{WEIGHTS}, assets:NAME or hub:OWNER/NAME"
-    )
-  return folder
-
-
-def _fetch(origin: str) -> pathlib.Path:
-  """The repository in the Hub's cache: its configs and one weights file, no more.
-
-  A pickled one is fetched only where it may be read.
-  """
-  name, _, revision = origin.removeprefix("hub:").partition("@")
-  try:
-    from huggingface_hub import snapshot_download
-  except ImportError as error:
-    raise ValueError(
-      f"{origin} needs huggingface_hub; run: pip install 'jaxunlearn[hub]', or give a folder"
-    ) from error
-
-  def get(*files: str) -> pathlib.Path:
-    wanted = [f"{part}{file}" for part in ("", "unet/", "scheduler/") for file in files]
-    return pathlib.Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
-
-  try:
-    folder = get(CONFIG, SCHEDULER, WEIGHTS, SHARDED)
-    found = any((_part(folder, "unet") / file).is_file() for file in (WEIGHTS, SHARDED))
-    return folder if found or not weights.pickle_allowed() else get(PICKLED)
-  except Exception as error:  # the errors of the Hub's client and of its transport share no base
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    raise ValueError(
-      f"{origin} cannot be fetched ({reason}); check the name and the network, or give a folder"
-    ) from error
-
-
-def _part(folder: pathlib.Path, name: str) -> pathlib.Path:
-  """A component of a pipeline: its subfolder, or the folder itself where all lies flat."""
-  part = pathlib.Path(folder) / name
-  return part if part.is_dir() else pathlib.Path(folder)
+  return from_state_dict(layout.state(folder), target)
 
 
 # Configs.
@@ -197,49 +160,86 @@ def read_config(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
   Raises:
     ValueError: a file is missing or damaged, or holds a field that is not implemented.
   """
-  path = _part(folder, "unet") / CONFIG
-  model = diffusers_config.model_fields(_read_json(path), path)
-  path = _part(folder, "scheduler") / SCHEDULER
-  return model, diffusers_config.process_fields(_read_json(path), path) if path.is_file() else {}
+  path = layout.part(folder, "unet") / CONFIG
+  model = diffusers_config.model_fields(layout.read_json(path), path)
+  found = read_scheduler(folder)
+  return model, found.process if found else {}
+
+
+def read_scheduler(folder: pathlib.Path) -> scheduler_config.Scheduler | None:
+  """What the scheduler says that the weights of `folder` came with; None where there is none.
+
+  Raises:
+    ValueError: the file is damaged, or holds a field that is not implemented.
+  """
+  path = layout.scheduler(folder)
+  return scheduler_config.read(layout.read_json(path), path) if path else None
+
+
+class Described(NamedTuple):
+  """What a folder says of its weights, as fields of a config."""
+
+  model: dict[str, Any]
+  process: dict[str, Any]
+  sampler: dict[str, Any]
+  rest: dict[str, Any]  # config.scheduler
 
 
 def adopt(config: ConfigDict) -> None:
   """Brings a config and what stands in init_from's folder together.
 
   A model named `pretrained` becomes that of config.json (its own dtype is kept) and the process
-  that of the scheduler's; a model that is spelt out has to be the same function.
+  that of the scheduler's; a model that is spelt out has to be the same function. What
+  config.sampler leaves open is as the scheduler has it.
 
   Raises:
     ValueError: nothing to take the model from, or the weights mean another model or process.
   """
-  described = _described(locate(config.init_from)) if config.init_from else None
+  described = _described(layout.locate(config.init_from)) if config.init_from else None
+  _adopt_model(config, described)
+  given, rest = (described.sampler, described.rest) if described else ({}, {})
+  with config.unlocked():
+    for name, value in (dataclasses.asdict(sampling.DEFAULT) | given).items():
+      if config.sampler[name] is None:
+        config.sampler[name] = value
+    config.scheduler = config.scheduler or rest
+
+
+def _adopt_model(config: ConfigDict, described: Described | None) -> None:
   if config.model.get("name") != NAME:
     if described:
-      _check_same(config, *described)
+      _check_same(config, described.model, described.process)
     return
   if not described:
     raise ValueError(
       f"config.model is {NAME!r} and init_from {config.init_from!r} has no {CONFIG}; name weights "
       "in diffusers' layout, or a run"
     )
-  model, process = described
   if more := set(config.model) - {"name", "dtype"}:
     raise ValueError(f"config.model is {NAME!r} and sets {min(more)} too; drop one of them")
+  if not described.process:
+    logging.warning(
+      "%s has no %s, and none lies beside it: the noise is taken to be config.process, %s",
+      *(config.init_from, SCHEDULER, Diffusion(**config.process)),
+    )
   with config.unlocked():
-    config.model = {**model, **config.model, "name": model["name"]}
-    config.process.update(process)
+    config.model = {**described.model, **config.model, "name": described.model["name"]}
+    config.process.update(described.process)
 
 
-def _described(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
-  """config.model and config.process of a run, or what stand for them in diffusers' layout."""
-  path = _part(folder, "unet") / CONFIG
+def _described(folder: pathlib.Path) -> Described | None:
+  """What a run's config says, or what stands for it in diffusers' layout; None: nothing does."""
+  path = layout.part(folder, "unet") / CONFIG
   if not path.is_file():
     return None
   if (folder / "checkpoints").is_dir():
-    run = _read_json(path)
-    return run["model"], run["process"]
-  model, process = read_config(folder)
-  return model, process
+    run = {"sampler": {}, "scheduler": {}, **layout.read_json(path)}
+    parts: list[Any] = [run.get(name) for name in ("model", "process", "sampler", "scheduler")]
+    if not all(isinstance(part, dict) for part in parts):
+      raise ValueError(f"{path} is not of a run; name a run's working directory")
+    return Described(*parts)
+  model, _ = read_config(folder)
+  return Described(model, *(read_scheduler(folder) or ({}, {}, {})))
 
 
 def _check_same(config: ConfigDict, model: Mapping[str, Any], process: Mapping[str, Any]) -> None:
@@ -260,10 +260,3 @@ def _meaning(model: Mapping[str, Any], process: Mapping[str, Any]) -> dict[str, 
   free = ("sample_size", "dropout", "dtype")
   fields = {f"model.{name}": v for name, v in net.items() if name not in free}
   return {"model.name": model["name"], **fields, **{f"process.{k}": v for k, v in means.items()}}
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError) as error:
-    raise ValueError(f"cannot read {path} ({error}); fetch or make it again") from error

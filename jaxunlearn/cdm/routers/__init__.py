@@ -12,8 +12,6 @@ where `parts` are the sources' parts stacked, so that a subset of the sources is
 Priors are no part of it: w_i = softmax_i(logits_i + log lam_i).
 """
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -23,8 +21,11 @@ from jaxtyping import Array, Float
 
 from jaxunlearn import data, errors
 from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.inputs import plugins
 
 Part = Mapping[str, Any]
+CHOICES = plugins.Group(__name__, "router", "Router")
+names = CHOICES.names
 _MADE: dict[Any, Any] = {}  # equal routers are one object, as models.make says why
 
 
@@ -53,14 +54,8 @@ class Router(Protocol):
 
 def make(name: str, **fields: Any) -> Any:
   """routers/kmeans.py is named 'kmeans'; its fields are those of its `Router`."""
-  errors.check_choice("router", name, names())
-  module = importlib.import_module(f"{__name__}.{name}")
-  router = errors.build(module.Router, f"router {name}", fields)
+  router = errors.build(CHOICES.module(name).Router, f"router {name}", fields)
   return _MADE.setdefault(router, router)
-
-
-def names() -> list[str]:
-  return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def check(records: Mapping[str, data.Records]) -> None:

@@ -24,15 +24,16 @@ from jaxtyping import Array, Float, Real
 from jaxunlearn import data
 from jaxunlearn.cdm import routers
 from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.inputs import ranges
 
 
 @dataclasses.dataclass(frozen=True)
 class Router:
-  k: int = 32  # centroids of a source; of one with fewer pictures, as many as those
-  pool: int = 4  # p
-  temperature: float | int = 1.0  # the logits are divided by it
-  iterations: int = 10  # of Lloyd's algorithm
-  floor: float | int = 3.0  # of a variance: pixels are not independent, and look too sure without
+  k: ranges.Count = 32  # centroids of a source; of one with fewer pictures, as many as those
+  pool: ranges.Count = 4  # p
+  temperature: ranges.Above0 = 1.0  # the logits are divided by it
+  iterations: ranges.Count = 10  # of Lloyd's algorithm
+  floor: ranges.Above0 = 3.0  # of a variance: pixels are not independent, and look too sure without
 
   independent: ClassVar[bool] = True
 

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from jaxunlearn import data
 from jaxunlearn.cdm import routers
 from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.inputs import ranges
 from jaxunlearn.models import uvit
 
 Tree = Any
@@ -53,12 +54,12 @@ class OnBackbone(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Router:
-  width: int = 128
-  heads: int = 4
-  steps: int = 2000
-  batch: int = 128
-  learning_rate: float | int = 1e-3  # of Adam; falls to 0 as a cosine
-  seed: int = 0
+  width: ranges.Count = 128
+  heads: ranges.Count = 4
+  steps: ranges.Count = 2000
+  batch: ranges.Count = 128
+  learning_rate: ranges.Above0 = 1e-3  # of Adam; falls to 0 as a cosine
+  seed: ranges.Seed = 0
 
   independent: ClassVar[bool] = False
 

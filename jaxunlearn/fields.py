@@ -1,0 +1,215 @@
+"""What every field of a config may be: checked in one walk, before any work.
+
+A group that makes an object of a dataclass (GROUPS) has the ranges of its numbers in the types of
+that dataclass; the other fields have them here. A field that stands nowhere is refused, with the
+nearest one that does.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any
+
+from ml_collections import ConfigDict
+
+from jaxunlearn import adapters, data, errors, methods, models, streams
+from jaxunlearn.cdm import routers, sources
+from jaxunlearn.diffusion import Diffusion, sampling
+from jaxunlearn.inputs import ranges
+from jaxunlearn.weights import pretrained
+
+Rule = ranges.Range | type  # of a number; or str, bool, tuple: a sequence of names
+
+_Devices = Annotated[int, ranges.Range(1, ranges.LARGEST, whole=True, besides=(-1,))]
+_Guidance = Annotated[float, ranges.Range(-1.0)]
+_Decay = ranges.Under1
+
+RULES: Mapping[str, Any] = {
+  "seed": ranges.Seed,
+  "init_from": str,
+  "attack": str,
+  "profile": str,
+  "ema": _Decay,
+  "ema_warmup": bool,
+  "init_optimizer": bool,
+  "mesh.data": _Devices,
+  "mesh.fsdp": _Devices,
+  "optimizer.learning_rate": ranges.AtLeast0,
+  "optimizer.b1": _Decay,
+  "optimizer.b2": _Decay,
+  "optimizer.weight_decay": ranges.AtLeast0,
+  "optimizer.clip": ranges.Above0 | None,
+  "optimizer.warmup": ranges.From0,
+  "optimizer.schedule": str,
+  "train.steps": ranges.From0,
+  "train.batch": ranges.Count,
+  "train.micro_batches": ranges.Count,
+  "train.log_every": ranges.Count,
+  "train.checkpoint_every": ranges.Count,
+  "train.keep": ranges.Count,
+  "train.synthetic": bool,
+  "eval.before": bool,
+  "eval.after": bool,
+  "eval.every": ranges.From0,
+  "eval.probe_samples": ranges.Count,
+  "eval.probe_metrics": tuple,
+  "eval.metrics": tuple,
+  "eval.samples": ranges.Count,
+  "eval.asked": ranges.From0,
+  "eval.guidance": _Guidance,
+  "eval.keep": bool,
+  "eval.batch": ranges.Count,
+  "eval.sampler": str,
+  "eval.steps": ranges.Count,
+  "eval.seed": ranges.Seed,
+  "eval.reference": str,
+  "eval.target_name": str,
+  "eval.classifier": str,
+  "eval.style_classifier": str,
+  "eval.target_radius": ranges.AtLeast0,
+  "eval.inject_t": ranges.From0,
+  "eval.inject_n": ranges.Count,
+  "eval.inception_weights": str,
+  "eval.fid_resize": str,
+  "eval.fid_batch": ranges.Count,
+  "eval.sscd_weights": str,
+  "eval.sscd_protocol": str,
+  "eval.nll_probes": ranges.Count,
+  "eval.nll_protocol": str,
+  "eval.nll_tolerance": ranges.Above0,
+}
+# Of a config of sources besides.
+SOURCES: Mapping[str, Any] = {
+  "sources.slices": ranges.Count,
+  "sources.lanes": ranges.Count,
+  "sources.mesh": _Devices,
+  "sources.absent": tuple,
+  "compose.modes": tuple,
+  "compose.alone": bool,
+  "compose.subset": tuple,
+  "compose.over": str,
+  "compose.block": ranges.Count,
+  "compose.seed": ranges.Seed,
+  "compose.attributed": ranges.From0,
+  "compose.attribution_probes": ranges.Count,
+  "compose.calibration_levels": ranges.Count,
+}
+# Group -> the field that names what it makes, and how; or the dataclass itself.
+GROUPS: Mapping[str, tuple[str, Callable[[str], Any]] | type] = {
+  "method": ("name", methods.make),
+  "model": ("name", models.make),
+  "data": ("source", data.make),
+  "process": Diffusion,
+  "sampler": sampling.Options,
+  "forget": data.Forget,
+  "compartment": ("name", adapters.make),
+  "router": ("name", routers.make),
+  "sources": sources.Split,
+}
+OF_SOURCES = ("compartment", "router", "sources")
+FREE = {"streams", "scheduler"}  # checked apart; an export's own words
+LISTS = ("runs", "rows", "columns", "published", "out", "attacks")  # of a config that lists runs
+
+
+def check(config: ConfigDict) -> None:
+  """Raises ValueError for the first field that is missing, is none, or has a wrong value."""
+  rules = rules_of(config)
+  found = dict(leaves(config, FREE))
+  for name, value in found.items():
+    if name not in rules:
+      raise ValueError(f"config has no field {name!r}{errors.nearest(name, rules)}")
+    if value is not None or not name.startswith("sampler."):  # None: as init_from has it
+      check_one(f"config.{name}", value, rules[name])
+  missing = [name for name in (*RULES, *SOURCES) if name in rules and name not in found]
+  if missing:
+    raise ValueError(f"config.{missing[0]} is missing; begin with get_config of configs/common.py")
+  check_streams(config)
+
+
+def names() -> set[str]:
+  """Every name of a field, of whatever method, model or source."""
+  makers = {"method": methods, "model": models, "data": data, "router": routers}
+  made = [type(maker.make(name)) for maker in makers.values() for name in maker.names()]
+  classes = [*made, *adapters.KINDS.values(), *(k for k in GROUPS.values() if isinstance(k, type))]
+  of_classes = {field.name for cls in classes for field in dataclasses.fields(cls)}
+  return of_classes | {part for path in (*RULES, *SOURCES) for part in path.split(".")}
+
+
+def rules_of(config: ConfigDict) -> dict[str, Rule]:
+  """The rule of every field of this config, by its path.
+
+  Raises:
+    ValueError: a group is missing, or names no method, model, source, compartment or router.
+  """
+  of_sources = "sources" in config
+  plain = {**RULES, **(SOURCES if of_sources else {})}
+  rules = {name: ranges.of(rule) or rule for name, rule in plain.items()}
+  for group, kind in GROUPS.items():
+    if group not in OF_SOURCES or of_sources:
+      rules |= _of_group(config, group, kind)
+  return rules
+
+
+def _of_group(config: ConfigDict, group: str, kind: Any) -> dict[str, Rule]:
+  fields = config.get(group)
+  if not isinstance(fields, ConfigDict):
+    raise ValueError(
+      f"config.{group} is {ranges.shown(fields)}; begin with get_config of configs/common.py"
+    )
+  if isinstance(kind, type):
+    return of_dataclass(kind, group)
+  key, make = kind
+  check_one(f"config.{group}.{key}", fields.get(key), str)
+  if (group, fields[key]) == ("model", pretrained.NAME):
+    return {f"model.{name}": type(value) for name, value in fields.items()}
+  return {f"{group}.{key}": str, **of_dataclass(type(make(fields[key])), group)}
+
+
+def of_dataclass(cls: type, group: str) -> dict[str, Rule]:
+  """The ranges in its types; of a field without one, the type of its default."""
+  numbers = ranges.of_fields(cls)
+  rule = lambda field: numbers.get(field.name) or type(field.default)
+  return {f"{group}.{field.name}": rule(field) for field in dataclasses.fields(cls) if field.init}
+
+
+def leaves(config: ConfigDict, without: set[str], path: str = "") -> Iterator[tuple[str, Any]]:
+  """Every field that is no group with fields, by its path."""
+  for name, value in config.items():
+    if isinstance(value, ConfigDict) and len(value) and name not in without:
+      yield from leaves(value, set(), f"{path}{name}.")
+    elif name not in without:
+      yield f"{path}{name}", value
+
+
+def check_one(name: str, value: Any, rule: Rule) -> None:
+  """Raises ValueError with field, value and rule, unless the rule holds."""
+  if isinstance(rule, ranges.Range):
+    ranges.check_one(name, value, rule)
+  elif rule is tuple:
+    if not isinstance(value, tuple | list) or not all(isinstance(one, str) for one in value):
+      raise ValueError(f"{name} is {ranges.shown(value)}; use names, like ('a', 'b')")
+  elif not isinstance(value, rule):
+    kind = {str: "text", bool: "True or False"}.get(rule, rule.__name__)
+    raise ValueError(f"{name} is {ranges.shown(value)}; use {kind}")
+  elif isinstance(value, str) and not value.isprintable():
+    raise ValueError(f"{name} is {ranges.shown(value)}; use text of one line")
+
+
+def check_streams(config: ConfigDict) -> None:
+  """Raises ValueError where a stream is neither words nor the fields of a `streams.Take`."""
+  if not isinstance(config.get("streams"), Mapping | ConfigDict):
+    raise ValueError(f"config.streams is {ranges.shown(config.get('streams'))}; use NAME to words")
+  rules = of_dataclass(streams.Take, "")
+  for name, what in config.streams.items():
+    where = f"config.streams.{name}"
+    if isinstance(what, str):
+      check_one(where, what, str)
+      continue
+    if not isinstance(what, Mapping | ConfigDict):
+      raise ValueError(
+        f"{where} is {ranges.shown(what)}; use words, like retain, or {{'take': ...}}"
+      )
+    for key, value in what.items():
+      if f".{key}" not in rules:
+        near = errors.nearest(key, [rule[1:] for rule in rules])
+        raise ValueError(f"{where} has no field {key!r}{near}")
+      check_one(f"{where}.{key}", value, rules[f".{key}"])

@@ -1,0 +1,168 @@
+"""Names that a reader knows, for what a run calls by its fields: metrics, logs, methods, data."""
+
+from collections.abc import Mapping
+from typing import Any
+
+THINGS = {"tshirt": "T-shirt", "t-shirt": "T-shirt", "target": "the target"}
+METHODS = {
+  "denoising": "denoising loss",
+  "dimum": "DiMUM",
+  "dimum_meta": "DiMUM, meta",
+  "embedding_copy": "embedding copy, a control",
+  "embedding_inversion": "embedding inversion",
+  "erasediff": "EraseDiff",
+  "erasediff_bilevel": "EraseDiff, bi-level",
+  "esd": "ESD",
+  "neggrad": "NegGrad",
+  "neggrad_retain": "NegGrad with a retain term",
+  "retrack": "ReTrack",
+  "salun": "SalUn",
+  "selective_amnesia": "Selective Amnesia",
+  "sfron": "SFR-on",
+  "siss": "SISS",
+  "siss_no_is": "SISS (No IS)",
+}
+FIELDS = {
+  "lam": "λ",
+  "mu": "μ",
+  "eta": "η",
+  "c_dropout": "dropped conditions",
+  "part": "part:",
+  "path": "at",
+}
+SOURCES = {
+  "digits_clothes": "digits and clothes",
+  "emoji": "emoji",
+  "fashion": "Fashion-MNIST",
+  "folder": "a folder of images",
+  "mnist_tshirt": "digits and a T-shirt",
+  "tfds_tshirt": "MNIST and a T-shirt",
+}
+PHASES = {
+  "soft": "weighted by the router",
+  "naive": "plain average",
+  "step": "one source a step",
+  "trajectory": "one source a sample",
+}
+# The end of a metric's name -> what it is called, and how to read it.
+METRICS = {
+  "ua": ("UA", "unlearning accuracy: share of samples asked for it that do not show it"),
+  "ar": ("AR", "attack recovery, 1 - UA: share of samples asked for it that show it"),
+  "worst_ira": ("worst kept accuracy", "of the kept condition that fares worst: should stay"),
+  "ira": ("kept accuracy", "share of the kept samples that show what they were asked for"),
+  "cra": ("accuracy of the other condition", "the same of the other condition: should stay"),
+  "retain_grad_norm": (
+    "slope of the retain loss",
+    "norm of its gradient: what relearning starts from",
+  ),
+  "retain_loss": ("retain loss", "denoising loss on what is kept: should not rise"),
+  "_rate": ("rate", "share of samples that are the target: 0 is none of them"),
+  "inception_score": ("inception score", "quality and variety of what is kept: should stay"),
+  "feature_fid": ("feature FID", "distance of what is kept to reference images: should not rise"),
+  "fid": ("FID", "distance of what is kept to reference images: should not rise"),
+  "sscd": ("SSCD", "how like the target its restoration is: falls when forgotten"),
+  "nll_bpd": ("surprise at the target", "NLL in bits per dimension: rises when forgotten"),
+  "copy_score": ("copy score", "how well the noised target is restored: falls when forgotten"),
+  "worst_class_share": ("share of the rarest class", "of those kept: 0 is a class lost"),
+  "class_share": ("class share", "share of the kept samples in each class"),
+  "class_confidence": ("class confidence", "mean certainty of the classifier about each class"),
+  "network_evaluations": ("network evaluations", "forward passes for one sample"),
+  "parameters": ("parameters", "of all networks of this composition"),
+}
+# What a step logs -> what it is called.
+LOGS = {
+  "loss_x": "loss on what is kept",
+  "loss_a": "loss on what is to be forgotten",
+  "loss_u": "loss of the forget part",
+  "loss_alt": "loss on what takes its place",
+  "loss_meta": "the same after a simulated attack",
+  "loss_penalty": "penalty on the parameters",
+  "grad_norm": "gradient norm of the step",
+  "norm_x": "gradient norm, kept",
+  "norm_a": "forget norm: gradient norm, forgotten",
+  "forget_scale": "scale of the forget gradient",
+  "forget_skipped": "share of steps without a forget part",
+  "distance": "distance travelled",
+  "passes": "cost, in forward passes",
+  "both": "rows that serve both terms",
+  "w_x": "mean weight, kept",
+  "w_a": "mean weight, forgotten",
+}
+TOLD = ("loss_", "grad_norm", "norm_a", "distance", "probe_")  # logs that the page shows first
+_PROBE = "probe_"
+
+
+def thing(name: str) -> str:
+  """`T-shirt` of `tshirt`; other names of classes and targets as they are."""
+  return THINGS.get(name, name)
+
+
+def item(slug: str) -> str:
+  """A class of a group of metrics: `Ankle boot` of `ankle-boot`, `T-shirt` of `t-shirt`."""
+  return THINGS.get(slug) or " ".join(slug.split("-")).capitalize() or slug
+
+
+def spaced(name: str) -> str:
+  return " ".join(name.split("_")).strip() or name
+
+
+def method(name: str) -> str:
+  return METHODS.get(name, spaced(name))
+
+
+def compartment(name: str) -> str:
+  return "a network of its own" if name == "full" else spaced(name)
+
+
+def source(name: str) -> str:
+  return SOURCES.get(name, spaced(name))
+
+
+def phase(name: str) -> str:
+  """A phase of evaluation: `top2`, `alone_NAME` and `attack_20` are told apart by their ends."""
+  if name.startswith("alone_"):
+    return f"{name.removeprefix('alone_')} alone"
+  if name.startswith("top") and name[3:].isdigit():
+    return f"the {name[3:]} largest weights" if name != "top1" else "the largest weight alone"
+  return PHASES.get(name, spaced(name))
+
+
+def metric(name: str) -> str:
+  """`T-shirt rate` of `tshirt_rate`; of a group, `class_share/7`, the group's."""
+  name = name.rpartition("/")[0] or name
+  if name.endswith("_rate"):
+    return f"{thing(name.removesuffix('_rate')).removeprefix('the ')} rate"
+  return METRICS[name][0] if name in METRICS else spaced(name)
+
+
+def meaning(name: str) -> str:
+  """How to read a metric; "" of an unknown one."""
+  name = name.rpartition("/")[0] or name
+  return next((text for end, (_, text) in METRICS.items() if name.endswith(end)), "")
+
+
+def log(name: str, attack: bool = False) -> str:
+  """What a step logs; an attack's loss is on the images that it learns from."""
+  if name.startswith(_PROBE):
+    return f"{metric(name.removeprefix(_PROBE))}, on the way"
+  if attack and name in ("loss_x", "loss_a"):
+    return "loss on what the attack learns from"
+  return LOGS.get(name, spaced(name))
+
+
+def fields(section: Mapping[str, Any], without: str) -> str:
+  """`λ 0.5, stratified` of {"lam": 0.5, "stratified": True, "forget_norm": None}."""
+  return ", ".join(_field(k, v) for k, v in section.items() if k != without and _told(v))
+
+
+def _told(value: Any) -> bool:
+  return value is not None and value != "" and value != () and value != []
+
+
+def _field(name: str, value: Any) -> str:
+  name = FIELDS.get(name, spaced(name))
+  if isinstance(value, bool):
+    return name if value else f"not {name}"
+  if isinstance(value, list | tuple):
+    return f"{name} {', '.join(map(str, value))}"
+  return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
