@@ -141,7 +141,6 @@ def check_needs(setup: Setup) -> None:
     "c": bool(setup.net.classes),
     "concept": setup.concept is not None,
     "to": any(stream.take.to for stream in setup.streams.values()),
-    "teacher": bool(setup.config.init_from),
   }
   for word, what in methods.NEEDS.items():
     if word in setup.method.needs and not has[word]:

@@ -113,6 +113,9 @@ LISTS = ("runs", "rows", "columns", "published", "out", "attacks")  # of a confi
 def check(config: ConfigDict) -> None:
   """Raises ValueError for the first field that is missing, is none, or has a wrong value."""
   rules = rules_of(config)
+  if not isinstance(kept := config.get("scheduler"), Mapping | ConfigDict):
+    shown = ranges.shown(kept)
+    raise ValueError(f"config.scheduler is {shown}; use {{}}, or fields of scheduler_config.json")
   found = dict(leaves(config, FREE))
   for name, value in found.items():
     if name not in rules:

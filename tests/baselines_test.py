@@ -108,7 +108,7 @@ def test_no_is_and_siss_take_the_same_forget_norm():
 
 
 def test_no_is_refuses_a_size_out_of_range():
-  with pytest.raises(ValueError, match=r"^forget_norm is -5.0; use more than 0, or None"):
+  with pytest.raises(ValueError, match=r"^forget_norm is -5; use more than 0, or None"):
     siss_no_is.Method(forget_norm=-5.0)
 
 

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 
 from configs import common
 from jaxunlearn import data, evals, methods
-from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.diffusion import Diffusion, guidance
 from jaxunlearn.evals import statistics
 from tests import pets
 
@@ -153,10 +153,10 @@ def line(w, b, x_t, t, c=None):
   return w * x_t + shift
 
 
-def stationarity(w, b, c=(), guidance=0.0):
+def stationarity(w, b, c=(), scale=0.0):
   eps_fn = Partial(line, jnp.float32(w), jnp.asarray(b, jnp.float32))
   task = make_task(np.zeros((1, 4, 4, 1), np.float32), c, reference=pets.records(n=N))
-  values = evals.metric("stationarity")(guidance.guided(eps_fn, guidance), task)
+  values = evals.metric("stationarity")(guidance.guided(eps_fn, scale), task)
   return values, task
 
 
@@ -200,4 +200,4 @@ def test_the_least_squares_solution_is_stationary():
 
 def test_stationarity_is_that_of_the_model_without_guidance():
   w, b = 0.7, np.array([0.3, -0.2, 0.1, 0.05])
-  assert stationarity(w, b, guidance=2.0)[0] == stationarity(w, b)[0]
+  assert stationarity(w, b, scale=2.0)[0] == stationarity(w, b)[0]

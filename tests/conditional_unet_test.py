@@ -158,5 +158,5 @@ def test_conditions_of_another_shape_are_refused(classes, shape):
 
 
 def test_a_condition_of_no_values_is_refused():
-  with pytest.raises(ValueError, match=r"classes is \(10, 0\); give at least 1 value"):
+  with pytest.raises(ValueError, match=r"classes is \(10, 0\); use whole numbers, 1 or more"):
     unet.Net(**TINY, classes=[10, 0])

@@ -109,7 +109,10 @@ def test_guided_samples_of_gaussians_have_the_closed_form_mean():
     return each[jnp.where(c == NULL, 2, c), jnp.arange(len(x_t))]
 
   x_T, c = jnp.asarray(RNG.normal(size=(2, *SHAPE)), jnp.float32), jnp.array([0, 1])
-  sample = lambda f, x, c: sampling.ddim(f, PROCESS, jax.random.key(0), x, c, steps=20, clip=False)
+  options = sampling.Options(clip_sample=False)
+  sample = lambda f, x, c: sampling.ddim(
+    f, PROCESS, jax.random.key(0), x, c, steps=20, options=options
+  )
   got = sample(guidance.guided(Partial(eps_fn), w), x_T, c)
   for i in range(2):
     want = sample(shift((1 + w) * means[i] - w * means[2]), x_T[i : i + 1], None)

@@ -26,6 +26,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 CONDITIONAL = nets.Attentive(classes=(11,))  # ten digits and the T-shirt
 STREAMS = {
   "x": "retain",
+  "all": "all",
   "a": {"take": "forget", "to": "next"},
   "alt": {"take": "retain", "c": "forget"},
 }

@@ -95,7 +95,7 @@ def test_nothing_is_dropped_without_seeds_or_at_rate_0():
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
 def test_a_senseless_rate(rate):
-  with pytest.raises(ValueError, match=f"dropout is {rate}; use a share of at least 0 and under 1"):
+  with pytest.raises(ValueError, match=f"dropout is {rate:g}; use 0 to under 1"):
     dataclasses.replace(NET, dropout=rate)
 
 

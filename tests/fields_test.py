@@ -104,6 +104,8 @@ def test_every_field_refuses_what_is_outside_its_rule(config):
 @pytest.mark.parametrize(
   ("path", "value", "says"),
   [
+    ("scheduler", 5, "config.scheduler is 5; use {}, or fields of scheduler_config.json"),
+    ("scheduler", (), "config.scheduler is (); use {}, or fields of scheduler_config.json"),
     ("optimizer.clip", 0, "config.optimizer.clip is 0; use more than 0"),
     ("optimizer.clip", -1, "config.optimizer.clip is -1; use more than 0"),
     ("ema", 1.0, "config.ema is 1; use 0 to under 1"),

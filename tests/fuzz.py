@@ -244,9 +244,8 @@ def weights(lab: Lab, rng: np.random.Generator) -> str:
 def run_files(lab: Lab, rng: np.random.Generator) -> str:
   """A run's directory with one damaged file, launched again: its notes, curves and checkpoints."""
   folder, name = lab.files.damaged_copy(lab.files.run, "again", rng)
-  config = lab.files.run_config()
-  train.claim(folder, config)
   setup = lab.files.setup
+  train.claim(folder, setup.config, setup.entries())
   with contextlib.closing(checkpoint.Checkpoints(folder / "checkpoints")) as saves:
     saves.restore(lab.files.state)
   with writer.Writer(folder / "metrics.jsonl", 2):
@@ -315,6 +314,7 @@ def table(tries: list[dict[str, Any]]) -> str:
 @contextlib.contextmanager
 def laboratory() -> Iterator[Lab]:
   """A quiet place to try in, which goes when it is left."""
+  level = logging.get_verbosity()
   logging.set_verbosity(logging.FATAL)
   warnings.simplefilter("ignore")
   os.environ["TQDM_DISABLE"] = "1"
@@ -324,6 +324,7 @@ def laboratory() -> Iterator[Lab]:
       yield Lab(pathlib.Path(root))
   finally:
     data.load = whole
+    logging.set_verbosity(level)
 
 
 def tried(first: int, count: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -350,6 +351,7 @@ def main_() -> None:
       print(json.dumps(one), file=sys.stderr, flush=True)
   print(table(tries))
   if args.out:
+    args.out.mkdir(parents=True, exist_ok=True)
     counts = collections.Counter((one["kind"], one["end"]) for one in tries)
     rows = [{"kind": k, "end": end, "tries": n} for (k, end), n in sorted(counts.items())]
     found = {"seed": args.seed, "first": args.first, "tries": len(tries), "counts": rows}

@@ -136,7 +136,7 @@ class Files:
   def run(self) -> pathlib.Path:
     """As a run of two steps leaves it, without the training."""
     folder = self.root / "run_whole"
-    train.claim(folder, self.setup.config)
+    train.claim(folder, self.setup.config, self.setup.entries())
     saves = checkpoint.Checkpoints(folder / "checkpoints")
     saves.save(self.state)
     saves.close()

@@ -390,7 +390,8 @@ CONDITIONAL = {  # what each says it needs; the others need nothing
   "embedding_copy": ("c", "to"),
   "embedding_inversion": ("c", "to"),
   "erasediff_bilevel": ("c", "to"),
-  "esd": ("c", "concept", "teacher"),
+  "erasediff_bome": ("c", "to"),
+  "esd": ("c", "concept"),
   "salun": ("c", "to"),
   "selective_amnesia": ("c", "concept"),
 }
@@ -405,7 +406,6 @@ def test_what_a_run_lacks_of_what_a_method_needs_is_one_line(name):
     "c": lambda s: dataclasses.replace(s, net=make_setup(name).net),
     "concept": lambda s: dataclasses.replace(s, concept=make_setup(name).concept),
     "to": lambda s: dataclasses.replace(s, streams=make_setup(name).streams),
-    "teacher": lambda s: dataclasses.replace(s, config=ConfigDict({"init_from": "runs/x"})),
   }
   assert given.keys() == methods.NEEDS.keys()
   for word in setup.method.needs:

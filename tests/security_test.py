@@ -62,10 +62,11 @@ def dotted(node):
 def dangers(source):
   """What of a source could run what it reads, as `line: what`."""
   tree = ast.parse(source)
+  checked = ("check_choice", "if name not in _MODULE_OF:")  # of a list, or of a fixed table
   chosen = {
     id(call)
     for f in ast.walk(tree)
-    if isinstance(f, ast.FunctionDef) and "check_choice" in ast.unparse(f.body[:3])
+    if isinstance(f, ast.FunctionDef) and any(w in ast.unparse(f.body[:3]) for w in checked)
     for call in ast.walk(f)
   }
   for node in ast.walk(tree):

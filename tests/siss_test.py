@@ -266,5 +266,5 @@ def test_the_forget_gradient_has_the_asked_size(fields, want):
   ],
 )
 def test_a_field_out_of_range_is_refused(field, value):
-  with pytest.raises(ValueError, match=f"^{field} is {value}; use "):
+  with pytest.raises(ValueError, match=f"^{field} is {value:g}; use "):
     siss.Method(**{field: value})

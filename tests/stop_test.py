@@ -102,7 +102,7 @@ def test_a_refused_launch_leaves_nothing_behind(config, tmp_path, monkeypatch, w
 
 
 def test_what_an_earlier_launch_left_stays(config, tmp_path, monkeypatch):
-  train.claim(tmp_path, config)
+  train.claim(tmp_path, config, train.build.build(config).entries())
   before = json.loads((tmp_path / "config.json").read_text())
   monkeypatch.setattr(train.build, "make_state", refuse)
   with pytest.raises(ValueError, match="neighbours is 9"):

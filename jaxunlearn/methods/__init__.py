@@ -41,7 +41,6 @@ NEEDS = {
   "concept": "a class or style to forget; set config.forget.label or config.forget.style",
   "to": "a stream that maps the condition to forget to another; write streams.a in the config "
   "file as {'take': 'forget', 'to': 'next'}",
-  "teacher": "a trained model to start from; set config.init_from",
 }
 
 Array = jax.Array

@@ -28,7 +28,7 @@ class Method(methods.Objective):
 
   streams = ("a",)
   terms = ("a",)
-  needs = ("c", "concept", "teacher")
+  needs = ("c", "concept")
   forwards = 3
   backwards = 1
 

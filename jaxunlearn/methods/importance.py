@@ -37,7 +37,7 @@ def fisher(
   """
   total = jax.tree.map(jnp.zeros_like, params)
   picked = stream.pick(rows, 0)
-  times = [np.arange(t, min(t + chunk, process.T)) for t in range(0, process.T, chunk)]
+  times = [jnp.arange(t, min(t + chunk, process.T)) for t in range(0, process.T, chunk)]
   add = lambda *trees: jax.tree.map(lambda *leaves: sum(leaves), *trees)
   bar = tqdm(picked.chunks(1), total=len(picked.image), desc="fisher", delay=5)
   for i, row in enumerate(bar):
