@@ -99,6 +99,10 @@ def load(folder: pathlib.Path) -> Tokenizer:
     length=min(int(config.get("model_max_length", LENGTH)), LENGTH),
     pad=pad["content"] if isinstance(pad, dict) else pad,
   )
+  if missing := {START, END, made.pad} - _read(folder / FILES[0]).keys():
+    raise ValueError(
+      f"{folder / FILES[0]} has no token {min(missing)!r}; give the tokenizer folder of the model"
+    )
   try:
     made.id_of(START)
   except Exception as error:  # the library raises Exception itself
