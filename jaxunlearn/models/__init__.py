@@ -9,7 +9,11 @@ from typing import Any
 from jaxunlearn import errors
 from jaxunlearn.inputs import plugins
 
-HELPERS = ("classifier", "inception", "predictor", "resnet", "unet_blocks")  # no noise predictors
+# Modules that are no noise predictor of images under conditions.
+HELPERS = (
+  *("attention", "classifier", "clip", "inception", "predictor", "resnet", "text_unet"),
+  *("unet_blocks", "vae"),
+)
 CHOICES = plugins.Group(__name__, "model", "Net", HELPERS)
 names = CHOICES.names
 _MADE: dict[Any, Any] = {}

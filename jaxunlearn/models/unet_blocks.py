@@ -1,4 +1,7 @@
-"""The layers of `unet.py`, under the names of diffusers' modules; `net` is the UNet's `Net`."""
+"""Layers of UNets and autoencoders, under the names of diffusers' modules.
+
+`net` is the `Net` that they are of, of which each reads its own fields.
+"""
 
 from typing import Any
 
@@ -10,23 +13,27 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxunlearn.diffusion import NULL
+from jaxunlearn.models import attention
 
 
 class Conv(nn.Module):
-  """A convolution with bias. 1x1 kernels run as one matrix product, which XLA does faster."""
+  """A convolution. 1x1 kernels run as one matrix product, which XLA does faster."""
 
   features: int
   size: int = 3
   stride: int = 1
   padding: tuple[tuple[int, int], tuple[int, int]] = ((1, 1), (1, 1))
   doubled: bool = False  # of x doubled by nearest neighbour
+  bias: bool = True
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     shape = (self.size, self.size, x.shape[-1], self.features)
     kernel = self.param("kernel", _torch_uniform(np.prod(shape[:3])), shape).astype(self.dtype)
-    bias = self.param("bias", _torch_uniform(np.prod(shape[:3])), shape[3:]).astype(self.dtype)
+    bias: Any = 0
+    if self.bias:
+      bias = self.param("bias", _torch_uniform(np.prod(shape[:3])), shape[3:]).astype(self.dtype)
     x = x.astype(self.dtype)
     if self.size == 1:
       return x @ kernel[0, 0] + bias
@@ -42,14 +49,17 @@ class Linear(nn.Module):
   """`nn.Linear`: x W + b over the last axis."""
 
   features: int
+  bias: bool = True
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     shape = (x.shape[-1], self.features)
     kernel = self.param("kernel", _torch_uniform(shape[0]), shape).astype(self.dtype)
-    bias = self.param("bias", _torch_uniform(shape[0]), shape[1:]).astype(self.dtype)
-    return x.astype(self.dtype) @ kernel + bias
+    y = x.astype(self.dtype) @ kernel
+    if not self.bias:
+      return y
+    return y + self.param("bias", _torch_uniform(shape[0]), shape[1:]).astype(self.dtype)
 
 
 class GroupNorm(nn.Module):
@@ -80,7 +90,7 @@ class ResnetBlock(nn.Module):
   """x + conv(drop(act(norm(conv(act(norm(x))) + W act(temb))))), 1x1 shortcut where C changes.
 
   Under scale_shift W act(temb) is (a, b), and norm(h) (1 + a) + b stands for norm(h + W act(temb)).
-  `resample` "up" doubles and "down" halves x and act(norm(x)).
+  `resample` "up" doubles and "down" halves x and act(norm(x)). Without temb no time is told.
   """
 
   net: Any
@@ -88,14 +98,14 @@ class ResnetBlock(nn.Module):
   resample: str = ""
 
   @nn.compact
-  def __call__(self, x: Array, temb: Array) -> Array:
+  def __call__(self, x: Array, temb: Array | None = None) -> Array:
     dtype, doubled = self.net.dtype, self.resample == "up"
     h = GroupNorm(self.net, name="norm1")(x)
     if self.resample == "down":
       x, h = (einops.reduce(v, "b (h p) (w q) c -> b h w c", "mean", p=2, q=2) for v in (x, h))
     h = Conv(self.features, doubled=doubled, dtype=dtype, name="conv1")(h)
     x = einops.repeat(x, "b h w c -> b (h p) (w q) c", p=2, q=2) if doubled else x
-    h = self._timed(h, jax.nn.silu(temb))
+    h = GroupNorm(self.net, name="norm2")(h) if temb is None else self._timed(h, jax.nn.silu(temb))
     h = nn.Dropout(self.net.dropout, deterministic=not self.has_rng("dropout"))(h)
     h = Conv(self.features, dtype=dtype, name="conv2")(h)
     if x.shape[-1] != self.features:
@@ -134,8 +144,7 @@ class Attention(nn.Module):
     dense = lambda name, width: Linear(width, dtype=self.net.dtype, name=name)
     split = lambda name: dense(name, heads * dim)(y).reshape(b, h * w, heads, dim)
     q, k, v = (split(name) for name in ("to_q", "to_k", "to_v"))
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * dim**-0.5
-    y = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits).astype(v.dtype), v)
+    y = attention.attend(q, k, v)
     return x + dense("to_out_0", channels)(y.reshape(b, h * w, heads * dim)).reshape(x.shape)
 
 

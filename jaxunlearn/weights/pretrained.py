@@ -28,7 +28,8 @@ from jaxunlearn.weights.layout import CONFIG, PIPELINE, SCHEDULER, WEIGHTS
 NAME = "pretrained"  # the config.model.name that takes model and process from init_from
 
 _LISTS = re.compile(
-  r"\b(\w+_blocks|resnets|attentions|downsamplers|upsamplers|to_out|class_embedding)_(\d+)"
+  r"\b(\w+_blocks|resnets|attentions|downsamplers|upsamplers|to_out|class_embedding|net|layers)"
+  r"_(\d+)"
 )
 # HWIO -> OIHW, IO -> OI, by number of axes; a lone array of three stands as it is.
 _TO_TORCH = {4: (3, 2, 0, 1), 3: (0, 1, 2), 2: (1, 0), 1: (0,)}

@@ -1,0 +1,54 @@
+"""Attention, in one place: softmax(q k^T / sqrt(d)) v, in float32, by whole rows or by blocks.
+
+Above `WHOLE` keys the queries are taken in blocks whose scores are made again in the backward pass:
+softmax needs a whole row of scores, not all rows, so that no array of all pairs of positions exists
+forward or backward. What is chosen depends on the length alone, never on the model.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+WHOLE = 1024  # keys up to which all scores are made at once
+BLOCK = 512  # queries at a time beyond
+
+
+def attend(
+  q: Float[Array, "B Q heads d"],
+  k: Float[Array, "B K heads d"],
+  v: Float[Array, "B K heads d"],
+  *,
+  causal: bool = False,
+) -> Float[Array, "B Q heads d"]:
+  """What each query gathers from the values; with `causal` from those up to its own place."""
+  if max(q.shape[1], k.shape[1]) <= WHOLE:
+    return _rows(q, k, v, jnp.arange(q.shape[1]) if causal else None)
+  return _blocks(q, k, v, causal)
+
+
+def _rows(q: Array, k: Array, v: Array, places: Array | None) -> Array:
+  """All keys for some queries; `places` are the queries' own, where later keys are hidden."""
+  scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+  scores *= q.shape[-1] ** -0.5
+  if places is not None:
+    scores = jnp.where(places[:, None] >= jnp.arange(k.shape[1]), scores, -jnp.inf)
+  return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(v.dtype), v)
+
+
+def _blocks(q: Array, k: Array, v: Array, causal: bool) -> Array:
+  """The queries a block at a time; the last is filled up with zeros, which are cut off again."""
+  length = q.shape[1]
+  count = math.ceil(length / BLOCK)
+  padded = jnp.pad(q, ((0, 0), (0, count * BLOCK - length), (0, 0), (0, 0)))
+  blocks = jnp.moveaxis(padded.reshape(len(q), count, BLOCK, *q.shape[2:]), 1, 0)
+  places = jnp.arange(count * BLOCK).reshape(count, BLOCK)
+
+  @functools.partial(jax.checkpoint, prevent_cse=False)
+  def one(block: Array, where: Array) -> Array:
+    return _rows(block, k, v, where if causal else None)
+
+  out = jax.lax.map(lambda both: one(*both), (blocks, places))
+  return jnp.moveaxis(out, 0, 1).reshape(padded.shape)[:, :length]
