@@ -70,13 +70,18 @@ def test_one_step_is_an_independent_pytorch_step(finished):
 
   target = sharding.shaped(setup.mesh, jax.eval_shape(setup.net.init, jax.random.key(0)))
   ours = pretrained.to_state_dict(checkpoint.read_params(root / "run", target, step=1))
-  moved = 0.0
+  # Adam's first step is the rate times the gradient's sign. What a norm of one channel a group takes
+  # out again (conv1.bias, the time's shift) has a gradient of rounding alone, and a small step.
+  apart, step, checked = [], [], 0
   for name, theirs in unet.state_dict().items():
     theirs = theirs.numpy()
-    scale = np.linalg.norm(theirs)
-    assert np.linalg.norm(ours[name] - theirs) <= 2e-5 * scale, name  # 1.7e-5 was seen
-    moved = max(moved, np.linalg.norm(theirs - before[name].numpy()) / scale)
-  assert moved > 5e-5  # the step is larger than what is allowed between the two
+    apart.append(np.linalg.norm(ours[name] - theirs))
+    step.append(np.linalg.norm(theirs - before[name].numpy()))
+    if step[-1] > 0.5 * opt.learning_rate * theirs.size**0.5:
+      assert apart[-1] <= max(1e-5 * np.linalg.norm(theirs), 0.25 * step[-1]), name
+      checked += 1
+  assert checked > len(step) / 2
+  assert 0 < np.linalg.norm(apart) <= 0.05 * np.linalg.norm(step)
 
 
 def test_the_config_has_the_published_size():
