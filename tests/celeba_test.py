@@ -70,8 +70,8 @@ def test_one_step_is_an_independent_pytorch_step(finished):
 
   target = sharding.shaped(setup.mesh, jax.eval_shape(setup.net.init, jax.random.key(0)))
   ours = pretrained.to_state_dict(checkpoint.read_params(root / "run", target, step=1))
-  # Adam's first step is the rate times the gradient's sign. What a norm of one channel a group takes
-  # out again (conv1.bias, the time's shift) has a gradient of rounding alone, and a small step.
+  # Adam's first step is the rate times the gradient's sign. What a norm of one channel a group
+  # takes out again (conv1.bias, the time's shift) has a gradient of rounding, and a small step.
   apart, step, checked = [], [], 0
   for name, theirs in unet.state_dict().items():
     theirs = theirs.numpy()

@@ -282,6 +282,8 @@ def attempt(lab: Lab, number: int, seed: int) -> dict[str, Any]:
     text = errors.advised(error)
     lines = [text]
   except SystemExit as stop:
+    if stop.code == 0:  # help was asked for
+      return {"kind": kind, "end": "accepted"}
     text = said.getvalue()
     lines = [line for line in text.splitlines() if line.startswith("error: ")]
     if stop.code != errors.BAD_INPUT or not lines:

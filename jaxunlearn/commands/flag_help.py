@@ -11,14 +11,20 @@ from typing import Any
 
 from absl import flags
 
-ASKED = ("-h", "--help", "--helpshort", "-help", "-?")
+ASKED = ("h", "?", "help", "helpshort", "helpfull", "helpxml")
 
 
 def answer(argv: Sequence[str], doc: str | None, own: Sequence[flags.FlagHolder[Any]]) -> None:
   """Prints the help and leaves with code 0 where the arguments ask for it."""
-  if any(word in ASKED for word in argv[1:]):
+  if any(_name(word) in ASKED for word in argv[1:]):
     print((doc or "").strip(), "\nFlags:", *map(_line, own), sep="\n")
     sys.exit(0)
+
+
+def _name(word: str) -> str:
+  """The flag's name, with one dash or two, whatever it is set to; "" for no flag."""
+  dashes = len(word) - len(word.lstrip("-"))
+  return word.lstrip("-").partition("=")[0] if dashes in (1, 2) else ""
 
 
 def _line(holder: flags.FlagHolder[Any]) -> str:
