@@ -58,10 +58,7 @@ class Prompts:
   per_class: ranges.From0 = 0
 
   def __post_init__(self) -> None:
-    if self.tokens < 1 or self.per_class < 0:
-      raise ValueError(
-        f"prompts of {self.tokens} tokens and {self.per_class} per class; use at least 1 and 0"
-      )
+    ranges.check(self)
 
   def init(self, key: Array, net: Any, backbone: Tree) -> Tree:
     """N(0, .02^2): `prompts` [blocks, tokens, D], or `prompts_i` [values + 1, ...], null last.
@@ -109,8 +106,7 @@ class Lora:
   alpha: ranges.AtLeast0 = 8.0
 
   def __post_init__(self) -> None:
-    if self.rank < 1:
-      raise ValueError(f"rank is {self.rank}; use at least 1")
+    ranges.check(self)
 
   def init(self, key: Array, net: Any, backbone: Tree) -> Tree:
     """`a` [I, rank] of N(0, 1 / I) and `b` [rank, O] of zeros, in the place of each kernel.

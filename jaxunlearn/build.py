@@ -154,11 +154,11 @@ def size_advice(
   """What makes images and model of one shape: fields of the data, or of a model of no file."""
   wanted = {"size": model[0], "channels": model[2]}
   given = {"size": images[0], "channels": images[2]}
-  fields = {k: v for k, v in wanted.items() if k in config.data and v != given[k]}
-  if "channels" in fields and "convert" in config.data:
-    fields["convert"] = True
-  advice = " ".join(f"--config.data.{name}={value}" for name, value in fields.items())
-  if model[0] == model[1] and all(name in fields or wanted[name] == given[name] for name in wanted):
+  change = {k: v for k, v in wanted.items() if k in config.data and v != given[k]}
+  if "channels" in change and "convert" in config.data:
+    change["convert"] = True
+  advice = " ".join(f"--config.data.{name}={value}" for name, value in change.items())
+  if model[0] == model[1] and all(name in change or wanted[name] == given[name] for name in wanted):
     return f"set {advice}"
   if of_file:
     return "take a data set of the model's size"

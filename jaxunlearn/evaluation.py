@@ -22,6 +22,7 @@ from jaxunlearn.reports import pictures, writer
 
 Place = Callable[[Any], Any]  # parameters to where they are used
 STOPPED = 143  # the exit code after SIGTERM: nothing saved is lost, launch again to go on
+COMPILING = "compile"  # what a bar says until its first step, or first samples, are there
 REFERENCES = ("heldout", "retain", "train")
 
 
@@ -155,10 +156,12 @@ class Evaluation:
     path.parent.mkdir(parents=True, exist_ok=True)
     made = processes.from_first(lambda: _whole_parts(path, 4 * math.prod(shape)))
     quiet = n <= size or not processes.first()
+    bar = tqdm(range(made, -(-n // size)), desc=COMPILING, disable=quiet)
     with path.open("ab") as file:
-      for i in tqdm(range(made, -(-n // size)), desc="sample", disable=quiet):
+      for i in bar:
         self._stop_here()
         batch = generate(self._setup, eps_fn, i, c)
+        bar.set_description("sample", refresh=False)
         if processes.first():
           file.write(batch.tobytes())
           file.flush()

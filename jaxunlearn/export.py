@@ -118,7 +118,7 @@ def _read_config(run: pathlib.Path, fields: Sequence[str]) -> dict[str, Any]:
       "diffusers' layout has one; export a run of one model"
     )
   if not isinstance(config, dict) or not set(fields) <= config.keys():
-    raise ValueError(f"{path} is not of a run; give a run's working directory")
+    raise ValueError(f"{path} is not a run's; give a run's working directory")
   return config
 
 

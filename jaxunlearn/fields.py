@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from jaxunlearn import adapters, data, errors, methods, models, streams
@@ -200,7 +201,10 @@ def check_one(name: str, value: Any, rule: Rule) -> None:
 def check_streams(config: ConfigDict) -> None:
   """Raises ValueError where a stream is neither words nor the fields of a `streams.Take`."""
   if not isinstance(config.get("streams"), Mapping | ConfigDict):
-    raise ValueError(f"config.streams is {ranges.shown(config.get('streams'))}; use NAME to words")
+    raise ValueError(
+      f"config.streams is {ranges.shown(config.get('streams'))}; name streams, like "
+      "{'x': 'retain'}"
+    )
   rules = of_dataclass(streams.Take, "")
   for name, what in config.streams.items():
     where = f"config.streams.{name}"
@@ -216,3 +220,31 @@ def check_streams(config: ConfigDict) -> None:
         near = errors.nearest(key, [rule[1:] for rule in rules])
         raise ValueError(f"{where} has no field {key!r}{near}")
       check_one(f"{where}.{key}", value, rules[f".{key}"])
+
+
+def with_younger(
+  old: dict[str, Any], new: Mapping[str, Any], path: str = "config"
+) -> dict[str, Any]:
+  """The old config with the fields that are younger than its run, as the new one has them.
+
+  Each is told: the run goes on with it.
+  """
+  out = dict(old)
+  for name, value in new.items():
+    if name not in old:
+      logging.warning(
+        "this run began before %s.%s existed; it goes on with the value %s", path, name, value
+      )
+      out[name] = value
+    elif isinstance(value, dict) and isinstance(old[name], dict):
+      out[name] = with_younger(old[name], value, f"{path}.{name}")
+  return out
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+  """`optimizer.clip 1.0 -> 0.5` of every field in which two configs differ, by its path."""
+  if not (isinstance(old, dict) and isinstance(new, dict)):
+    return [] if old == new else [f"{path} {ranges.shown(old)} -> {ranges.shown(new)}"]
+  dots = f"{path}." if path else ""
+  names = sorted(old.keys() | new.keys())
+  return [one for n in names for one in differences(old.get(n), new.get(n), f"{dots}{n}")]

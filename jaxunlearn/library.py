@@ -222,7 +222,7 @@ def save_pretrained(folder: str | pathlib.Path, net: Any, params: Tree, process:
   if not isinstance(net, unet.Net | uvit.Net):
     raise ValueError(
       f"net is a {type(net).__name__}; diffusers' layout holds networks of jaxunlearn.models, so "
-      "save the parameters of others by the means of their own library"
+      "save the parameters of other networks with their own library"
     )
   pretrained.save(pathlib.Path(folder), net, params, process)
 

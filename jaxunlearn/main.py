@@ -81,7 +81,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     if len(args) > 1:
       raise flags.Error(f"{args[1]!r} is not a flag; write --config.FIELD=VALUE")
     if _TOPOLOGY.value and not _DRY_RUN.value:
-      raise flags.Error("--topology is of --dry_run; add it, or leave --topology out")
+      raise flags.Error("--topology needs --dry_run; add --dry_run, or leave --topology out")
     if not _WORKDIR.value and not _DRY_RUN.value:
       raise flags.Error("--workdir is missing; try --workdir=runs/NAME")
     return args

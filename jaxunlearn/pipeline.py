@@ -51,7 +51,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
 def check(config: ConfigDict) -> None:
   """Raises ValueError for a field of a run that has no such value, or a run:NAME that is none."""
   if not isinstance(config.get("runs"), ConfigDict):
-    raise ValueError(f"config.runs is {ranges.shown(config.get('runs'))}; use NAME to a config")
+    shown = ranges.shown(config.get("runs"))
+    raise ValueError(f"config.runs is {shown}; name runs, each with a config")
   for name in _ANOTHER.findall(config.runs.to_json()):
     errors.check_choice("run", name, config.runs)
   for name, sub in config.runs.items():
@@ -65,8 +66,11 @@ def _finish(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   """The table, where no other launch is still at work on a run of it."""
   left = [name for name in config.runs if outcome_of(workdir / name) is None]
   if left:
-    go = "run goes" if len(left) == 1 else "runs go"
-    print(f"{len(left)} {go} on in another launch, the first is {left[0]}; it writes the table")
+    go = "run is" if len(left) == 1 else "runs are"
+    print(
+      f"{len(left)} {go} still at work in another launch, the first is {left[0]}; that launch "
+      "writes the table"
+    )
     return {}
   results = summarise(config, workdir)
   out = pathlib.Path(config.out)

@@ -65,10 +65,9 @@ class Gradients:
   Micro-batches are contiguous rows of the draws, one after the other, averaged per term.
   """
 
-  def __init__(self, setup: Setup):
-    self._program = program(setup)
-    method = type(setup.method)
-    self._always = method.needed is methods.Objective.needed
+  def __init__(self, program: Program):
+    self._program = program
+    self._always = type(program.method).needed is methods.Objective.needed
 
   def __call__(self, params: Tree, draws: Any, extras: Tree) -> tuple[tuple[Tree, ...], Tree]:
     parts, flags = _split(self._program, draws)
@@ -110,7 +109,7 @@ class Gradients:
 
 def make_update(setup: Setup, state: State) -> Callable[..., tuple[State, Tree]]:
   """The step (state, batch) -> (state, metrics); the state is donated, its layout kept."""
-  program_, gradients, seed = program(setup), Gradients(setup), setup.config.seed
+  program_, gradients, seed = program(setup), Gradients(program(setup)), setup.config.seed
   apply = _applier_of(program_, state)
 
   def update(state: State, batch: methods.Batch) -> tuple[State, Tree]:
@@ -118,6 +117,25 @@ def make_update(setup: Setup, state: State) -> Callable[..., tuple[State, Tree]]
     return apply(state, *gradients(state.params, draws, state.extras))
 
   return update
+
+
+def flops(setup: Setup, state: State, batch: methods.Batch) -> float:
+  """FLOPs of a step's gradients with every term, on all devices, as XLA counts them.
+
+  The optimiser, some FLOPs a parameter, is left out; the body of a loop is counted once.
+  """
+  program_ = program(setup)
+  first = lambda state, batch: _split(program_, draw(program_, 0, state.step, batch, state.extras))
+  rows = jax.eval_shape(first, state, batch)[0][0]
+  shapes = jax.eval_shape(lambda *trees: trees, state.params, rows, state.extras)
+  leaves, structure = jax.tree.flatten(shapes)
+  return _flops(program_, structure, tuple(leaves))
+
+
+@functools.cache
+def _flops(program: Program, structure: Any, shapes: tuple[Any, ...]) -> float:
+  cost: Any = Gradients(program).lower(*structure.unflatten(shapes)).cost_analysis()
+  return cost["flops"] * program.micro_batches
 
 
 def compile_programs(
@@ -132,7 +150,7 @@ def compile_programs(
   split = _split.lower(program_, _given(drawn)).compile()
   yield "split", split
   rows = _given(split)[0][0]
-  gradients = Gradients(setup).lower(state.params, rows, state.extras).compile()
+  gradients = Gradients(program_).lower(state.params, rows, state.extras).compile()
   yield "gradients", gradients
   yield "update", _applier_of(program_, state).lower(state, *_given(gradients)).compile()
 

@@ -48,8 +48,7 @@ class Take:
       errors.check_choice("subset", self.take, (*SUBSETS, *(f"{name}:..." for name in OTHERS)))
     errors.check_choice("condition of a stream", self.c, CONDITIONS)
     errors.check_choice("condition to map to", self.to, TARGETS)
-    if self.first < 0:
-      raise ValueError(f"first {self.first} records of a stream; use 0 for all, or at least 1")
+    ranges.check(self)
 
 
 @dataclasses.dataclass(frozen=True)

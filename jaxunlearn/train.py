@@ -20,16 +20,14 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxunlearn import build, checkpoint, methods
+from jaxunlearn import build, checkpoint, fields, methods
 from jaxunlearn.checkpoint import State
 from jaxunlearn.data import roll
-from jaxunlearn.evaluation import STOPPED, Evaluation, Stopped
-from jaxunlearn.inputs import ranges
+from jaxunlearn.evaluation import COMPILING, STOPPED, Evaluation, Stopped
 from jaxunlearn.mesh import processes, profiling
-from jaxunlearn.reports import report, subject
-from jaxunlearn.reports.timing import Clock
+from jaxunlearn.reports import report, subject, timing
 from jaxunlearn.reports.writer import Writer, replace
-from jaxunlearn.step import make_update
+from jaxunlearn.step import flops, make_update
 
 Tree = Any
 
@@ -40,7 +38,6 @@ OWN = (
   *("sources.csv", "ledger.jsonl", "shards", "router"),
 )
 NAMED = 4  # fields that differ of which an error tells
-COMPILING = "compile"  # what the bar says until the first step is done
 IDLE = 10  # steps at the start of a run of which one has to forget something
 _ADVICE = "the last good checkpoint is kept. Lower config.optimizer.learning_rate, or stop earlier"
 
@@ -142,12 +139,15 @@ def train(
   bar = tqdm(
     batches, initial=first, total=config.steps, desc=COMPILING, disable=not processes.first()
   )
-  clock = Clock(saves.directory.parent / "timing.jsonl", config.batch)
+  peak = timing.peak(setup.mesh.devices.ravel().tolist(), setup.config.model.get("dtype"))
+  most = setup.method.forwards + 2 * setup.method.backwards  # passes of a step
+  clock = timing.Clock(saves.directory.parent / "timing.jsonl", config.batch, peak)
   for step, batch in enumerate(bar, start=first + 1):
     state, metrics = update(state, batch)
     pending.append((step, metrics))
     if step == first + 1:
       jax.block_until_ready(metrics)
+      whole = flops(setup, state, batch)
       bar.set_description("train")
       clock.start(step)
     stop = stopped()  # read once a step, so that what is saved has been logged
@@ -156,7 +156,8 @@ def train(
     if save or probing or step % config.log_every == 0 or step == config.steps:
       logged = _flush(pending, writer)
       losses = {k: f"{v:.4g}" for k, v in logged[-1].items() if k.startswith("loss")}
-      bar.set_postfix(losses | clock.lap(step))
+      done = float(np.mean([metrics.get("passes", most) for metrics in logged])) / most
+      bar.set_postfix(losses | clock.lap(step, whole * done))
       forgets = forgets or not all(is_idle(setup.method, metrics) for metrics in logged)
       if not forgets and step >= min(IDLE, config.steps):
         raise ValueError(
@@ -235,7 +236,7 @@ def claim(
     workdir.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.read_text() != text:
       new = json.loads(text)
-      differ = differences(with_younger(read_config(path), new), new)
+      differ = fields.differences(fields.with_younger(read_config(path), new), new)
       if binding := [line for line in differ if not line.startswith(("mesh.", "profile "))]:
         raise ValueError(
           f"{workdir} holds a run of another config (differs in: {_some(binding)}); "
@@ -250,23 +251,6 @@ def claim(
     raise ValueError(f"cannot write to {workdir} ({error}); use another --workdir") from error
 
 
-def with_younger(
-  old: dict[str, Any], new: Mapping[str, Any], path: str = "config"
-) -> dict[str, Any]:
-  """The old config with the fields that are younger than its run, as the new one has them.
-
-  Each is told: the run goes on with it.
-  """
-  out = dict(old)
-  for name, value in new.items():
-    if name not in old:
-      logging.warning("the run is older than %s.%s and goes on with %s", path, name, value)
-      out[name] = value
-    elif isinstance(value, dict) and isinstance(old[name], dict):
-      out[name] = with_younger(old[name], value, f"{path}.{name}")
-  return out
-
-
 def read_config(path: pathlib.Path) -> dict[str, Any]:
   """config.json of a run; raises ValueError where it is none any more."""
   with contextlib.suppress(ValueError):
@@ -278,12 +262,3 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 def _some(lines: Sequence[str]) -> str:
   more = f", and {len(lines) - NAMED} more" if len(lines) > NAMED else ""
   return ", ".join(lines[:NAMED]) + more
-
-
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-  """`optimizer.clip 1.0 -> 0.5` of every field in which two configs differ, by its path."""
-  if not (isinstance(old, dict) and isinstance(new, dict)):
-    return [] if old == new else [f"{path} {ranges.shown(old)} -> {ranges.shown(new)}"]
-  dots = f"{path}." if path else ""
-  names = sorted(old.keys() | new.keys())
-  return [one for n in names for one in differences(old.get(n), new.get(n), f"{dots}{n}")]

@@ -265,9 +265,9 @@ def test_prompts_per_class_need_classes():
 @pytest.mark.parametrize(
   ("name", "fields", "message"),
   [
-    ("lora", {"rank": 0}, "rank is 0; use at least 1"),
-    ("prompts", {"tokens": 0}, "prompts of 0 tokens and 0 per class; use at least 1 and 0"),
-    ("prompts", {"per_class": -1}, "-1 per class; use at least 1 and 0"),
+    ("lora", {"rank": 0}, "rank is 0; use a whole number, 1 or more"),
+    ("prompts", {"tokens": 0}, "tokens is 0; use a whole number, 1 or more"),
+    ("prompts", {"per_class": -1}, "per_class is -1; use a whole number, 0 or more"),
     ("lore", {}, "no compartment 'lore' .did you mean 'lora'"),
     ("lora", {"ranks": 1}, "compartment lora has no field 'ranks' .did you mean 'rank'"),
   ],

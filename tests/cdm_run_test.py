@@ -244,7 +244,7 @@ def test_stopped_anywhere_it_goes_on_bit_by_bit(run, pictures, tmp_path):
 
 def test_a_checkpoint_the_ledger_does_not_know_is_made_again(run, pictures):
   shutil.copytree(run / "shards/a/checkpoints/4", run / "shards/a/checkpoints/5")
-  with pytest.raises(ledger.Broken, match="shards/a/checkpoints/5 is of no line, as the folders"):
+  with pytest.raises(ledger.Broken, match="shards/a/checkpoints/5 has no line, and the folders"):
     ledger.verify(run)
   before = states(delete.open_run(run))
   assert not (run / "shards/a/checkpoints/5").exists()
@@ -263,8 +263,8 @@ def test_a_flipped_byte_is_found(run, path):
 @pytest.mark.parametrize(
   ("ids", "message"),
   [
-    (["d/00.png"], "1 of 1 ids are of no source, the first is 'd/00.png'"),
-    (["a/00.png", "a/18.png"], "1 of 2 ids are of no source, the first is 'a/18.png'"),
+    (["d/00.png"], "1 of 1 ids belong to no source, the first is 'd/00.png'"),
+    (["a/00.png", "a/18.png"], "1 of 2 ids belong to no source, the first is 'a/18.png'"),
   ],
 )
 def test_bad_deletions(run, ids, message):
@@ -322,7 +322,7 @@ def test_a_command_of_one_process_is_not_run_by_several(run, monkeypatch, capsys
   monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
   parse = lambda: delete.command(delete.parse([f"--run={run}", "--source=a"]))
   assert cli.guarded(parse) == 2
-  assert "this command is of one process" in capsys.readouterr().err
+  assert "this command runs in one process" in capsys.readouterr().err
   assert "a" in set(delete.open_run(run).sources.values())
 
 

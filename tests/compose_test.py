@@ -265,5 +265,5 @@ def test_bad_modes(fields, message):
 def test_bad_subsets():
   with pytest.raises(ValueError, match="no source 'z'; there are: a, b, c, d"):
     compartments().only(["z"])
-  with pytest.raises(ValueError, match="a composition of no source"):
+  with pytest.raises(ValueError, match="a composition needs a source"):
     compartments().without(["a", "b", "c", "d"])

@@ -267,7 +267,7 @@ def test_fashion_holds_out_one_in_ten_of_each_class():
   assert data.Forget(label="Trouser").mask(train).sum() == 900
   fewer, more = data.load("fashion", heldout=4)
   assert (len(fewer), len(more)) == (7500, 2500)
-  with pytest.raises(ValueError, match="one image in 1 held out; use 2 or more"):
+  with pytest.raises(ValueError, match="heldout is 1; use a whole number, 2 or more"):
     data.load("fashion", heldout=1)
 
 
@@ -294,9 +294,9 @@ def test_the_paper_share_of_tshirts():
 @pytest.mark.parametrize(
   ("fields", "says"),
   [
-    ({"digits": 0}, "digits 0 of 10000"),
+    ({"digits": 0}, "digits is 0; use a whole number, 1 or more"),
     ({"digits": 10001}, "digits 10001 of 10000"),
-    ({"share": 1.0}, "share 1.0"),
+    ({"share": 1.0}, "share is 1; use 0 to under 1"),
     ({"digit": 3}, "no field 'digit' \\(did you mean 'digits'\\?\\)"),
   ],
 )

@@ -125,7 +125,7 @@ def gradients(masks=True, **overrides):
   """By the name of the leaf, with the draws of one device and step 0."""
   setup, draws = setup_of(**overrides), draws_of()
   draws = draws if masks else {k: v for k, v in draws.items() if k != step.DROPOUT}
-  (tree,), _ = step.Gradients(setup)(nets.random_params(setup.net), draws, {})
+  (tree,), _ = step.Gradients(step.program(setup))(nets.random_params(setup.net), draws, {})
   name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
   return {name(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
 

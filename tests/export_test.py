@@ -208,7 +208,7 @@ def out_is_a_file(run):
   ("spoil", "message"),
   [
     (no_config, "give a run's working directory"),
-    (of_diffusers, "config.json is not of a run; give a run's working directory"),
+    (of_diffusers, "config.json is not a run's; give a run's working directory"),
     (cut_off, "give a run's working directory"),
     (of_another_model, "use the model and method it was saved with"),
     (no_checkpoint, "holds no checkpoint"),

@@ -339,8 +339,8 @@ def test_without_verify_only_headers_are_read(faces):
   [
     ({"path": ""}, "config.data.path is empty"),
     ({"path": "/nowhere"}, "'/nowhere' is not a folder"),
-    ({"size": 0}, "size is 0; use at least 1"),
-    ({"threads": 0}, "threads is 0; use at least 1"),
+    ({"size": 0}, "size is 0; use a whole number, 1 or more"),
+    ({"threads": 0}, "threads is 0; use a whole number, 1 or more"),
     ({"channels": 4}, "channels is 4; use 3 .RGB. or 1"),
     ({"heldout": 1}, "one image in 1 held out"),
     ({"heldout": 10}, "heldout is 10 and .* has 9 images.*2 to 9"),

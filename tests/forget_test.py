@@ -172,7 +172,7 @@ def test_bad_fields():
     (("cat/0003.png", "cat/0001.png"), "1 of 2 ids .* 'cat/0003.png' .did you mean 'cat/000"),
     (("CAT/0001.PNG",), "did you mean 'cat/0001.png'"),
     (("cat/0001.png,dog/0001.png",), r"write several ids as \('cat/0001.png', 'dog/0001.png'\)"),
-    (("held.png",), r"are of no record to train on, the first is 'held.png' \(held out"),
+    (("held.png",), r"are not trained on, the first is 'held.png' \(held out"),
     ((".\\held.png",), r"held\.png' \(held out"),
   ],
 )
@@ -188,7 +188,7 @@ def test_files_that_are_there_and_not_read(folder):
   mine = load(folder, unreadable="skip", heldout=3)
   held = data.load("folder", path=str(folder), size=16, unreadable="skip", heldout=3)[1].ids[0]
   for name, says in (
-    ("cat/0009.heic", "it is there, and not among the images that are read"),
+    ("cat/0009.heic", "a file has that name, but it is not read as an image"),
     ("cat/0005.png", r"\(left out: not a JPEG, PNG or WebP image: it is empty\)"),
     (held, r"\(held out: not trained on\)"),
   ):
@@ -215,7 +215,8 @@ def with_copies():
 def test_byte_copies_are_forgotten_as_well_and_named(caplog):
   copies = ["dog/again.png", "dog/once more.png"]
   assert chosen(with_copies(), "cat/0001.png") == ["cat/0001.png", *copies]
-  assert "forgotten as well: 2 byte copies of what is named: 'dog/again.png', 'dog/o" in caplog.text
+  says = "also forgotten: 2 byte copies of records that config.forget names: 'dog/again.png', "
+  assert f"{says}'dog/once more.png'" in caplog.text
   assert "config.forget.copies=keep keeps them" in caplog.text
   left = data.Forget(earlier=("dog/again.png",)).remaining(with_copies())
   assert left.ids.tolist() == IDS[1:]
@@ -253,7 +254,7 @@ def test_a_class_whose_pictures_are_in_another_one_too(caplog):
   mask = request.mask(mine)
   assert not mask[1]
   request.warn_of_likes(mine, mask)
-  assert "kept: 1 byte copy of what is of the class cat: 'pet/1'" in caplog.text
+  assert "kept: 1 byte copy of pictures of the class cat: 'pet/1'" in caplog.text
 
 
 # Looks.

@@ -248,7 +248,7 @@ KINDS = {
     headline="nothing was evaluated",
     limits={*DELETED, "earlier", "later", "no before", "no after"},
     card="",
-    says=("Earlier runs deleted 1 record,", "has 48 more records either"),
+    says=("Earlier runs deleted 1 record,", "Later runs delete 48 records more,"),
   ),
   "unlearning a class": Kind(
     make=unlearn_fashion.get_config,

@@ -303,7 +303,7 @@ def test_a_folder_recorded_again_is_replaced_as_a_whole(run):
   Ledger(run).append("trained", files=[run / CHECKPOINT])
   assert ledger.verify(run).files == 4
   put(run, WEIGHTS)
-  assert broken(run).startswith(f"{WEIGHTS} is of no line; line 5 recorded the whole of")
+  assert broken(run).startswith(f"{WEIGHTS} has no line; line 5 recorded the whole of")
 
 
 @pytest.mark.parametrize("name", ["new", "params/new", "params/d/deep/new"])
@@ -312,12 +312,12 @@ def test_a_file_beside_those_of_a_checkpoint_is_found(run, name):
   assert ledger.verify(run).files == 4
   put(run, f"{CHECKPOINT}/{name}")
   said = broken(run)
-  assert said.startswith(f"{CHECKPOINT}/{name} is of no line; line 3 recorded the whole of")
+  assert said.startswith(f"{CHECKPOINT}/{name} has no line; line 3 recorded the whole of")
 
 
 def test_a_link_to_a_folder_beside_those_of_a_checkpoint_is_found(run):
   (run / CHECKPOINT / "link").symlink_to(run / "shards")
-  assert broken(run).startswith(f"{CHECKPOINT}/link is of no line")
+  assert broken(run).startswith(f"{CHECKPOINT}/link has no line")
 
 
 def test_files_of_a_folder_close_it_too(tmp_path):
@@ -341,7 +341,7 @@ def test_relative_directories_serve(run, monkeypatch):
   ("fields", "says"),
   [
     ({"files": ["nope"]}, "nope is not in .*; write a file before its line"),
-    ({"files": ["../other"]}, "other is not under .*; a ledger is of the files of its run"),
+    ({"files": ["../other"]}, "other is not under .*; a ledger records files of its run"),
     ({"files": ["."]}, "is not under"),
     ({"removed": [IDS]}, f"{IDS} is still in .*; remove it before its line"),
     ({"removed": ["../other"]}, "other is not under"),

@@ -250,6 +250,6 @@ def test_sources_lie_in_groups_of_devices(n, source, groups):
 
 @pytest.mark.parametrize("source", [0, -2])
 def test_a_number_of_groups_that_is_none(source):
-  message = f"sources.mesh {source}; use at least 1, or -1 for as many groups as can be"
+  message = f"sources.mesh {source}; use at least 1, or -1 for as many groups as possible"
   with pytest.raises(ValueError, match=message):
     sharding.put_sources(sharding.make_mesh(), np.zeros(6), source)

@@ -139,7 +139,7 @@ def drawn(name, step=0):
 def grads_of(name, step_number=0, **kind):
   """The K gradients and the metrics of `drawn`, as a step takes them."""
   state = started(name)
-  gradients = step.Gradients(make_setup(name, **kind))
+  gradients = step.Gradients(step.program(make_setup(name, **kind)))
   return gradients(state.params, drawn(name, step_number), state.extras)
 
 
@@ -204,7 +204,7 @@ def test_a_step_follows_what_combine_gives_and_the_slope_of_the_penalty(name):
   draws = draw(
     method, setup.host_batch(1), jax.random.fold_in(jax.random.key(0), 1), extras, step_0
   )
-  grads, _ = step.Gradients(setup)(params, draws, extras)
+  grads, _ = step.Gradients(step.program(setup))(params, draws, extras)
   slope = jax.grad(lambda p: jnp.float32(method.penalty(p, extras)))(params)
   direction = jax.tree.map(jnp.add, method.combine(grads, extras)[0], slope)
   np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(direction), rtol=1e-5)

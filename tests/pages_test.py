@@ -198,7 +198,7 @@ def test_what_an_attack_cost_is_told():
   kept = lambda ira, low, high: {"ira": entry(ira, [low, high], JUDGE)}
   results = {"before": at(0.1) | kept(0.9, 0.8, 1.0), "after": at(0.9) | kept(0.1, 0.0, 0.2)}
   said = verdict.verdict(config_of("attack, 10"), results)
-  assert said.pro == ("The attack cost what is kept: kept accuracy 0.9 → 0.1 (-89%).",)
+  assert said.pro == ("The attack also harmed what is kept: kept accuracy 0.9 → 0.1 (-89%).",)
 
 
 def test_a_headline_has_what_went_and_what_it_cost():

@@ -87,7 +87,7 @@ def test_a_run_that_another_process_holds_is_left_to_it(tmp_path, launched, caps
   with pipeline._only_here(tmp_path / "runs" / "a1.lock"):
     assert pipeline.run(config_of(tmp_path), tmp_path / "runs") == {}
   assert launched == ["a0", "b0", "b1"]
-  assert "1 run goes on in another launch, the first is a1" in capsys.readouterr().out
+  assert "1 run is still at work in another launch, the first is a1" in capsys.readouterr().out
   assert not (tmp_path / "out").exists()
 
 

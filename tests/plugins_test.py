@@ -104,10 +104,10 @@ MINE = '"""Mine: a method."""\n\nfrom jaxunlearn.methods.denoising import Method
 def test_a_name_of_two_packages_is_refused_and_the_others_go_on(site):
   install(site, "one", {"jaxunlearn.methods": {"siss": "one.mine", "ok": "one.mine"}}, mine=MINE)
   install(site, "two", {"jaxunlearn.methods": {"ok": "two.mine", "fine": "two.mine"}}, mine=MINE)
-  says = r"^method 'siss' is of the packages jaxunlearn and one; uninstall one, or ask [^\n]*$"
+  says = r"^method 'siss' comes from the packages jaxunlearn and one; uninstall one, or ask [^\n]*$"
   with pytest.raises(ValueError, match=says):
     methods.make("siss")
-  with pytest.raises(ValueError, match=r"^method 'ok' is of the packages one and two; "):
+  with pytest.raises(ValueError, match=r"^method 'ok' comes from the packages one and two; "):
     methods.make("ok")
   assert methods.make("fine") == methods.make("denoising")
 

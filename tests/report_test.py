@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from jaxunlearn import data, methods
 from jaxunlearn.reports import charts, limits, names, pictures, report, rows, subject
 
 EVIL = "<script>alert(1)</script>"
@@ -313,6 +314,11 @@ def test_a_page_has_no_name_of_a_field_and_no_none(tmp_path):
 )
 def test_metrics_have_names(name, words):
   assert names.metric(name) == words
+
+
+def test_every_method_and_every_source_has_a_name_for_the_page():
+  assert not set(methods.names()) - set(names.METHODS)
+  assert not set(data.names()) - set(names.SOURCES)
 
 
 def test_what_a_reader_knows_is_not_lost():

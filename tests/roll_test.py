@@ -146,7 +146,7 @@ def test_a_run_older_than_its_roll_and_some_fields_goes_on_with_a_note(config, t
   path.write_text(json.dumps(old))
   (tmp_path / roll.FILE).unlink()
   claim()
-  assert "the run is older than config.forget.copies and goes on with forget" in caplog.text
+  assert "config.forget.copies existed; it goes on with the value forget" in caplog.text
   assert "has no records.txt: its data is taken to be what it was" in caplog.text
   assert (tmp_path / roll.FILE).exists()
   old["forget"]["label"] = "other"

@@ -295,8 +295,8 @@ def test_routers_are_chosen_by_name():
   [
     (lambda: routers.make("kmean"), "no router 'kmean' (did you mean 'kmeans'?)"),
     (lambda: routers.make("kmeans", K=3), "router kmeans has no field 'K'"),
-    (lambda: kmeans.Router(k=0), "k 0, pool 4 and iterations 10 of k-means; use at least 1"),
-    (lambda: kmeans.Router(temperature=0), "temperature 0 and floor 3.0 of k-means; use more"),
+    (lambda: kmeans.Router(k=0), "k is 0; use a whole number, 1 or more"),
+    (lambda: kmeans.Router(temperature=0), "temperature is 0; use more than 0"),
     (lambda: kmeans.Router(temperature=-1.0), "temperature -1.0"),
     (lambda: POOLED.fit({"void": records(np.zeros((0, 8, 8, 1)))}), "source 'void' has no records"),
     (lambda: POOLED.fit({}), "no source to fit a router on"),

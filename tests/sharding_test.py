@@ -22,7 +22,7 @@ def gradients(setup):
 
   seed, batch = setup.config.seed, setup.batch(0)
   draws = step.draw(step.program(setup), seed, state.step, batch, state.extras)
-  return jax.device_get(step.Gradients(setup)(state.params, draws, state.extras))
+  return jax.device_get(step.Gradients(step.program(setup))(state.params, draws, state.extras))
 
 
 @functools.cache

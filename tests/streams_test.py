@@ -268,7 +268,7 @@ def test_no_two_uses_share_a_generator():
     ({"take": "classes:fox"}, "no subset 'classes:fox'"),
     ({"take": "retain", "c": "forgotten"}, "no condition of a stream 'forgotten'"),
     ({"take": "retain", "to": "previous"}, "no condition to map to 'previous'"),
-    ({"take": "retain", "first": -1}, "first -1 records of a stream; use 0 for all"),
+    ({"take": "retain", "first": -1}, "first is -1; use a whole number, 0 or more"),
     ({"take": "retain", "frist": 3}, "stream has no field 'frist' (did you mean 'first'?)"),
     ({"take": "forget", "c": "forget"}, "'x' shows 20 records to forget under the condition"),
     ({"take": "all", "c": "forget"}, "'x' shows 20 records to forget under the condition"),

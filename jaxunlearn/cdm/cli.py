@@ -16,7 +16,7 @@ def guarded(command: Callable[[], None]) -> int:
   try:
     if processes.launched(os.environ):
       raise ValueError(
-        "this command is of one process, and a launcher has started several; start it by itself, "
+        "this command runs in one process, and a launcher has started several; run it by itself, "
         "on a machine with as many devices as the training had"
       )
     command()

@@ -63,7 +63,7 @@ class Compartments(NamedTuple):
     for name in names:
       errors.check_choice("source", name, self.names)
     if not names:
-      raise ValueError(f"a composition of no source; name one or more of {', '.join(self.names)}")
+      raise ValueError(f"a composition needs a source; name one or more of {', '.join(self.names)}")
     index = np.array([i for i, name in enumerate(self.names) if name in names])
     if len(index) == len(self.names):
       return self

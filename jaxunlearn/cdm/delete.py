@@ -63,14 +63,15 @@ def plan(cdm: Cdm, ids: Sequence[str]) -> list[Item]:
   """What deleting those records takes, shard by shard.
 
   Raises:
-    ValueError: an id of no source, or all the records of one.
+    ValueError: an id that no source has, or all the records of one.
   """
   named = cdm.sources
   lost = [name for name in ids if name not in named]
   if lost:
     raise ValueError(
-      f"{len(lost)} of {len(ids)} ids are of no source, the first is {lost[0]!r}: deleted before, "
-      "or not of this run; a record of the public backbone takes retraining all"
+      f"{len(lost)} of {len(ids)} ids belong to no source, the first is {lost[0]!r}: it was "
+      "deleted before, or is not in this run; to delete a record of the public backbone, retrain "
+      "everything"
     )
   out = []
   for name, shard in cdm.shards().items():

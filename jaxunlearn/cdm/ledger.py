@@ -115,7 +115,7 @@ class Ledger:
   def _relative(self, path: Name) -> str:
     name = os.path.relpath(path, self.run)
     if name == os.curdir or name.split(os.sep)[0] == os.pardir:
-      raise ValueError(f"{path} is not under {self.run}; a ledger is of the files of its run")
+      raise ValueError(f"{path} is not under {self.run}; a ledger records files of its run")
     return pathlib.Path(name).as_posix()
 
 
@@ -181,7 +181,7 @@ class _Held(NamedTuple):
     """What does not fit: first files as the lines name them, then what should not be there."""
     for name in (*self.files, *self.folders, *self.gone):
       if name.startswith("/") or os.pardir in name.split("/"):
-        yield f"{name!r} is not under {run}; a ledger is of the files of its run"
+        yield f"{name!r} is not under {run}; a ledger records files of its run"
     for name, (number, digest) in self.files.items():
       if not (run / name).is_file():
         yield f"{name} is missing; line {number} recorded it. Put its copy back"
@@ -195,12 +195,12 @@ class _Held(NamedTuple):
       for path in files_of(run / folder)[1:]:
         name = path.relative_to(run).as_posix()
         if name not in self.files and name not in self.folders:
-          yield f"{name} is of no line; line {number} recorded the whole of {folder}. Remove it"
+          yield f"{name} has no line; line {number} recorded the whole of {folder}. Remove it"
     for parent in {(run / folder).parent: None for folder in self.folders}:
       for path in sorted(path for path in parent.glob("*") if path.is_dir()):
         if (name := path.relative_to(run).as_posix()) not in self.folders:
           yield (
-            f"{name} is of no line, as the folders beside it are. Launch the run again if it was "
+            f"{name} has no line, and the folders beside it have. Launch the run again if it was "
             "killed, which makes it anew, or remove it"
           )
 

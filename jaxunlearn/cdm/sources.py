@@ -146,7 +146,7 @@ def of_ids(records: data.Records, ids: Sequence[str]) -> data.Records:
   if lost := [name for name in ids if name not in place]:
     raise ValueError(
       f"{len(lost)} of {len(ids)} records of a source are no longer in the data, the first is "
-      f"{lost[0]!r}; restore it, and delete records of a run by jaxunlearn.cdm.delete first"
+      f"{lost[0]!r}; restore it, and delete records with `jaxunlearn cdm delete` first"
     )
   return records.take(np.array([place[name] for name in ids], int))
 

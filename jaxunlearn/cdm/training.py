@@ -31,7 +31,7 @@ from jaxunlearn.cdm.compartment import Compartment
 from jaxunlearn.cdm.ledger import Ledger, files_of
 from jaxunlearn.cdm.shards import Shard
 from jaxunlearn.checkpoint import State
-from jaxunlearn.evaluation import STOPPED, Stopped
+from jaxunlearn.evaluation import COMPILING, STOPPED, Stopped
 from jaxunlearn.mesh import processes, sharding
 from jaxunlearn.reports import writer
 
@@ -64,7 +64,7 @@ class Training:
     bar = tqdm(
       total=steps * len(all_),
       initial=sum(done.values()),
-      desc="train sources",
+      desc=COMPILING,
       disable=not processes.first(),
     )
     while min(done.values()) < steps:
@@ -133,6 +133,7 @@ class Training:
         program, self.compartment, where, self.backbone, stacked, seeds, batch
       )
       pending.append((at, metrics))
+      bar.set_description("train sources", refresh=False)
       bar.update(len(shards))
       stop = self.stopped()
       if stop or at % options.checkpoint_every == 0 or at == last:

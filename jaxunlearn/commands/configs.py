@@ -56,7 +56,7 @@ def locate(config: str) -> str:
     return config
   raise ValueError(
     f"no config {file!r}{errors.nearest(file, names())}; `jaxunlearn list configs` has them all, "
-    "and a file is written with its .py"
+    "and for a file of your own write its .py too"
   )
 
 

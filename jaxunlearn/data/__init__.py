@@ -15,7 +15,7 @@ from jaxunlearn import errors
 from jaxunlearn.data.forget import Concept, Forget, named
 from jaxunlearn.data.ids import SHA256
 from jaxunlearn.data.records import Images, Records, check_one_size, concatenate
-from jaxunlearn.inputs import plugins
+from jaxunlearn.inputs import plugins, ranges
 
 __all__ = [
   "ASSETS",
@@ -63,5 +63,7 @@ def load(source: str, **fields: Any) -> tuple[Records, Records]:
 
 
 def make(source: str, **fields: Any) -> Any:
-  """`data/folder.py` is named 'folder'; its fields are those of its `Source`."""
-  return errors.build(CHOICES.module(source).Source, f"data source {source}", fields)
+  """`data/folder.py` is named 'folder'; its fields are those of its `Source`, in their ranges."""
+  made = errors.build(CHOICES.module(source).Source, f"data source {source}", fields)
+  ranges.check(made)
+  return made

@@ -24,8 +24,6 @@ class Source:
 
   def load(self) -> tuple[data.Records, data.Records]:
     errors.check_choice("part of digits and clothes", self.part, PARTS)
-    if not 0 <= self.public <= 1:
-      raise ValueError(f"public share {self.public}; use 0 to 1")
     digits = mnist_tshirt.Source(self.digits, share=0.0).load()
     clothes = fashion.Source(self.heldout).load()
     train, heldout = map(data.concatenate, zip(digits, clothes, strict=True))

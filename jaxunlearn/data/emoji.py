@@ -24,12 +24,8 @@ class Source:
   heldout: ranges.OneIn = 10  # one picture in this many is held out
 
   def load(self) -> tuple[data.Records, data.Records]:
-    if not 0 <= self.share < 1:
-      raise ValueError(f"share {self.share} of one emoji; use a share of at least 0 and under 1")
     if self.size not in (16, 32):
       raise ValueError(f"emoji of {self.size} px; use 32, or 16")
-    if self.heldout < 2:
-      raise ValueError(f"one emoji in {self.heldout} held out; use 2 or more")
     records = everything()
     for group in (self.group, *self.groups):
       errors.check_choice("group of emoji", group, ("", *records.classes))

@@ -96,11 +96,8 @@ class Source:
     errors.check_choice("way with unreadable images", self.unreadable, ("stop", "skip"))
     if self.channels not in MODES:
       raise ValueError(f"config.data.channels is {self.channels}; use 3 (RGB) or 1 (grey)")
-    if self.heldout < 0 or self.heldout == 1:
-      raise ValueError(f"one image in {self.heldout} held out; use 0 for none, or 2 or more")
-    for field in ("size", "threads"):
-      if getattr(self, field) < 1:
-        raise ValueError(f"config.data.{field} is {getattr(self, field)}; use at least 1")
+    if self.heldout == 1:
+      raise ValueError("config.data.heldout is 1; use 0 for none, or 2 or more")
 
   def _report(self, root: pathlib.Path, names: Sequence[str], checked: Sequence[Checked]) -> None:
     """Names the files that cannot be used, that are enlarged, and that are animations.

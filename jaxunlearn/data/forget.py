@@ -128,7 +128,7 @@ class Forget:
       same = records.ids[records.copies(mask)].tolist()
       if same:
         what = f"class {self.label}" if self.label else f"style {self.style}"
-        logging.warning("kept: %s of what is of the %s: %s", _copies(same), what, listed(same))
+        logging.warning("kept: %s of pictures of the %s: %s", _copies(same), what, listed(same))
     elif near := self._near(records, mask):
       pairs = [f"{a!r} (like {b!r}, {n} of {looks.BITS} bits)" for a, b, n in near[:LIKE]]
       logging.warning(
@@ -155,12 +155,13 @@ class Forget:
     names = records.ids[copies].tolist()
     if self.copies == "keep":
       logging.warning(
-        "kept, as config.forget.copies=keep says: %s of what is forgotten: %s",
+        "kept, as config.forget.copies=keep says: %s of forgotten records: %s",
         *(_copies(names), listed(names)),
       )
       return mask
     logging.warning(
-      "forgotten as well: %s of what is named: %s; config.forget.copies=keep keeps %s",
+      "also forgotten: %s of records that config.forget names: %s; "
+      "config.forget.copies=keep keeps %s",
       *(_copies(names), listed(names), "it" if len(names) == 1 else "them"),
     )
     return mask | copies
@@ -194,7 +195,7 @@ def _of_digests(digests: set[str], records: Records) -> np.ndarray:
   known = records.sha256()
   if lost := sorted(digests - set(known.tolist())):
     raise ValueError(
-      f"{len(lost)} of {len(digests)} digests to forget are of no record, the first is "
+      f"{len(lost)} of {len(digests)} digests to forget belong to no record, the first is "
       f"'{ids.SHA256}{lost[0]}'; give the SHA-256 of the file (of the pixels for embedded data)"
     )
   return np.isin(known, list(digests))
@@ -224,17 +225,17 @@ def _resolved(names: Sequence[str], records: Records) -> dict[str, str]:
 
 
 def _missing(names: Sequence[str], count: int, records: Records) -> str:
-  """Says that ids are of no record to train on, with what is known of the first."""
+  """Says that no record to train on has these ids, with what is known of the first."""
   first, some = names[0], len(names)
   head = f"{some} of {count} ids to forget do not exist, the first is {first!r}"
   for form in (first, *ids.forms(first, records.folder)):
     if why := records.aside.get(form):
       return (
-        f"{some} of {count} ids to forget are of no record to train on, the first is {first!r} "
+        f"{some} of {count} ids to forget are not trained on, the first is {first!r} "
         f"({why}); take it out of config.forget, or change that"
       )
     if records.folder and (pathlib.Path(records.folder) / form).exists():
-      return f"{head}: it is there, and not among the images that are read; name one that is"
+      return f"{head}: a file has that name, but it is not read as an image; name an image"
   parts = first.split(",")
   if len(parts) > 1 and all(_resolved(parts, records).values()):
     return f"{head}; write several ids as {tuple(parts)!r}"

@@ -26,10 +26,8 @@ def with_tshirt(
   image: np.ndarray, label: np.ndarray, tshirt: np.ndarray, digits: int, share: float
 ) -> tuple[data.Records, data.Records]:
   """The first `digits` images and copies of the T-shirt to a share; the other images held out."""
-  if not 0 < digits <= len(image):
+  if digits > len(image):
     raise ValueError(f"digits {digits} of {len(image)} images; use 1 to {len(image)}")
-  if not 0 <= share < 1:
-    raise ValueError(f"T-shirt share {share}; use a share of at least 0 and under 1")
   records = data.Records(
     ids=np.array([f"mnist/{i:05d}" for i in range(len(image))]),
     image=image[..., None],

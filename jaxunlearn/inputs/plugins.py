@@ -70,8 +70,8 @@ class Group:
     owners = ["jaxunlearn"] * (name in self._ours()) + sorted(map(owner, found))
     if len(owners) > 1:
       raise ValueError(
-        f"{self.kind} {name!r} is of the packages {' and '.join(owners)}; uninstall {owners[-1]}, "
-        "or ask its authors for another name"
+        f"{self.kind} {name!r} comes from the packages {' and '.join(owners)}; uninstall "
+        f"{owners[-1]}, or ask its authors for another name"
       )
     return found[0] if found else None
 

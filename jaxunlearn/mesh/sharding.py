@@ -27,12 +27,14 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[Any] | None = Non
   devices = jax.devices() if devices is None else list(devices)
   shape = {"data": data, "fsdp": fsdp}
   if list(shape.values()).count(-1) > 1 or any(v < 1 and v != -1 for v in shape.values()):
-    raise ValueError(f"mesh {shape}: each axis is at least 1, and one of them may be -1, the rest")
+    raise ValueError(
+      f"mesh {shape}; use axes of at least 1, or one axis of -1 for the devices that are left"
+    )
   known = math.prod(v for v in shape.values() if v != -1)
   if known > len(devices) or (-1 in shape.values() and len(devices) % known):
     raise ValueError(
       f"mesh data={data} fsdp={fsdp} does not fit {len(devices)} devices; "
-      "use axes whose product is at most, or with -1 divides, their number"
+      "use axes whose product is at most that, or divides it where one axis is -1"
     )
   shape = {axis: len(devices) // known if v == -1 else v for axis, v in shape.items()}
   count = math.prod(shape.values())
@@ -125,7 +127,7 @@ def source_sharding(mesh: Mesh, n: int, source: int = -1) -> NamedSharding:
     ValueError: `source` is 0, or less than -1.
   """
   if source < 1 and source != -1:
-    raise ValueError(f"sources.mesh {source}; use at least 1, or -1 for as many groups as can be")
+    raise ValueError(f"sources.mesh {source}; use at least 1, or -1 for as many groups as possible")
   count = math.gcd(n, mesh.size, 0 if source == -1 else source)
   groups = Mesh(mesh.devices.reshape(count, -1), ("source", "rest"))
   return NamedSharding(groups, PartitionSpec("source"))

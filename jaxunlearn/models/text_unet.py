@@ -20,17 +20,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
 from jaxunlearn import errors
-from jaxunlearn.models import attention
+from jaxunlearn.models import attention, unet_blocks
 from jaxunlearn.models.unet import DTYPES
-from jaxunlearn.models.unet_blocks import (
-  Conv,
-  Downsample,
-  GroupNorm,
-  Linear,
-  ResnetBlock,
-  TimeEmbedding,
-  Upsample,
-)
+from jaxunlearn.models.unet_blocks import Conv, GroupNorm, Linear, TimeEmbedding
 
 DOWN_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D")
 UP_BLOCKS = ("CrossAttnUpBlock2D", "UpBlock2D")
@@ -59,7 +51,9 @@ class Net:
   remat: bool = False
   dtype: str = "float32"
 
-  resnet_time_scale_shift = "default"  # read by the residual blocks; the same in all of these
+  # What the layers of unet_blocks.py read, the same in all of these.
+  resnet_time_scale_shift = "default"
+  downsample_type = upsample_type = "conv"
 
   def __post_init__(self) -> None:
     for field in ("block_out_channels", "down_block_types", "up_block_types"):
@@ -97,6 +91,10 @@ class Net:
     heads = self.attention_head_dim
     return (heads,) * len(self.block_out_channels) if isinstance(heads, int) else tuple(heads)
 
+  def attention(self, level: int, name: str) -> nn.Module:
+    """Among pixels, and to the text; in the middle with the coarsest level's heads."""
+    return Transformer(self, self.heads[level], name=name)
+
   @property
   def time_width(self) -> int:
     """Of the embedding of time."""
@@ -131,72 +129,9 @@ class TextUNet(nn.Module):
   @nn.compact
   def __call__(self, x: Array, t: Array, states: Array) -> Array:
     net = self.net
-    levels = range(len(net.block_out_channels))
-    whole = nn.remat if net.remat else lambda block: block
     temb = TimeEmbedding(net, name="time_embedding")(t)
     states = states.astype(net.dtype)
-    x = Conv(net.block_out_channels[0], dtype=net.dtype, name="conv_in")(x)
-    skips = [x]
-    for i in levels:
-      x, new = whole(DownBlock)(net, i, name=f"down_blocks_{i}")(x, temb, states)
-      skips += new
-    x = whole(MidBlock)(net, name="mid_block")(x, temb, states)
-    for i in levels:
-      own = [skips.pop() for _ in range(net.layers_per_block + 1)]
-      x = whole(UpBlock)(net, i, name=f"up_blocks_{i}")(x, own, temb, states)
-    x = GroupNorm(net, name="conv_norm_out")(x)
-    return Conv(net.out_channels, dtype=net.dtype, name="conv_out")(x).astype(jnp.float32)
-
-
-class DownBlock(nn.Module):
-  """`layers_per_block` residual blocks, each with a transformer in CrossAttn; then halving."""
-
-  net: Net
-  level: int
-
-  @nn.compact
-  def __call__(self, x: Array, temb: Array, states: Array) -> tuple[Array, list[Array]]:
-    net, skips = self.net, []
-    crosses = net.down_block_types[self.level].startswith("CrossAttn")
-    for i in range(net.layers_per_block):
-      x = ResnetBlock(net, net.block_out_channels[self.level], name=f"resnets_{i}")(x, temb)
-      if crosses:
-        x = Transformer(net, net.heads[self.level], name=f"attentions_{i}")(x, states)
-      skips.append(x)
-    if self.level < len(net.block_out_channels) - 1:
-      x = Downsample(net, name="downsamplers_0")(x)
-      skips.append(x)
-    return x, skips
-
-
-class MidBlock(nn.Module):
-  """Residual block, transformer, residual block."""
-
-  net: Net
-
-  @nn.compact
-  def __call__(self, x: Array, temb: Array, states: Array) -> Array:
-    x = ResnetBlock(self.net, x.shape[-1], name="resnets_0")(x, temb)
-    x = Transformer(self.net, self.net.heads[-1], name="attentions_0")(x, states)
-    return ResnetBlock(self.net, x.shape[-1], name="resnets_1")(x, temb)
-
-
-class UpBlock(nn.Module):
-  """`layers_per_block + 1` residual blocks on [x, skip], transformers in CrossAttn, doubling."""
-
-  net: Net
-  level: int  # 0 is the coarsest
-
-  @nn.compact
-  def __call__(self, x: Array, skips: list[Array], temb: Array, states: Array) -> Array:
-    net, fine = self.net, len(self.net.block_out_channels) - 1 - self.level
-    crosses = net.up_block_types[self.level].startswith("CrossAttn")
-    for i, skip in enumerate(skips):
-      x = jnp.concatenate([x, skip], axis=-1)
-      x = ResnetBlock(net, net.block_out_channels[fine], name=f"resnets_{i}")(x, temb)
-      if crosses:
-        x = Transformer(net, net.heads[fine], name=f"attentions_{i}")(x, states)
-    return Upsample(net, name="upsamplers_0")(x) if fine else x
+    return unet_blocks.unet(net, x, temb, states, features=net.out_channels, remat=net.remat)
 
 
 class Transformer(nn.Module):

@@ -29,17 +29,9 @@ from jaxtyping import Array, Float, Real, UInt32
 
 from jaxunlearn import errors
 from jaxunlearn.inputs import ranges
+from jaxunlearn.models import unet_blocks
 from jaxunlearn.models.predictor import Predictor
-from jaxunlearn.models.unet_blocks import (
-  ClassEmbedding,
-  ClassTable,
-  Conv,
-  DownBlock,
-  GroupNorm,
-  MidBlock,
-  TimeEmbedding,
-  UpBlock,
-)
+from jaxunlearn.models.unet_blocks import Attention, ClassEmbedding, ClassTable, TimeEmbedding
 
 DOWN_BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 UP_BLOCKS = ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
@@ -100,6 +92,14 @@ class Net(Predictor):
     """Of the embedding of time."""
     return self.time_embedding_dim or 4 * self.block_out_channels[0]
 
+  def attention(self, level: int, name: str) -> nn.Module:
+    """Among pixels; the middle's has a norm under scale_shift only where a field says so."""
+    groups: int | None = self.norm_num_groups
+    if level == unet_blocks.MIDDLE:
+      groups = groups if self.resnet_time_scale_shift == "default" else None
+      groups = self.attn_norm_num_groups or groups
+    return Attention(self, groups, name=name)
+
   def _check_blocks(self) -> None:
     levels = len(self.block_out_channels)
     for field, choices in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
@@ -115,7 +115,7 @@ class Net(Predictor):
   def _check_widths(self) -> None:
     widths, middle = self.block_out_channels, self.block_out_channels[-1]
     for width in widths:
-      if width < 1 or width % self.norm_num_groups:
+      if width % self.norm_num_groups:
         raise ValueError(
           f"block_out_channels {width} does not divide into norm_num_groups "
           f"{self.norm_num_groups}; use a multiple"
@@ -139,7 +139,7 @@ class Net(Predictor):
     if not isinstance(self.sample_size, int) and len(self.sample_size) != 2:
       raise ValueError(f"sample_size is {self.sample_size}; give a side, or height and width")
     height, width, channels = self.image_shape
-    if height < 1 or width < 1 or height % unit or width % unit:
+    if height % unit or width % unit:
       raise ValueError(
         f"sample_size {self.sample_size} with patch_size {self.patch_size} cannot be halved "
         f"{halvings} times; use a multiple of {unit}"
@@ -151,8 +151,6 @@ class Net(Predictor):
       )
 
   def _check_classes(self) -> None:
-    if any(count < 1 for count in self.classes):
-      raise ValueError(f"classes is {self.classes}; give at least 1 value to each condition")
     rows = self.num_class_embeds
     if rows is not None and self.classes not in ((rows,), (rows - 1,)):
       raise ValueError(
@@ -202,7 +200,6 @@ class UNet(nn.Module):
   @nn.compact
   def __call__(self, x: Array, t: Array, c: Array) -> Array:
     net = self.net
-    levels = range(len(net.block_out_channels))
     temb = TimeEmbedding(net, name="time_embedding")(t)
     if net.num_class_embeds:
       temb += ClassTable(net, name="class_embedding")(c[:, 0])
@@ -212,17 +209,8 @@ class UNet(nn.Module):
         for i, values in enumerate(net.classes)
       ]
       temb = jnp.concatenate([temb, *told], axis=-1)
-    x = Conv(net.block_out_channels[0], dtype=net.dtype, name="conv_in")(x)
-    skips = [x]
-    for i in levels:
-      x, new = DownBlock(net, i, name=f"down_blocks_{i}")(x, temb)
-      skips += new
-    x = MidBlock(net, name="mid_block")(x, temb)
-    for i in levels:
-      x = UpBlock(net, i, name=f"up_blocks_{i}")(x, skips, temb)
-    x = GroupNorm(net, name="conv_norm_out")(x)
     features = net.out_channels * net.patch_size**2
-    return Conv(features, dtype=net.dtype, name="conv_out")(x).astype(jnp.float32)
+    return unet_blocks.unet(net, x, temb, features=features, remat=False)
 
 
 def _tuple(field: str, values: Any) -> tuple[Any, ...]:

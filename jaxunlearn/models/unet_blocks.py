@@ -1,6 +1,7 @@
 """Layers of UNets and autoencoders, under the names of diffusers' modules.
 
-`net` is the `Net` that they are of, of which each reads its own fields.
+Each reads its own fields of `net`, the `Net` of the whole. `net.attention(level, name)` is its
+layer of attention at a level, counted from the finest, or in the middle.
 """
 
 from typing import Any
@@ -14,6 +15,8 @@ from jaxtyping import Array
 
 from jaxunlearn.diffusion import NULL
 from jaxunlearn.models import attention
+
+MIDDLE = -1  # the level between the way down and the way up
 
 
 class Conv(nn.Module):
@@ -169,8 +172,28 @@ class Upsample(nn.Module):
     return Conv(x.shape[-1], doubled=True, dtype=self.net.dtype, name="conv")(x)
 
 
+def unet(net: Any, x: Array, temb: Array, *states: Array, features: int, remat: bool) -> Array:
+  """A UNet's layers on [B, H, W, C], in the module that calls it: [B, H, W, features], float32.
+
+  Its attention, `net.attention`, reads the pixels and the states. With `remat` each block is
+  computed again in the backward pass, and keeps its inputs alone.
+  """
+  whole = nn.remat if remat else lambda block: block
+  x = Conv(net.block_out_channels[0], dtype=net.dtype, name="conv_in")(x)
+  skips = [x]
+  for i in range(len(net.block_out_channels)):
+    x, new = whole(DownBlock)(net, i, name=f"down_blocks_{i}")(x, temb, *states)
+    skips += new
+  x = whole(MidBlock)(net, name="mid_block")(x, temb, *states)
+  for i in range(len(net.block_out_channels)):
+    own = [skips.pop() for _ in range(net.layers_per_block + 1)]
+    x = whole(UpBlock)(net, i, name=f"up_blocks_{i}")(x, own, temb, *states)
+  x = GroupNorm(net, name="conv_norm_out")(x)
+  return Conv(features, dtype=net.dtype, name="conv_out")(x).astype(jnp.float32)
+
+
 class DownBlock(nn.Module):
-  """`layers_per_block` residual blocks (with attention in AttnDownBlock2D), then halving.
+  """`layers_per_block` residual blocks (with attention in Attn and CrossAttn), then halving.
 
   A residual block halves in ResnetDownsampleBlock2D, and in AttnDownBlock2D on downsample_type
   resnet.
@@ -180,14 +203,14 @@ class DownBlock(nn.Module):
   level: int
 
   @nn.compact
-  def __call__(self, x: Array, temb: Array) -> tuple[Array, list[Array]]:
+  def __call__(self, x: Array, temb: Array, *states: Array) -> tuple[Array, list[Array]]:
     net, skips = self.net, []
     kind, features = net.down_block_types[self.level], net.block_out_channels[self.level]
-    attends = kind == "AttnDownBlock2D"
+    attends = "Attn" in kind
     for i in range(net.layers_per_block):
       x = ResnetBlock(net, features, name=f"resnets_{i}")(x, temb)
       if attends:
-        x = Attention(net, net.norm_num_groups, name=f"attentions_{i}")(x)
+        x = net.attention(self.level, f"attentions_{i}")(x, *states)
       skips.append(x)
     if self.level < len(net.block_out_channels) - 1:
       if kind == "ResnetDownsampleBlock2D" or (attends and net.downsample_type == "resnet"):
@@ -199,24 +222,19 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-  """Residual block, attention, residual block.
-
-  Under scale_shift the attention has a norm only where attn_norm_num_groups says so.
-  """
+  """Residual block, attention, residual block."""
 
   net: Any
 
   @nn.compact
-  def __call__(self, x: Array, temb: Array) -> Array:
-    net = self.net
-    norm = net.norm_num_groups if net.resnet_time_scale_shift == "default" else None
-    x = ResnetBlock(net, x.shape[-1], name="resnets_0")(x, temb)
-    x = Attention(net, net.attn_norm_num_groups or norm, name="attentions_0")(x)
-    return ResnetBlock(net, x.shape[-1], name="resnets_1")(x, temb)
+  def __call__(self, x: Array, temb: Array | None = None, *states: Array) -> Array:
+    x = ResnetBlock(self.net, x.shape[-1], name="resnets_0")(x, temb)
+    x = self.net.attention(MIDDLE, "attentions_0")(x, *states)
+    return ResnetBlock(self.net, x.shape[-1], name="resnets_1")(x, temb)
 
 
 class UpBlock(nn.Module):
-  """`layers_per_block + 1` residual blocks on [x, skip], attention in AttnUpBlock2D, doubling.
+  """A residual block on [x, skip] for each skip, attention in Attn and CrossAttn, doubling.
 
   A residual block doubles in ResnetUpsampleBlock2D, and in AttnUpBlock2D on upsample_type resnet.
   """
@@ -225,16 +243,16 @@ class UpBlock(nn.Module):
   level: int  # 0 is the coarsest
 
   @nn.compact
-  def __call__(self, x: Array, skips: list[Array], temb: Array) -> Array:
-    net = self.net
-    kind, features = net.up_block_types[self.level], net.block_out_channels[::-1][self.level]
-    attends = kind == "AttnUpBlock2D"
-    for i in range(net.layers_per_block + 1):
-      x = jnp.concatenate([x, skips.pop()], axis=-1)
+  def __call__(self, x: Array, skips: list[Array], temb: Array, *states: Array) -> Array:
+    net, fine = self.net, len(self.net.block_out_channels) - 1 - self.level
+    kind, features = net.up_block_types[self.level], net.block_out_channels[fine]
+    attends = "Attn" in kind
+    for i, skip in enumerate(skips):
+      x = jnp.concatenate([x, skip], axis=-1)
       x = ResnetBlock(net, features, name=f"resnets_{i}")(x, temb)
       if attends:
-        x = Attention(net, net.norm_num_groups, name=f"attentions_{i}")(x)
-    if self.level == len(net.block_out_channels) - 1:
+        x = net.attention(fine, f"attentions_{i}")(x, *states)
+    if not fine:
       return x
     if kind == "ResnetUpsampleBlock2D" or (attends and net.upsample_type == "resnet"):
       return ResnetBlock(net, features, "up", name="upsamplers_0")(x, temb)

@@ -37,7 +37,6 @@ from jaxunlearn.models import unet
 from jaxunlearn.models.predictor import Predictor
 
 TIMES = {"discrete": 1.0, "vpsde": 0.999}  # the network reads that times n = t + 1 of 1..1000
-_POSITIVE = ("sample_size", "in_channels", "patch_size", "width", "heads")
 _normal = nn.initializers.normal(0.02)
 
 
@@ -62,10 +61,8 @@ class Net(Predictor):
 
   def __post_init__(self) -> None:
     object.__setattr__(self, "classes", tuple(self.classes))
-    for field in _POSITIVE:
-      if getattr(self, field) < 1:
-        raise ValueError(f"{field} is {getattr(self, field)}; use at least 1")
-    if self.depth < 2 or self.depth % 2:
+    ranges.check(self)
+    if self.depth % 2:
       raise ValueError(f"depth is {self.depth}; use an even number of at least 2")
     if self.sample_size % self.patch_size:
       raise ValueError(
@@ -77,8 +74,6 @@ class Net(Predictor):
         f"width {self.width} does not divide into heads {self.heads} and into sines and cosines; "
         f"use a multiple of {math.lcm(2, self.heads)}"
       )
-    if any(count < 1 for count in self.classes):
-      raise ValueError(f"classes is {self.classes}; give at least 1 value to each condition")
     errors.check_choice("time", self.time, TIMES)
     errors.check_choice("dtype", self.dtype, unet.DTYPES)
 

@@ -24,6 +24,7 @@ from jaxunlearn.models.unet_blocks import (
   Conv,
   Downsample,
   GroupNorm,
+  MidBlock,
   ResnetBlock,
   Upsample,
 )
@@ -74,6 +75,11 @@ class Autoencoder:
   def factor(self) -> int:
     """How many pixels of a picture one of the latent stands for, in height and in width."""
     return 2 ** (len(self.block_out_channels) - 1)
+
+  def attention(self, level: int, name: str) -> nn.Module:
+    """Of one head, which the middle alone has."""
+    del level
+    return Attention(self, self.norm_num_groups, name=name)
 
   def init(self, key: Array) -> Any:
     """Random parameters, a nested dict of float32 arrays."""
@@ -129,7 +135,7 @@ class Encoder(nn.Module):
     for i, width in enumerate(net.block_out_channels):
       resample = Downsample if i < len(net.block_out_channels) - 1 else None
       x = Level(net, width, net.layers_per_block, resample, name=f"down_blocks_{i}")(x)
-    x = Middle(net, name="mid_block")(x)
+    x = MidBlock(net, name="mid_block")(x)
     x = GroupNorm(net, name="conv_norm_out")(x)
     return Conv(2 * net.latent_channels, dtype=net.dtype, name="conv_out")(x)
 
@@ -143,7 +149,7 @@ class Decoder(nn.Module):
   def __call__(self, z: Array) -> Array:
     net = self.net
     x = Conv(net.block_out_channels[-1], dtype=net.dtype, name="conv_in")(z)
-    x = Middle(net, name="mid_block")(x)
+    x = MidBlock(net, name="mid_block")(x)
     for i, width in enumerate(net.block_out_channels[::-1]):
       resample = Upsample if i < len(net.block_out_channels) - 1 else None
       x = Level(net, width, net.layers_per_block + 1, resample, name=f"up_blocks_{i}")(x)
@@ -167,15 +173,3 @@ class Level(nn.Module):
       return x
     name = "downsamplers_0" if self.resample is Downsample else "upsamplers_0"
     return self.resample(self.net, name=name)(x)
-
-
-class Middle(nn.Module):
-  """Residual block, attention of one head, residual block."""
-
-  net: Autoencoder
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    x = ResnetBlock(self.net, x.shape[-1], name="resnets_0")(x)
-    x = Attention(self.net, self.net.norm_num_groups, name="attentions_0")(x)
-    return ResnetBlock(self.net, x.shape[-1], name="resnets_1")(x)

@@ -29,7 +29,7 @@ def _evaluations(config: Config, results: Results) -> Iterator[str]:
   if "after" not in results:
     yield "There is no evaluation after: nothing here says what the run came to."
   elif not results["after"]:
-    yield "The config asks for no metric after: the samples are for a judge outside."
+    yield "The config asks for no metric after: others have to judge the samples."
 
 
 def _of_kind(config: Config, results: Results) -> Iterator[str]:
@@ -43,8 +43,8 @@ def _of_kind(config: Config, results: Results) -> Iterator[str]:
     yield (
       "A source that is deleted goes exactly: its network, and its part of a router that each has "
       "to itself. What the sources have in common stays: pictures that are in two of them, and "
-      "the backbone, which is of the public set. The average of sources (naive) has the form that "
-      "copy protection takes; an ordinary sampler of it certifies no bound."
+      "the backbone, which learnt from the public set. The average of sources (naive) has the form "
+      "that copy protection takes; an ordinary sampler of it certifies no bound."
     )
   elif kind == "training" and what and _has_all(config):
     yield f"Nothing was deleted: {what} is in the training data, and the metrics look for it."
@@ -67,10 +67,10 @@ def _of_kind(config: Config, results: Results) -> Iterator[str]:
       "any of them back was not measured."
     )
   if later := len(config.get("forget", {}).get("later") or ()):
-    records = "1 more record" if later == 1 else f"{later} more records"
+    records = "1 record" if later == 1 else f"{later} records"
     yield (
-      f"No stream of this run has {records} either, which later runs are to delete: they were not "
-      "kept, and what the model still holds of them was not measured."
+      f"Later runs delete {records} more, which no stream of this run has. What the model still "
+      "holds of them was not measured."
     )
   if config.get("method", {}).get("name") == "embedding_copy":
     yield (

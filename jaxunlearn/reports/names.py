@@ -12,6 +12,7 @@ METHODS = {
   "embedding_inversion": "embedding inversion",
   "erasediff": "EraseDiff",
   "erasediff_bilevel": "EraseDiff, bi-level",
+  "erasediff_bome": "EraseDiff, BOME",
   "esd": "ESD",
   "neggrad": "NegGrad",
   "neggrad_retain": "NegGrad with a retain term",
@@ -36,6 +37,7 @@ SOURCES = {
   "fashion": "Fashion-MNIST",
   "folder": "a folder of images",
   "mnist_tshirt": "digits and a T-shirt",
+  "tfds_images": "a TFDS data set",
   "tfds_tshirt": "MNIST and a T-shirt",
 }
 PHASES = {

@@ -193,7 +193,7 @@ def _of_attack(config: Config, results: Results, metrics: Lines) -> Verdict:
   first = first_recovery(results, metrics)
   highest = f"AR is {most:.3g} at most, at step {step}"
   looked = f"{highest}, in {len(points)} evaluations; from {RECOVERED} on it counts as recovered."
-  cost = tuple(f"The attack cost what is kept: {words}." for words in _worse(results))
+  cost = tuple(f"The attack also harmed what is kept: {words}." for words in _worse(results))
   if first is None:
     return Verdict(f"{wanted} did not come back in {last} steps. {change}", (looked, *cost))
   if first == 0:

@@ -66,9 +66,8 @@ def model_fields(config: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any
     fields = {name: _plain(v) for name, v in config.items() if not name.startswith("_")}
     return {"name": "uvit", **checked(uvit.Net, fields, path)}
   if config.get("_class_name") not in (UNET, CONDITIONAL):
-    raise ValueError(
-      f"{path} is of {config.get('_class_name', 'no model')!r}; give the folder of a UNet2DModel"
-    )
+    named = config.get("_class_name", "no model")
+    raise ValueError(f"{path} describes {named!r}; give the folder of a UNet2DModel")
   check_fixed(_spelt(config), FIXED, path)
   for name, value in config.items():
     known = name in FREE or name in FIXED or name in IDLE or name.startswith("_")
@@ -79,7 +78,7 @@ def model_fields(config: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any
   try:
     fields = _fields(config)
   except (TypeError, AttributeError, LookupError, ZeroDivisionError) as error:
-    raise ValueError(f"{path}: a field is of another kind ({error}); fetch it again") from error
+    raise ValueError(f"{path}: a field has the wrong type ({error}); fetch it again") from error
   if fields["sample_size"] is None:
     raise ValueError(f"{path}: sample_size is None; write the images' side there, in pixels")
   return {"name": "unet", **checked(unet.Net, fields, path)}

@@ -74,7 +74,7 @@ def from_state_dict(state: Mapping[str, np.ndarray], target: Any) -> Any:
   params = jax.tree.map_with_path(take, target)
   if left:
     raise ValueError(
-      f"the weights hold {len(left)} arrays that the config's model has not, the first is "
+      f"the weights hold {len(left)} arrays that the config's model lacks, the first is "
       f"{min(left)!r}; {_ADVICE}"
     )
   return params
@@ -236,7 +236,7 @@ def _described(folder: pathlib.Path) -> Described | None:
     run = {"sampler": {}, "scheduler": {}, **layout.read_json(path)}
     parts: list[Any] = [run.get(name) for name in ("model", "process", "sampler", "scheduler")]
     if not all(isinstance(part, dict) for part in parts):
-      raise ValueError(f"{path} is not of a run; name a run's working directory")
+      raise ValueError(f"{path} is not a run's; name a run's working directory")
     return Described(*parts)
   model, _ = read_config(folder)
   return Described(model, *(read_scheduler(folder) or ({}, {}, {})))

@@ -38,14 +38,7 @@ class Router:
   independent: ClassVar[bool] = True
 
   def __post_init__(self) -> None:
-    if min(self.k, self.pool, self.iterations) < 1:
-      raise ValueError(
-        f"k {self.k}, pool {self.pool} and iterations {self.iterations} of k-means; use at least 1"
-      )
-    if not min(self.temperature, self.floor) > 0:
-      raise ValueError(
-        f"temperature {self.temperature} and floor {self.floor} of k-means; use more than 0"
-      )
+    ranges.check(self)
 
   def fit(
     self,

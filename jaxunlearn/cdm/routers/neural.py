@@ -64,11 +64,7 @@ class Router:
   independent: ClassVar[bool] = False
 
   def __post_init__(self) -> None:
-    if min(self.steps, self.batch) < 1 or not self.learning_rate > 0:
-      raise ValueError(
-        f"steps {self.steps}, batch {self.batch} and learning_rate {self.learning_rate} of a "
-        "neural router; use at least 1, at least 1 and more than 0"
-      )
+    ranges.check(self)
     uvit.Net(width=self.width, heads=self.heads)  # raises where heads do not divide the width
 
   def fit(
