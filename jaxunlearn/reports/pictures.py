@@ -62,9 +62,10 @@ def write_conditions(
   """{phase}.png, a row a kept condition, and {phase}_asked.png of what is to be forgotten."""
   folder.mkdir(parents=True, exist_ok=True)
   if not asked.all():
-    kept, group = np.unique(c.reshape(len(c), -1)[~asked], axis=0, return_inverse=True)
-    columns = min(COLUMNS, int(np.bincount(group.ravel()).min()))  # as many of each
-    rows = [np.flatnonzero(group.ravel() == i)[:columns] for i in range(len(kept))]
+    kept = c.reshape(len(c), -1)[~asked]
+    _, group, counts = np.unique(kept, axis=0, return_inverse=True, return_counts=True)
+    columns = min(COLUMNS, *counts.tolist())  # as many of each
+    rows = [np.flatnonzero(group.ravel() == i)[:columns] for i in range(len(counts))]
     _save(folder / f"{phase}.png", samples[~asked][np.concatenate(rows)], columns)
   if asked.any():
     _save(folder / f"{phase}_asked.png", samples[asked][: 2 * COLUMNS])
