@@ -59,27 +59,21 @@ def export(run: pathlib.Path, out: pathlib.Path, raw: bool = False, **card: str)
   """
   import jax
 
-  from jaxunlearn import checkpoint, diffusion, models
+  from jaxunlearn import diffusion
   from jaxunlearn.diffusion import sampling
-  from jaxunlearn.mesh import sharding
   from jaxunlearn.models import unet, uvit
   from jaxunlearn.reports import model_card, writer
-  from jaxunlearn.weights import pretrained
+  from jaxunlearn.weights import of_run, pretrained
 
   if out.is_file():
     raise ValueError(f"{out} is a file; give --out another name")
   options = model_card.Options(**card)
-  config = _read_config(run, model_card.FIELDS)
-  net = models.make(**config["model"])
+  config, net, params, item, step = of_run.read(run, raw, model_card.FIELDS)
   if not isinstance(net, unet.Net | uvit.Net):
     raise ValueError(
       f"model {config['model']['name']} has no layout of files here; export a unet or a uvit, and "
       "read others by checkpoint.read_params"
     )
-  item = "ema" if config["ema"] and not raw else "params"
-  shapes = jax.eval_shape(net.init, jax.random.key(0))
-  params = checkpoint.read_params(run, sharding.shaped(sharding.make_mesh(1), shapes), item)
-  step = checkpoint.latest_step(run) or 0
   curve = loss_curve(writer.read(run / "metrics.jsonl"), step)
   training = {"weights": item, "final_step": step, "train": config["train"], **curve}
   readme = model_card.render(run, config, item, step, options)
@@ -103,23 +97,6 @@ def loss_curve(lines: Sequence[dict[str, Any]], last: int) -> dict[str, list]:
   lines = [line for line in lines if line["step"] <= last and names and names[0] in line]
   picks = np.linspace(0, len(lines) - 1, min(len(lines), POINTS)).round().astype(int)
   return {name: [lines[i][name] for i in picks] for name in ("step", *names)}
-
-
-def _read_config(run: pathlib.Path, fields: Sequence[str]) -> dict[str, Any]:
-  """config.json of a run's working directory; raises ValueError where there is none."""
-  path = run / "config.json"
-  try:
-    config = json.loads(path.read_text())
-  except (OSError, ValueError) as error:
-    raise ValueError(f"cannot read {path} ({error}); give a run's working directory") from error
-  if isinstance(config, dict) and "sources" in config:
-    raise ValueError(
-      f"{run} is a compartmentalised model, which is not exported: it is many networks, and "
-      "diffusers' layout has one; export a run of one model"
-    )
-  if not isinstance(config, dict) or not set(fields) <= config.keys():
-    raise ValueError(f"{path} is not a run's; give a run's working directory")
-  return config
 
 
 def start() -> None:

@@ -10,8 +10,8 @@ import transformers
 
 from jaxunlearn.weights import tokenizer
 from jaxunlearn.weights.tokenizer import END, START
+from tests import tiny_pipeline
 
-MERGES = ("t h", "th e</w>", "a n", "an d</w>", "e m", "em o", "o j", "oj i</w>", "w h", "wh a")
 TEXTS = (
   "",
   "The whale emoji and THE  oj",
@@ -22,23 +22,9 @@ TEXTS = (
 )
 
 
-def printable():
-  """CLIP's characters for the 256 bytes, in its order: those that print, then the others."""
-  keep = [*range(33, 127), *range(161, 173), *range(174, 256)]
-  shown = {byte: chr(byte) for byte in keep}
-  hidden = [byte for byte in range(256) if byte not in shown]
-  return [shown[b] for b in keep] + [chr(256 + i) for i in range(len(hidden))]
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  path = tmp_path_factory.mktemp("tokenizer")
-  letters = printable()
-  words = [*letters, *(f"{c}</w>" for c in letters), *(m.replace(" ", "") for m in MERGES)]
-  vocabulary = {token: i for i, token in enumerate([*words, START, END])}
-  (path / "vocab.json").write_text(json.dumps(vocabulary))
-  (path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(MERGES) + "\n")
-  return path
+  return tiny_pipeline.write_tokenizer(tmp_path_factory.mktemp("tokenizer"), length=77)
 
 
 def random_texts():
@@ -70,17 +56,36 @@ def test_what_is_cut_is_told(folder):
   assert cut[1] == "" and text.endswith(cut[0]) and len(cut[0]) > 5
 
 
-def test_a_folder_without_a_tokenizer_is_refused(folder, tmp_path):
-  with pytest.raises(ValueError, match=r"vocab\.json is not there; give the tokenizer folder"):
-    tokenizer.load(tmp_path)
-  (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-  (tmp_path / "vocab.json").write_text('{"a": 0}')
-  with pytest.raises(ValueError, match=r"vocab\.json has no token '<\|endoftext\|>'; give"):
-    tokenizer.load(tmp_path)
-  (tmp_path / "vocab.json").write_text(json.dumps({START: 0, END: 1}))
-  (tmp_path / "merges.txt").write_text("no merge\n")
-  with pytest.raises(ValueError, match="holds no CLIP tokenizer"):
-    tokenizer.load(tmp_path)
-  (tmp_path / "vocab.json").write_text("{")
-  with pytest.raises(ValueError, match=r"cannot read .*; fetch it again"):
+def test_one_file_of_transformers_5_is_read_too(folder, tmp_path):
+  transformers.CLIPTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+  (tmp_path / "vocab.json").unlink(missing_ok=True)
+  (tmp_path / "merges.txt").unlink(missing_ok=True)
+  texts = [*TEXTS, *random_texts()]
+  want, got = tokenizer.load(folder), tokenizer.load(tmp_path)
+  np.testing.assert_array_equal(got.encode(texts).ids, want.encode(texts).ids)
+  got.save(tmp_path / "again")
+  for name in tokenizer.FILES:
+    assert (tmp_path / "again" / name).is_file()
+  again = transformers.CLIPTokenizer.from_pretrained(tmp_path / "again")
+  ids = again(texts, padding="max_length", max_length=77, truncation=True).input_ids
+  np.testing.assert_array_equal(ids, want.encode(texts).ids)
+
+
+@pytest.mark.parametrize(
+  ("files", "why"),
+  [
+    ({}, r"vocab\.json is not there"),
+    ({"vocab.json": '{"a": 0}'}, r"merges\.txt is not there"),
+    ({"vocab.json": '{"a": 0}', "merges.txt": "#version: 0.2\n"}, r"no token '<\|endoftext\|>'"),
+    ({"vocab.json": f'{{"{START}": 0, "{END}": 1}}', "merges.txt": "a\n"}, "not enough values"),
+    ({"vocab.json": f'{{"{START}": 0, "{END}": 1}}', "merges.txt": "a b\n"}, "a"),
+    ({"vocab.json": "{", "merges.txt": ""}, r"cannot read vocab\.json"),
+  ],
+)
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path, files, why):
+  for name, text in files.items():
+    (tmp_path / name).write_text(text)
+  with pytest.raises(
+    ValueError, match=rf"holds no CLIP tokenizer \(.*{why}.*\); give the tokenizer"
+  ):
     tokenizer.load(tmp_path)

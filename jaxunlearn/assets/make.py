@@ -1,12 +1,13 @@
-"""Makes the embedded data, digits, fashion and emoji.npz; THIRD_PARTY.md has the origins.
+"""Makes the embedded data: digits, fashion, emoji and emoji64.npz; THIRD_PARTY.md has the origins.
 
     python -m jaxunlearn.assets.make --mnist=mnist10k.npz --fashion=fashion10k.npz \\
-        --emoji=emoji32.npz
+        --emoji=emoji32.npz --emoji64=emoji64.npz
 
 mnist10k.npz    `image` uint8 [10000, 28, 28] and `label` [10000]
 fashion10k.npz  `image` and `label` likewise; `tshirt` uint8 [28, 28], image 1 of the training set
 emoji32.npz     `image` uint8 [2, N, 32, 32, 3], `style` [2] and for each of the N pictures `name`,
                 `codepoint`, `group` and `subgroup` (into `group_names`, `subgroup_names`)
+emoji64.npz     likewise, of 64 px
 """
 
 import argparse
@@ -16,12 +17,13 @@ from typing import Any
 import numpy as np
 
 FOLDER = pathlib.Path(__file__).parent
+STYLES = {"google": "noto", "twitter": "twemoji"}  # by the packages that they come from
 SKIN_TONES = tuple(f"1F3F{last}" for last in "BCDEF")
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  for name in ("mnist", "fashion", "emoji"):
+  for name in ("mnist", "fashion", "emoji", "emoji64"):
     parser.add_argument(f"--{name}", required=True, type=np.load, help=f"the {name} npz")
   args = parser.parse_args()
   _write(
@@ -32,6 +34,7 @@ def main() -> None:
   )
   _write("fashion.npz", **{name: args.fashion[name] for name in ("image", "label")})
   _write("emoji.npz", **emoji(args.emoji))
+  _write("emoji64.npz", **emoji(args.emoji64))
 
 
 def emoji(npz: Any) -> dict[str, np.ndarray]:
@@ -40,7 +43,7 @@ def emoji(npz: Any) -> dict[str, np.ndarray]:
   rows = np.flatnonzero(~np.array(tones))
   fields = {field: npz[field][rows] for field in ("group", "subgroup", "name")}
   names = {field: npz[field] for field in ("group_names", "subgroup_names")}
-  style = np.array(["noto" if name == "google" else "twemoji" for name in npz["style"]])
+  style = np.array([STYLES.get(name, name) for name in npz["style"].tolist()])
   return {"image": npz["image"][:, rows], "style": style, **fields, **names}
 
 

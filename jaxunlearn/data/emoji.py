@@ -1,4 +1,4 @@
-"""Emoji of 32 or 16 px: 1,906 in two styles each; one may be repeated to a share of the set.
+"""Emoji of 64, 32 or 16 px: 1,906 in two styles each; one may be repeated to a share of the set.
 
 Ids are `noto/rocket` and `twemoji/rocket`; classes are the groups of Unicode, like `Food & Drink`,
 or those of them that the source takes. A picture held out is held out in both styles.
@@ -18,15 +18,15 @@ from jaxunlearn.inputs import ranges
 class Source:
   group: str = ""  # only the pictures of this class; "": all
   groups: tuple[str, ...] = ()  # only those of these, which are then all classes; (): all
-  size: ranges.Count = 32  # pixels a side; 16: the mean of each 2x2
+  size: ranges.Count = 32  # pixels a side; 64, as they are drawn; 16: the mean of each 2x2
   repeat: str = ""  # the id of a record to repeat
   share: ranges.Under1 = 0.0  # of the training set that is this one record
   heldout: ranges.OneIn = 10  # one picture in this many is held out
 
   def load(self) -> tuple[data.Records, data.Records]:
-    if self.size not in (16, 32):
-      raise ValueError(f"emoji of {self.size} px; use 32, or 16")
-    records = everything()
+    if self.size not in (16, 32, 64):
+      raise ValueError(f"emoji of {self.size} px; use 64, 32 or 16")
+    records = everything("emoji64.npz" if self.size == 64 else "emoji.npz")
     for group in (self.group, *self.groups):
       errors.check_choice("group of emoji", group, ("", *records.classes))
     if self.group:
@@ -75,9 +75,9 @@ def repeated(records: data.Records, name: str, share: float) -> data.Records:
   return data.concatenate([records, again])
 
 
-def everything() -> data.Records:
+def everything(file: str = "emoji.npz") -> data.Records:
   """Both styles, one after the other."""
-  with np.load(data.ASSETS / "emoji.npz") as npz:
+  with np.load(data.ASSETS / file) as npz:
     names = _slugs(npz["name"].tolist())
     return data.Records(
       ids=np.array([f"{style}/{name}" for style in npz["style"] for name in names]),

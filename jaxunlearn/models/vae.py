@@ -95,7 +95,11 @@ class Autoencoder:
   def sample(self, moments: Moments, key: Array) -> Float[Array, "B h w z"]:
     """Latents as the diffusion model sees them, drawn from the posterior."""
     noise = jax.random.normal(key, moments.mean.shape)
-    return self.scaling_factor * (moments.mean + jnp.exp(0.5 * moments.log_var) * noise)
+    return self.scaled(moments.mean + jnp.exp(0.5 * moments.log_var) * noise)
+
+  def scaled(self, z: Float[Array, "B h w z"]) -> Float[Array, "B h w z"]:
+    """Latents, of about unit variance."""
+    return self.scaling_factor * z
 
   def decode(self, params: Any, z: Float[Array, "B h w z"]) -> Float[Array, "B H W C"]:
     """The pictures of scaled latents, in [-1, 1] but for overshoot, float32."""

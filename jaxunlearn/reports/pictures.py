@@ -46,10 +46,10 @@ def write_phase(
 ) -> None:
   """{phase}.png, and where there is a target also {phase}_nearest.png and target.png."""
   folder.mkdir(parents=True, exist_ok=True)
-  _save(folder / f"{phase}.png", samples[:SHOWN])
+  write_grid(folder / f"{phase}.png", samples[:SHOWN])
   if len(target):
-    _save(folder / f"{phase}_nearest.png", nearest(samples, target))
-    _save(folder / "target.png", target[:SHOWN])
+    write_grid(folder / f"{phase}_nearest.png", nearest(samples, target))
+    write_grid(folder / "target.png", target[:SHOWN])
 
 
 def write_conditions(
@@ -66,18 +66,20 @@ def write_conditions(
     _, group, counts = np.unique(kept, axis=0, return_inverse=True, return_counts=True)
     columns = min(COLUMNS, *counts.tolist())  # as many of each
     rows = [np.flatnonzero(group.ravel() == i)[:columns] for i in range(len(counts))]
-    _save(folder / f"{phase}.png", samples[~asked][np.concatenate(rows)], columns)
+    write_grid(folder / f"{phase}.png", samples[~asked][np.concatenate(rows)], columns)
   if asked.any():
-    _save(folder / f"{phase}_asked.png", samples[asked][: 2 * COLUMNS])
+    write_grid(folder / f"{phase}_asked.png", samples[asked][: 2 * COLUMNS])
 
 
 def write_one(path: pathlib.Path, image: Float[np.ndarray, "H W C"]) -> None:
   """A picture by itself."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  _save(path, image[None], 1)
+  write_grid(path, image[None], 1)
 
 
-def _save(path: pathlib.Path, images: np.ndarray, columns: int = COLUMNS) -> None:
+def write_grid(
+  path: pathlib.Path, images: Float[np.ndarray, "N H W C"], columns: int = COLUMNS
+) -> None:
   """Small images are enlarged, so that their pixels show; the file appears whole or not at all."""
   scale = max(1, min(3, 96 // images.shape[1]))
   pixels = grid(images, columns, scale)

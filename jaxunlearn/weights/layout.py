@@ -3,6 +3,7 @@
     PIPELINE/unet/config.json, diffusion_pytorch_model.safetensors     or all flat in one folder
     PIPELINE/scheduler/scheduler_config.json
     PIPELINE/checkpoint-N/unet, checkpoint-N/unet_ema           of diffusers' training scripts
+    PIPELINE/vae, PIPELINE/text_encoder, PIPELINE/tokenizer     of text-to-image
 
 A part may be named alone: the scheduler is looked for beside it.
 """
@@ -10,6 +11,7 @@ A part may be named alone: the scheduler is looked for beside it.
 import json
 import pathlib
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +23,16 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 PICKLED = "diffusion_pytorch_model.bin"
 SHARDED = f"{WEIGHTS}.index.json"
 CONFIG, SCHEDULER, PIPELINE = "config.json", "scheduler_config.json", "model_index.json"
+NAMED, NAMED_SHARDED = "model.safetensors", "model.safetensors.index.json"  # of transformers
 OTHERS = (  # what is asked of the Hub where it has no WEIGHTS
-  "model.safetensors",
+  NAMED,
+  "model.fp16.safetensors",
   "diffusion_pytorch_model.fp16.safetensors",
   "diffusion_pytorch_model.safetensors.index.fp16.json",
 )
+TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+LICENCES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
+TEXT_UNET = "UNet2DConditionModel"
 _WEIGHTS = re.compile(
   r"(?P<stem>diffusion_pytorch_model|model)(\.(?P<variant>\w+))?\.(?P<kind>safetensors|bin)"
   r"(?P<index>\.index(\.(?P<of>\w+))?\.json)?"
@@ -51,16 +58,22 @@ def scheduler(folder: pathlib.Path) -> pathlib.Path | None:
   return next((path for path in paths if path.is_file()), None)
 
 
-def state(folder: pathlib.Path) -> dict[str, np.ndarray]:
-  """The weights of a UNet's folder, by their names in PyTorch.
+def is_text_to_image(folder: pathlib.Path) -> bool:
+  """Whether the folder's UNet reads a text."""
+  path = part(folder, "unet") / CONFIG
+  return path.is_file() and read_json(path).get("_class_name") == TEXT_UNET
+
+
+def state(folder: pathlib.Path, name: str = "unet") -> dict[str, np.ndarray]:
+  """The weights of a UNet, or of another part of a pipeline, by their names in PyTorch.
 
   Raises:
     ValueError: no weights there, or a damaged file.
   """
-  inner = part(folder, "unet")
+  inner = part(folder, name)
   if inner.name == "unet" and (inner.parent / "unet_ema").is_dir():
     logging.warning("%s is taken; the average lies in %s", inner, inner.parent / "unet_ema")
-  path = _choose(inner)
+  path = _choose(inner, NAMED if name == "text_encoder" else WEIGHTS)
   if path.suffix != ".json":
     return weights.read(path)
   shards = [inner / name for name in _shards(path)]
@@ -80,12 +93,15 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   return content
 
 
-def _choose(folder: pathlib.Path) -> pathlib.Path:
-  """The weights file of a folder, or the index of several, and says which where more are there."""
+def _choose(folder: pathlib.Path, usual: str) -> pathlib.Path:
+  """The weights file of a folder, or the index of several, and says which where more are there.
+
+  `usual` is the name that is told where there is none.
+  """
   names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
   found = [match for name in names if (match := _WEIGHTS.fullmatch(name))]
   if not found:
-    raise ValueError(_missing(folder, names))
+    raise ValueError(_missing(folder / usual, names))
   first, *more = (match[0] for match in sorted(found, key=_order))
   if more or _variant(_WEIGHTS.fullmatch(first)):
     logging.warning("%s is taken%s", folder / first, f", not {', '.join(more)}" if more else "")
@@ -104,16 +120,16 @@ def _variant(match: Any) -> str:
   return match["variant"] or match["of"] or ""
 
 
-def _missing(folder: pathlib.Path, names: list[str]) -> str:
+def _missing(path: pathlib.Path, names: list[str]) -> str:
   lies = sorted(n for n in names if n.endswith((".safetensors", *weights.PICKLED, ".ckpt")))
   if lies:
     return (
-      f"{folder / WEIGHTS} does not exist, but {lies[0]!r} does; if that is the UNet alone, rename "
-      f"it to {pathlib.Path(WEIGHTS).stem}{pathlib.Path(lies[0]).suffix}"
+      f"{path} does not exist, but {lies[0]!r} does; if those are its weights alone, rename it to "
+      f"{path.stem}{pathlib.Path(lies[0]).suffix}"
     )
   return (
-    f"{folder / WEIGHTS} does not exist; give a folder that holds {WEIGHTS}, or set "
-    f"{weights.ALLOW}=1 for {PICKLED}, a pickle, where you trust its origin"
+    f"{path} does not exist; give a folder that holds {path.name}, or set {weights.ALLOW}=1 for "
+    f"{PICKLED}, a pickle, where you trust its origin"
   )
 
 
@@ -146,9 +162,9 @@ def locate(origin: str) -> pathlib.Path:
 
 
 def _fetch(origin: str) -> pathlib.Path:
-  """The repository in the Hub's cache: its configs and one set of weights, no more.
+  """The repository in the Hub's cache: its configs and one set of weights of a part, no more.
 
-  A pickled one is fetched only where it may be read.
+  Pickled ones are fetched only where they may be read.
   """
   name, _, revision = origin.removeprefix("hub:").partition("@")
   try:
@@ -158,24 +174,37 @@ def _fetch(origin: str) -> pathlib.Path:
       f"{origin} needs huggingface_hub; run: pip install 'jaxunlearn[hub]', or give a folder"
     ) from error
 
-  def get(*files: str) -> pathlib.Path:
-    wanted = [f"{part}{file}" for part in ("", "unet/", "scheduler/") for file in files]
+  def get(parts: Sequence[str], files: Sequence[str]) -> pathlib.Path:
+    wanted = [f"{part}{file}" for part in parts for file in files]
     return pathlib.Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
 
-  def holds(folder: pathlib.Path, *files: str) -> list[pathlib.Path]:
-    paths = [part(folder, "unet") / file for file in files]
-    return [path for path in paths if path.is_file()]
-
   try:
-    folder = get(CONFIG, SCHEDULER, WEIGHTS, SHARDED)
-    if not holds(folder, WEIGHTS, SHARDED):
-      folder = get(*OTHERS)
-    found = holds(folder, WEIGHTS, SHARDED, *OTHERS)
-    if not found:
-      return get(PICKLED) if weights.pickle_allowed() else folder
-    return get(*_shards(found[0])) if found[0].suffix == ".json" else folder
+    folder = _fetch_part(get, ("", "unet/", "scheduler/"), "unet", WEIGHTS, SHARDED)
+    if is_text_to_image(folder):
+      _fetch_part(get, ("vae/",), "vae", WEIGHTS, SHARDED)
+      _fetch_part(get, ("text_encoder/",), "text_encoder", NAMED, NAMED_SHARDED)
+      get(("", "tokenizer/"), (PIPELINE, *TOKENIZER, *LICENCES))
+    return folder
   except Exception as error:  # the errors of the Hub's client and of its transport share no base
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     raise ValueError(
       f"{origin} cannot be fetched ({reason}); check the name and the network, or give a folder"
     ) from error
+
+
+def _fetch_part(
+  get: Callable[..., pathlib.Path], parts: Sequence[str], name: str, whole: str, index: str
+) -> pathlib.Path:
+  """The config of a part and one set of its weights; returns the snapshot's folder."""
+
+  def holds(folder: pathlib.Path, *files: str) -> list[pathlib.Path]:
+    paths = [part(folder, name) / file for file in files]
+    return [path for path in paths if path.is_file()]
+
+  folder = get(parts, (CONFIG, SCHEDULER, whole, index))
+  if not holds(folder, whole, index):
+    folder = get(parts, OTHERS)
+  found = holds(folder, whole, index, *OTHERS)
+  if not found:
+    return get(parts, (PICKLED,)) if weights.pickle_allowed() else folder
+  return get(parts, _shards(found[0])) if found[0].suffix == ".json" else folder

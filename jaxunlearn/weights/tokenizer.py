@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 FILES = ("vocab.json", "merges.txt")
+WHOLE, CONFIG, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 LENGTH = 77
 
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
@@ -34,19 +35,20 @@ class Encoded:
   cut: tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
   """A folder's tokenizer; read it by `load`."""
 
   folder: pathlib.Path
+  words: Mapping[str, int]  # token -> id
+  merges: Sequence[tuple[str, str]]
   length: int = LENGTH
   pad: str = END  # Stable Diffusion 2 pads by "!"
 
   @functools.cached_property
   def _bpe(self) -> tokenizers.Tokenizer:
-    bpe = models.BPE.from_file(
-      *(str(self.folder / name) for name in FILES), unk_token=END, end_of_word_suffix="</w>"
-    )
+    words, merges = dict(self.words), list(self.merges)
+    bpe = models.BPE(words, merges, unk_token=END, end_of_word_suffix="</w>")
     made = tokenizers.Tokenizer(bpe)
     blanks = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
     made.normalizer = normalizers.Sequence([normalizers.NFC(), blanks, normalizers.Lowercase()])
@@ -80,34 +82,59 @@ class Tokenizer:
       cut.append(text[found.offsets[room][0] :] if len(found.ids) > room else "")
     return Encoded(np.array(rows, np.int32).reshape(-1, self.length), tuple(cut))
 
+  def save(self, folder: pathlib.Path) -> None:
+    """Writes its files into a folder, as transformers reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words, merges = (folder / name for name in FILES)
+    words.write_text(json.dumps(dict(self.words), ensure_ascii=False), encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in self.merges)]
+    merges.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    special = {"bos_token": START, "eos_token": END, "pad_token": self.pad, "unk_token": END}
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": self.length, **special}
+    for name, content in ((CONFIG, config), (SPECIAL, special)):
+      (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
 
 def load(folder: pathlib.Path) -> Tokenizer:
-  """The tokenizer of a folder that holds vocab.json, merges.txt and, maybe, its configs.
+  """The tokenizer of a folder: vocab.json and merges.txt, or tokenizer.json, which has both.
 
   Raises:
     ValueError: a file is missing or damaged.
   """
   folder = pathlib.Path(folder)
-  for name in FILES:
-    if not (folder / name).is_file():
-      raise ValueError(f"{folder / name} is not there; give the tokenizer folder of the pipeline")
-  config = _read(folder / "tokenizer_config.json")
-  special = _read(folder / "special_tokens_map.json") | config
-  pad = special.get("pad_token") or END
-  made = Tokenizer(
-    folder,
-    length=min(int(config.get("model_max_length", LENGTH)), LENGTH),
-    pad=pad["content"] if isinstance(pad, dict) else pad,
-  )
-  if missing := {START, END, made.pad} - _read(folder / FILES[0]).keys():
-    raise ValueError(
-      f"{folder / FILES[0]} has no token {min(missing)!r}; give the tokenizer folder of the model"
-    )
   try:
+    words, merges = _parts(folder)
+    config = _read(folder / CONFIG)
+    pad = (_read(folder / SPECIAL) | config).get("pad_token") or END
+    pad = pad["content"] if isinstance(pad, dict) else pad
+    length = min(int(config.get("model_max_length", LENGTH)), LENGTH)
+    made = Tokenizer(folder, words, merges, length, pad)
+    if missing := {START, END, pad} - words.keys():
+      raise ValueError(f"no token {min(missing)!r}")
     made.id_of(START)
   except Exception as error:  # the library raises Exception itself
-    raise ValueError(f"{folder} holds no CLIP tokenizer ({error}); fetch it again") from error
+    raise ValueError(
+      f"{folder} holds no CLIP tokenizer ({error}); give the tokenizer folder of the model"
+    ) from error
   return made
+
+
+def _parts(folder: pathlib.Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+  """The vocabulary and the merges, of whichever files there are."""
+  words, merges = (folder / name for name in FILES)
+  if not words.is_file() and (folder / WHOLE).is_file():
+    model = _read(folder / WHOLE)["model"]
+    return model["vocab"], [_pair(one) for one in model["merges"]]
+  for path in (words, merges):
+    if not path.is_file():
+      raise ValueError(f"{path.name} is not there")
+  lines = merges.read_text(encoding="utf-8").split("\n")
+  return _read(words), [_pair(line) for line in lines if line and not line.startswith("#version")]
+
+
+def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
+  first, second = merge.split() if isinstance(merge, str) else merge
+  return first, second
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
@@ -115,4 +142,4 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
   try:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
   except ValueError as error:
-    raise ValueError(f"cannot read {path} ({error}); fetch it again") from error
+    raise ValueError(f"cannot read {path.name}: {error}") from error
