@@ -8,7 +8,7 @@ import dataclasses
 from ml_collections import ConfigDict, config_dict
 
 from jaxunlearn import data, evals, methods
-from jaxunlearn.diffusion import sampling
+from jaxunlearn.diffusion import Diffusion, sampling
 
 
 def get_config() -> ConfigDict:
@@ -17,9 +17,7 @@ def get_config() -> ConfigDict:
   config.init_from = ""  # "": random; assets:NAME, a run's directory or a diffusers folder
   config.init_optimizer = False  # the state of the optimiser too, from a run's directory
   config.model = ConfigDict({"name": "unet", "dtype": "float32"})
-  config.process = ConfigDict(
-    {"schedule": "linear", "T": 1000, "beta_1": 1e-4, "beta_T": 0.02, "betas": ()}
-  )
+  config.process = ConfigDict(dataclasses.asdict(Diffusion()))
   # How samples are made, sampling.Options; None: as init_from's scheduler has it, else the default.
   config.sampler = unset(sampling.Options)
   config.scheduler = ConfigDict()  # what an export hands on of init_from's scheduler

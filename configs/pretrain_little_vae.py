@@ -8,7 +8,7 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from configs import common
-from jaxunlearn.latents import train
+from jaxunlearn.latents.loss import Loss
 from jaxunlearn.models import vae
 
 
@@ -20,7 +20,7 @@ def get_config():
     sample_size=64, block_out_channels=(24, 48, 64), layers_per_block=1, norm_num_groups=8
   )
   config.autoencoder = ConfigDict(dataclasses.asdict(net))
-  config.loss = ConfigDict(dataclasses.asdict(train.Loss(kl=1e-3, crop=32, crop_share=0.9)))
+  config.loss = ConfigDict(dataclasses.asdict(Loss(kl=1e-3, crop=32, crop_share=0.9)))
   config.optimizer = base.optimizer
   config.optimizer.update(learning_rate=1e-3, schedule="cosine", warmup=200, clip=None)
   config.train = ConfigDict(

@@ -1,7 +1,7 @@
 """What a config means: every object of a run, checked before any work, and its first state."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
@@ -39,6 +39,11 @@ class Setup:
   concept: data.Concept | None  # the class or style to forget, of a conditional model
   streams: dict[str, streams.Stream]
   sampler: sampling.Options = sampling.DEFAULT
+
+  @property
+  def apply(self) -> Callable[..., jax.Array]:
+    """(params, x_t, t, c) -> eps."""
+    return self.process.predictor(self.net.apply)
 
   def host_batch(self, step: int) -> dict[str, methods.Rows]:
     """The rows of a batch that this process' devices hold: all of them with one process."""
@@ -212,7 +217,7 @@ def make_state(setup: Setup, params: Tree) -> State:
   """Step 0: parameters, their EMA, optimiser state and the method's extras, laid on the mesh."""
   rng = jax.random.fold_in(jax.random.key(setup.config.seed), 2**32 - 1)
   params, extras = methods.begin(
-    setup.method, setup.net.apply, params, setup.process, setup.streams, rng
+    setup.method, setup.apply, params, setup.process, setup.streams, rng
   )
   params = jax.tree.map(jnp.asarray, params)
   state = State(

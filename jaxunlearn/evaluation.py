@@ -173,7 +173,7 @@ class Evaluation:
       raise Stopped(STOPPED)
 
   def _bind(self, params: Any) -> EpsFn:
-    eps_fn = jax.tree_util.Partial(self._setup.net.apply, params)
+    eps_fn = jax.tree_util.Partial(self._setup.apply, params)
     return guidance.guided(eps_fn, self._setup.config.eval.guidance)
 
   def _task(self, samples: np.ndarray, c: np.ndarray | None) -> evals.Task:

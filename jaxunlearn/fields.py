@@ -16,6 +16,8 @@ from jaxunlearn import adapters, data, errors, methods, models, streams
 from jaxunlearn.cdm import routers, sources
 from jaxunlearn.diffusion import Diffusion, sampling
 from jaxunlearn.inputs import ranges
+from jaxunlearn.latents import loss
+from jaxunlearn.models import vae
 from jaxunlearn.weights import pretrained
 
 Rule = ranges.Range | type  # of a number; or str, bool, tuple: a sequence of names
@@ -107,6 +109,16 @@ GROUPS: Mapping[str, tuple[str, Callable[[str], Any]] | type] = {
   "sources": sources.Split,
 }
 OF_SOURCES = ("compartment", "router", "sources")
+# Of a config that trains an autoencoder: these rules, the optimiser's, and these groups alone.
+AUTOENCODER = (
+  *("seed", "ema", "train.steps", "train.batch", "train.log_every", "train.checkpoint_every"),
+  "train.keep",
+)
+AUTOENCODER_GROUPS: Mapping[str, Any] = {
+  "data": GROUPS["data"],
+  "autoencoder": vae.Autoencoder,
+  "loss": loss.Loss,
+}
 FREE = {"streams", "scheduler"}  # checked apart; an export's own words
 LISTS = ("runs", "rows", "columns", "published", "out", "attacks")  # of a config that lists runs
 
@@ -114,9 +126,8 @@ LISTS = ("runs", "rows", "columns", "published", "out", "attacks")  # of a confi
 def check(config: ConfigDict) -> None:
   """Raises ValueError for the first field that is missing, is none, or has a wrong value."""
   rules = rules_of(config)
-  if not isinstance(kept := config.get("scheduler"), Mapping | ConfigDict):
-    shown = ranges.shown(kept)
-    raise ValueError(f"config.scheduler is {shown}; use {{}}, or fields of scheduler_config.json")
+  if "autoencoder" not in config:
+    _check_free(config)
   found = dict(leaves(config, FREE))
   for name, value in found.items():
     if name not in rules:
@@ -126,6 +137,13 @@ def check(config: ConfigDict) -> None:
   missing = [name for name in (*RULES, *SOURCES) if name in rules and name not in found]
   if missing:
     raise ValueError(f"config.{missing[0]} is missing; begin with get_config of configs/common.py")
+
+
+def _check_free(config: ConfigDict) -> None:
+  """Raises ValueError for a wrong value of the fields that are FREE of rules."""
+  if not isinstance(kept := config.get("scheduler"), Mapping | ConfigDict):
+    shown = ranges.shown(kept)
+    raise ValueError(f"config.scheduler is {shown}; use {{}}, or fields of scheduler_config.json")
   check_streams(config)
 
 
@@ -144,12 +162,22 @@ def rules_of(config: ConfigDict) -> dict[str, Rule]:
   Raises:
     ValueError: a group is missing, or names no method, model, source, compartment or router.
   """
+  if "autoencoder" in config:
+    return _of_autoencoder(config)
   of_sources = "sources" in config
   plain = {**RULES, **(SOURCES if of_sources else {})}
   rules = {name: ranges.of(rule) or rule for name, rule in plain.items()}
   for group, kind in GROUPS.items():
     if group not in OF_SOURCES or of_sources:
       rules |= _of_group(config, group, kind)
+  return rules
+
+
+def _of_autoencoder(config: ConfigDict) -> dict[str, Rule]:
+  mine = lambda name: name in AUTOENCODER or name.startswith("optimizer.")
+  rules = {name: ranges.of(rule) or rule for name, rule in RULES.items() if mine(name)}
+  for group, kind in AUTOENCODER_GROUPS.items():
+    rules |= _of_group(config, group, kind)
   return rules
 
 

@@ -23,6 +23,7 @@ from jaxunlearn import errors, fields, train
 from jaxunlearn.cdm import run as compartments
 from jaxunlearn.evals import statistics
 from jaxunlearn.inputs import ranges
+from jaxunlearn.latents import train as autoencoding
 from jaxunlearn.mesh import processes
 from jaxunlearn.reports import audit
 
@@ -84,7 +85,9 @@ def _finish(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def run_single(config: ConfigDict, workdir: pathlib.Path) -> Any:
-  """A run that is no pipeline: of sources, where the config has them, or of one model."""
+  """A run that is no pipeline: of an autoencoder, of sources, or of one model."""
+  if "autoencoder" in config:
+    return autoencoding.run(config, workdir)
   return (compartments if "sources" in config else train).run(config, workdir)
 
 

@@ -93,7 +93,7 @@ def main(argv: list[str]) -> None:
   from jaxunlearn import checkpoint  # importing JAX is slow; --help is not
 
   try:
-    given = {name: flag.value for name, flag in _FLAGS.items()}
+    given: dict[str, Any] = {name: flag.value for name, flag in _FLAGS.items()}
     out = given.pop("out")
     if out is None or given["origin"] is None:
       raise ValueError("--from or --out is missing; try --from=assets:pretrain_mnist --out=it.png")

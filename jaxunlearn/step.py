@@ -208,7 +208,7 @@ def _add(
   needed: tuple[bool, ...],
 ) -> Tree:
   """The gradients of one micro-batch, added to those so far."""
-  apply, draws = with_dropout(program.net.apply, rows)
+  apply, draws = with_dropout(program.process.predictor(program.net.apply), rows)
   grads, metrics = program.method.gradients(apply, params, program.process, draws, extras, needed)
   where = sharding.state_sharding(program.mesh, params)
   grads = tuple(jax.lax.with_sharding_constraint(g, where) for g in grads)

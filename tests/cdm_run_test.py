@@ -115,7 +115,7 @@ def test_another_source_changes_no_bit_of_an_adapter(kind, pictures, tmp_path):
   cdm = Cdm(config_of(pictures, lanes=3), tmp_path)
   cdm.open()
   cdm.backbone = nets.random_params(cdm.setup.net)
-  cdm.compartment = compartment.make(kind, cdm.setup.net)
+  cdm.compartment = compartment.make(kind, cdm.setup.net, cdm.setup.process)
   shards = list(cdm.shards().values())
   one = cdm_update(cdm, shards)
   changed = [shards[0], shards[1].without(shards[1].records.ids[:5].tolist()), shards[2]]

@@ -41,6 +41,34 @@ def test_schedule_is_that_of_diffusers(schedule):
   np.testing.assert_allclose(Diffusion(schedule).abar, theirs, rtol=2e-5)
 
 
+def test_the_noise_of_v_is_that_of_diffusers():
+  """v = gamma eps - sigma x, its eps again, between the times too; DDIM's steps as diffusers'."""
+  process = Diffusion(prediction="v_prediction")
+  x, eps = images(0), images(1)
+  x_t = process.q_sample(x, T_ROWS, eps)
+  v = process.gamma(T_ROWS) * eps - process.sigma(T_ROWS) * x
+  for t in (T_ROWS, T_ROWS.astype(jnp.float32)):
+    np.testing.assert_allclose(process.noise_of(v, x_t, t), eps, atol=2e-5)
+  assert Diffusion().noise_of(v, x_t, T_ROWS) is v
+  theirs = diffusers.DDIMScheduler(prediction_type="v_prediction", clip_sample=False)
+  theirs.set_timesteps(1000)
+  torch_of = lambda a: torch.from_numpy(np.array(a))
+  for i, t in enumerate(T_ROWS.tolist()):
+    want = theirs.step(torch_of(v[i]), t, torch_of(x_t[i])).pred_original_sample
+    found = process.x0(x_t, T_ROWS, process.noise_of(v, x_t, T_ROWS))[i]
+    np.testing.assert_allclose(found, want, atol=2e-3 if t > 900 else 2e-5)
+
+
+def test_a_network_of_v_is_one_predictor_of_noise():
+  process = Diffusion(prediction="v_prediction")
+  apply = lambda params, x, t, c=None: params * x
+  noise = process.predictor(apply)
+  assert process.predictor(apply) is noise and Diffusion().predictor(apply) is apply
+  x = images(2)
+  want = process.gamma(T_ROWS) * 3 * x + process.sigma(T_ROWS) * x
+  np.testing.assert_allclose(noise(3.0, x, T_ROWS), want, rtol=1e-6)
+
+
 def test_given_betas_are_taken_as_diffusers_takes_them():
   betas = np.linspace(0.001, 0.3, 50).tolist()
   theirs = diffusers.DDPMScheduler(num_train_timesteps=50, trained_betas=betas)

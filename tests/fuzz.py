@@ -117,6 +117,8 @@ def accept(config: ConfigDict, workdir: pathlib.Path) -> None:
   """All that a launch does with a config before its first parameter."""
   if "runs" in config:
     pipeline.check(config)
+  elif "autoencoder" in config:
+    fields.check(config)
   elif "sources" in config:
     Cdm(config, workdir)
   else:

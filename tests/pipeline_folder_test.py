@@ -69,7 +69,7 @@ def ours(model, x):
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_the_same_pictures_in_and_out_of_diffusers(made, tmp_path, scheduler):
-  folder, pipe = made
+  pipe = made[1]
   kind = getattr(diffusers, scheduler)
   pipe.scheduler = kind.from_config(pipe.scheduler.config, **SCHEDULERS[scheduler])
   pipe.save_pretrained(tmp_path / "in")

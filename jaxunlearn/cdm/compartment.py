@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from jaxunlearn.diffusion import Diffusion
+
 Tree = Any
 
 
@@ -15,6 +17,7 @@ class Compartment:
 
   kind: Any
   net: Any
+  process: Diffusion
 
   def init(self, key: jax.Array, backbone: Tree) -> Tree:
     return self.kind.init(key, self.net, backbone)
@@ -22,7 +25,10 @@ class Compartment:
   def apply(
     self, backbone: Tree, params: Tree, x: jax.Array, t: jax.Array, c: Any = None, **masks: Any
   ) -> jax.Array:
-    return self.kind.apply(self.net, backbone, params, x, t, c, **masks)
+    """The noise that the source predicts."""
+    return self.process.noise_of(
+      self.kind.apply(self.net, backbone, params, x, t, c, **masks), x, t
+    )
 
 
 make = functools.cache(Compartment)

@@ -55,7 +55,8 @@ class Cdm:
     self.absent = tuple(fields.pop("absent"))
     self.split = sources.Split(**fields)
     _check_step(self.setup)
-    self.compartment = compartment.make(adapters.make(**config.compartment), self.setup.net)
+    kind = adapters.make(**config.compartment)
+    self.compartment = compartment.make(kind, self.setup.net, self.setup.process)
     self.router = routers.make(**config.router)
     self.modes = {name: mode_of(name, config.compose) for name in config.compose.modes}
     self.ledger = Ledger(self.workdir)

@@ -31,6 +31,8 @@ def describe(config: ConfigDict, name: str = "") -> str:
     raise ValueError(
       f"this config lists {len(config.runs)} runs; --dry_run takes the config of one"
     )
+  if "autoencoder" in config:
+    raise ValueError("this config trains an autoencoder, of which there is no --dry_run; run it")
   setup = topology.setup_on(config, name) if name else build.build(config)
   shapes = jax.eval_shape(setup.net.init, jax.random.key(0))
   method, steps = setup.method, setup.config.train

@@ -3,13 +3,14 @@
     q(x_t | x) = N(gamma_t x, sigma_t^2 I),   gamma_t = sqrt(abar_t),   sigma_t = sqrt(1 - abar_t)
 
 (Alberti et al. print sigma_t for the variance.) Images are [B, H, W, C] in [-1, 1], times are [B];
-broadcasting one against the other happens here and nowhere else.
+broadcasting one against the other happens here and nowhere else. A network predicts eps; some
+predict v = gamma_t eps - sigma_t x (Salimans and Ho, 2022), from which `noise_of` makes eps.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +62,9 @@ SCHEDULES: dict[str, Callable[[int, float, float], np.ndarray]] = {
 }
 
 
+PREDICTIONS = ("epsilon", "v_prediction")
+
+
 @dataclasses.dataclass(frozen=True)
 class Diffusion:
   """A DDPM's forward process over the times 0 .. T-1."""
@@ -70,10 +74,12 @@ class Diffusion:
   beta_1: ranges.Inside1 = 1e-4
   beta_T: ranges.Inside1 = 0.02
   betas: Sequence[ranges.Inside1] = ()  # all T of them, in the place of a schedule
+  prediction: str = "epsilon"  # what the network gives: epsilon, or v_prediction
 
   def __post_init__(self) -> None:
     object.__setattr__(self, "betas", tuple(self.betas))
     errors.check_choice("schedule", self.schedule, SCHEDULES)
+    errors.check_choice("prediction", self.prediction, PREDICTIONS)
     ranges.check(self)
     if self.betas and len(self.betas) != self.T:
       raise ValueError(f"{len(self.betas)} betas for T {self.T} times; give one for each")
@@ -115,6 +121,21 @@ class Diffusion:
     """The image that noise eps carries to x_t."""
     return (x_t - self.sigma(t) * eps) / self.gamma(t)
 
+  def noise_of(self, output: Array, x_t: Array, t: Array) -> Array:
+    """The noise that a network's output stands for: eps = gamma_t v + sigma_t x_t of a v."""
+    if self.prediction == "epsilon":
+      return output
+    if not jnp.issubdtype(t.dtype, jnp.floating):
+      return self.gamma(t) * output + self.sigma(t) * x_t
+    table = jnp.asarray(self.log_noise_to_signal(), jnp.float32)  # between the times, as flow.py
+    log_ratio = jnp.interp(t, jnp.arange(self.T, dtype=jnp.float32), table).reshape(-1, 1, 1, 1)
+    gamma = jax.lax.rsqrt(1 + jnp.exp(2 * log_ratio))
+    return gamma * output + jnp.exp(log_ratio) * gamma * x_t
+
+  def predictor(self, apply: Callable[..., Any]) -> Callable[..., Any]:
+    """(params, x_t, t, c) -> eps of a network's `apply`; the same object for the same two."""
+    return apply if self.prediction == "epsilon" else _predictor(self, apply)
+
   def log_q_ratio(self, m_t: Array, a: Array, x: Array, t: Array) -> Float[Array, " B"]:
     """log q(m_t|a) - log q(m_t|x) = (gamma/sigma^2) <a - x, m_t - gamma (x + a)/2>, per example.
 
@@ -131,3 +152,11 @@ class Diffusion:
 
 def _at(table: np.ndarray, t: Array) -> Array:
   return jnp.asarray(table, jnp.float32)[t].reshape(-1, 1, 1, 1)
+
+
+@functools.cache
+def _predictor(process: Diffusion, apply: Callable[..., Any]) -> Callable[..., Any]:
+  def noise(params: Any, x_t: Array, t: Array, c: Any = None, **rest: Any) -> Array:
+    return process.noise_of(apply(params, x_t, t, c, **rest), x_t, t)
+
+  return noise

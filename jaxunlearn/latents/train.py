@@ -1,14 +1,9 @@
 """Trains an autoencoder of pictures, in whose latents a diffusion model then lives.
 
-    L = E [l1 |x - x'|_1 + l2 ||x - x'||^2 + kl KL(q(z|x) || N(0, I))],   z ~ q(z|x), x' = decode(z)
-
-That of Rombach et al. (2022, appendix G) without its perceptual and adversarial terms: sums over
-pixels and latents, a mean over rows. A config with the group `autoencoder` is such a run. For a
-share of the steps it sees crops: the network is one of convolutions, and a quarter of the pixels
-costs a quarter.
+A config with the group `autoencoder` is such a run. For a share of the steps it sees crops: the
+network is one of convolutions, and a quarter of the pixels costs a quarter.
 """
 
-import dataclasses
 import functools
 import json
 import pathlib
@@ -23,12 +18,12 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxunlearn import build, checkpoint, data, streams, train
+from jaxunlearn import build, checkpoint, data, fields, streams, train
 from jaxunlearn.checkpoint import State
 from jaxunlearn.data import roll
 from jaxunlearn.evaluation import COMPILING, STOPPED, Stopped
-from jaxunlearn.inputs import ranges
-from jaxunlearn.mesh import processes
+from jaxunlearn.latents.loss import Loss
+from jaxunlearn.mesh import processes, sharding
 from jaxunlearn.models import vae
 from jaxunlearn.reports import pictures
 from jaxunlearn.reports.writer import Writer, replace
@@ -36,37 +31,6 @@ from jaxunlearn.reports.writer import Writer, replace
 Tree = Any
 BATCH = 64  # pictures encoded at a time
 SHOWN = 8  # pictures beside what decodes of them
-
-
-@dataclasses.dataclass(frozen=True)
-class Loss:
-  """The weights of the terms, and what of a picture the first steps see."""
-
-  l1: ranges.AtLeast0 = 1.0
-  l2: ranges.AtLeast0 = 1.0
-  kl: ranges.AtLeast0 = 1e-6
-  crop: ranges.From0 = 0  # pixels a side; 0: whole pictures
-  crop_share: ranges.Share = 0.75  # of the steps that see crops
-
-  def __post_init__(self) -> None:
-    ranges.check(self)
-
-  def __call__(
-    self, net: vae.Autoencoder, params: Tree, x: Float[Array, "B H W C"], key: Array
-  ) -> tuple[Array, dict[str, Array]]:
-    """The loss, and its terms before they are weighted."""
-    moments = net.encode(params, x)
-    error = net.decode(params, net.sample(moments, key)) - x
-    pixels = functools.partial(jnp.sum, axis=(1, 2, 3))
-    variance = jnp.exp(moments.log_var)
-    terms = {
-      "l1": pixels(jnp.abs(error)),
-      "l2": pixels(error**2),
-      "kl": 0.5 * pixels(moments.mean**2 + variance - 1 - moments.log_var),
-    }
-    means = {name: jnp.mean(value) for name, value in terms.items()}
-    total = sum(getattr(self, name) * value for name, value in means.items())
-    return jnp.asarray(total), {"loss": jnp.asarray(total), **means}
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
@@ -77,6 +41,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     Diverged: a NaN or infinity; the last good checkpoint is kept.
     Stopped: a signal; the state is saved.
   """
+  fields.check(config)
   records, heldout = data.load(**config.data)
   net, loss = vae.Autoencoder(**config.autoencoder), Loss(**config.loss)
   _check_sizes(net, loss, records.image.shape[1:])
@@ -86,6 +51,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   params = jax.jit(net.init)(jax.random.key(config.seed))
   average = jax.tree.map(jnp.copy, params)  # a donated state holds no buffer twice
   state = State(jnp.zeros((), jnp.int32), params, average, tx.init(params), {})
+  state = sharding.put(state, sharding.replicated(sharding.make_mesh(1)))
   state = saves.restore(state) or state
   with (
     processes.stop_signal() as stopped,

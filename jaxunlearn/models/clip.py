@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxunlearn import errors
+from jaxunlearn.inputs import ranges
 from jaxunlearn.models import attention
 from jaxunlearn.models.unet import DTYPES
 from jaxunlearn.models.unet_blocks import Conv, Linear
@@ -33,16 +34,17 @@ ACTIVATIONS = {
 class Tower:
   """What the two have in common, under transformers' names."""
 
-  hidden_size: int = 768
-  intermediate_size: int = 3072
-  num_hidden_layers: int = 12
-  num_attention_heads: int = 12
+  hidden_size: ranges.Count = 768
+  intermediate_size: ranges.Count = 3072
+  num_hidden_layers: ranges.Count = 12
+  num_attention_heads: ranges.Count = 12
   hidden_act: str = "quick_gelu"
-  layer_norm_eps: float = 1e-5
-  projection_dim: int = 0  # of the shared space; 0: the tower alone
+  layer_norm_eps: ranges.Above0 = 1e-5
+  projection_dim: ranges.From0 = 0  # of the shared space; 0: the tower alone
   dtype: str = "float32"
 
   def __post_init__(self) -> None:
+    ranges.check(self)
     errors.check_choice("hidden_act", self.hidden_act, ACTIVATIONS)
     errors.check_choice("dtype", self.dtype, DTYPES)
     if self.hidden_size % self.num_attention_heads:
@@ -56,9 +58,9 @@ class Tower:
 class Text(Tower):
   """The text tower; the default is that of Stable Diffusion 1."""
 
-  vocab_size: int = 49408
-  max_position_embeddings: int = 77
-  end: int = 49407  # the token whose state stands for the text
+  vocab_size: ranges.Count = 49408
+  max_position_embeddings: ranges.Count = 77
+  end: ranges.From0 = 49407  # the token whose state stands for the text
 
   def init(self, key: Array) -> Any:
     """Random parameters, a nested dict of float32 arrays."""
@@ -81,12 +83,12 @@ class Text(Tower):
 class Vision(Tower):
   """The vision tower; the default is that of ViT-L/14."""
 
-  hidden_size: int = 1024
-  intermediate_size: int = 4096
-  num_hidden_layers: int = 24
-  num_attention_heads: int = 16
-  image_size: int = 224
-  patch_size: int = 14
+  hidden_size: ranges.Count = 1024
+  intermediate_size: ranges.Count = 4096
+  num_hidden_layers: ranges.Count = 24
+  num_attention_heads: ranges.Count = 16
+  image_size: ranges.Count = 224
+  patch_size: ranges.Count = 14
 
   def __post_init__(self) -> None:
     super().__post_init__()

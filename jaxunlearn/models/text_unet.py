@@ -12,7 +12,7 @@ With `remat` each block is computed again in the backward pass, and keeps its in
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
 from jaxunlearn import errors
+from jaxunlearn.inputs import ranges
 from jaxunlearn.models import attention, unet_blocks
 from jaxunlearn.models.unet import DTYPES
 from jaxunlearn.models.unet_blocks import Conv, GroupNorm, Linear, TimeEmbedding
@@ -32,22 +33,22 @@ UP_BLOCKS = ("CrossAttnUpBlock2D", "UpBlock2D")
 class Net:
   """The fields of diffusers' `config.json`, under its names. The default is Stable Diffusion 1."""
 
-  sample_size: int = 64  # of the latent
-  in_channels: int = 4
-  out_channels: int = 4
-  block_out_channels: Sequence[int] = (320, 640, 1280, 1280)
+  sample_size: ranges.Count = 64  # of the latent
+  in_channels: ranges.Count = 4
+  out_channels: ranges.Count = 4
+  block_out_channels: Sequence[ranges.Count] = (320, 640, 1280, 1280)
   down_block_types: Sequence[str] = (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D")
   up_block_types: Sequence[str] = ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3)
-  layers_per_block: int = 2
-  attention_head_dim: int | Sequence[int] = 8  # heads, of all levels or of each
-  cross_attention_dim: int = 768
+  layers_per_block: ranges.Count = 2
+  attention_head_dim: ranges.Count | Sequence[ranges.Count] = 8  # heads, of all levels or of each
+  cross_attention_dim: ranges.Count = 768
   use_linear_projection: bool = False
-  norm_num_groups: int = 32
-  norm_eps: float = 1e-5
-  downsample_padding: int = 1
+  norm_num_groups: ranges.Count = 32
+  norm_eps: ranges.Above0 = 1e-5
+  downsample_padding: Annotated[int, ranges.Range(0, 1, whole=True)] = 1
   flip_sin_to_cos: bool = True
-  freq_shift: int = 0
-  dropout: float = 0.0
+  freq_shift: Annotated[int, ranges.Range(0, 1, whole=True)] = 0
+  dropout: ranges.Under1 = 0.0
   remat: bool = False
   dtype: str = "float32"
 
@@ -60,6 +61,7 @@ class Net:
       object.__setattr__(self, field, tuple(getattr(self, field)))
     if not isinstance(self.attention_head_dim, int):
       object.__setattr__(self, "attention_head_dim", tuple(self.attention_head_dim))
+    ranges.check(self)
     levels = len(self.block_out_channels)
     for field, choices in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
       if len(getattr(self, field)) != levels:

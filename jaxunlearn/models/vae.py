@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxunlearn import errors
+from jaxunlearn.inputs import ranges
 from jaxunlearn.models.unet import DTYPES
 from jaxunlearn.models.unet_blocks import (
   Attention,
@@ -43,14 +44,14 @@ class Moments(NamedTuple):
 class Autoencoder:
   """The fields of diffusers' `config.json`, under its names. The default is Stable Diffusion's."""
 
-  sample_size: int = 512
-  in_channels: int = 3
-  out_channels: int = 3
-  latent_channels: int = 4
-  block_out_channels: Sequence[int] = (128, 256, 512, 512)
-  layers_per_block: int = 2
-  norm_num_groups: int = 32
-  scaling_factor: float = 0.18215
+  sample_size: ranges.Count = 512
+  in_channels: ranges.Count = 3
+  out_channels: ranges.Count = 3
+  latent_channels: ranges.Count = 4
+  block_out_channels: Sequence[ranges.Count] = (128, 256, 512, 512)
+  layers_per_block: ranges.Count = 2
+  norm_num_groups: ranges.Count = 32
+  scaling_factor: ranges.Above0 = 0.18215
   dtype: str = "float32"
 
   # What the layers of unet_blocks.py read, the same in every AutoencoderKL.
@@ -61,6 +62,7 @@ class Autoencoder:
 
   def __post_init__(self) -> None:
     object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))
+    ranges.check(self)
     for width in self.block_out_channels:
       if width % self.norm_num_groups:
         raise ValueError(
