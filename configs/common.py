@@ -73,7 +73,7 @@ def get_config() -> ConfigDict:
       "guidance": 0.0,  # w in (1 + w) eps_c - w eps_null
       "keep": False,  # the samples, for the streams of other runs
       "batch": 128,
-      "sampler": "ddpm",
+      "sampler": "ddpm",  # or ddim, plms, dpm
       "steps": 25,
       "seed": 0,
       **dataclasses.asdict(evals.Options(target_name="tshirt")),

@@ -83,6 +83,7 @@ class Evaluation:
     self._stopped = stopped
     options = setup.config.eval
     errors.check_choice("reference set", options.reference, REFERENCES)
+    sampling.check(setup.process, options.sampler, options.steps, setup.sampler)
     for name in (*options.metrics, *options.probe_metrics):
       evals.check(name, options)  # fails before any work
 

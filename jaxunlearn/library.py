@@ -132,8 +132,11 @@ def sample(
 ) -> Float[Array, "B H W C"]:
   """Images of `shape` [B, H, W, C], in [-1, 1]; the same key starts from the same noise.
 
+  The samplers are ddpm, ddim, plms and dpm (DPM-Solver++ 2M). The last two clip nothing, so that
+  values may lie a little outside.
+
   Raises:
-    ValueError: a sampler other than ddpm and ddim, or steps outside 1..T.
+    ValueError: no such sampler, or steps outside 1..T.
   """
   k_x, k_steps = jax.random.split(key)
   x_T = jax.random.normal(k_x, tuple(shape))

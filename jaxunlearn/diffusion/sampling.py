@@ -9,13 +9,12 @@ From the time t to the earlier s (abar_s = 1 after the last step), with z ~ N(0,
 
 Both are sums of x0, x_t, eps and z, so a sampler is a table of those coefficients (float64, once)
 and one scan over it. `Options` are what diffusers' schedulers vary, under their names. Where they
-go: DDPM from each time to the next in the list, DDIM from t to t - T // steps.
+go: DDPM from each time to the next in the list, DDIM from t to t - T // steps. `SAMPLERS` are these
+two and those of multistep.py.
 """
 
-import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,42 +22,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxunlearn import errors
-from jaxunlearn.diffusion import Diffusion, EpsFn
-from jaxunlearn.inputs import ranges
-
-SPACINGS = ("leading", "trailing", "linspace")
-VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large")
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-  """How a sampler goes, by the fields of diffusers' `scheduler_config.json` and their defaults."""
-
-  timestep_spacing: str = "leading"  # multiples of T // steps; trailing: from T - 1 down; linspace
-  steps_offset: Annotated[int, ranges.Range(0.0, whole=True)] = 0  # added to leading times
-  set_alpha_to_one: bool = True  # DDIM's last abar_s is 1; False: abar_0
-  clip_sample: bool = True  # whether x0 is clipped, to +- clip_sample_range
-  clip_sample_range: ranges.Above0 = 1.0
-  variance_type: str = "fixed_small"  # DDPM's v (..._log is the same); fixed_large: beta
-
-  def __post_init__(self) -> None:
-    errors.check_choice("timestep spacing", self.timestep_spacing, SPACINGS)
-    errors.check_choice("variance type", self.variance_type, VARIANCES)
-    ranges.check(self)
-
-  @classmethod
-  def of(cls, fields: Mapping[str, Any]) -> "Options":
-    """Those of config.sampler, where None is the default; raises ValueError for another field."""
-    given = {name: value for name, value in fields.items() if value is not None}
-    return errors.build(cls, "sampler", given)
-
-  def facts(self) -> dict[str, Any]:
-    """What stands in the identity of a value: the options that are not the default."""
-    ours, default = dataclasses.asdict(self), dataclasses.asdict(Options())
-    return {name: value for name, value in ours.items() if value != default[name]}
-
-
-DEFAULT = Options()
+from jaxunlearn.diffusion import Diffusion, EpsFn, multistep
+from jaxunlearn.diffusion.options import DEFAULT, Options, times
 
 
 class Steps(NamedTuple):
@@ -146,7 +111,7 @@ def inject(
   return out.reshape(len(x), n, *x.shape[1:])
 
 
-SAMPLERS = {"ddpm": ddpm, "ddim": ddim}
+SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "plms": multistep.plms, "dpm": multistep.dpm}
 
 
 @functools.partial(jax.jit, static_argnames=("process", "sampler", "steps", "options"))
@@ -172,26 +137,12 @@ def sample(
   return SAMPLERS[sampler](eps_fn, process, rng, x_T, c, steps=steps, options=options)
 
 
-def times(process: Diffusion, steps: int, options: Options = DEFAULT) -> Int[np.ndarray, " S"]:
-  """The times of so many steps, the latest first.
-
-  Raises:
-    ValueError: steps outside 1..T, or times past T - 1.
-  """
-  T, i = process.T, np.arange(steps)
-  if not 1 <= steps <= T:
-    raise ValueError(f"steps {steps} is outside 1..{T}, the steps of the process; use one")
-  if options.timestep_spacing == "linspace":
-    return np.linspace(0, T - 1, steps).round()[::-1].astype(int)
-  if options.timestep_spacing == "trailing":
-    return np.arange(T, 0, -T / steps)[:steps].round().astype(int) - 1
-  t = i[::-1] * (T // steps) + options.steps_offset
-  if t[0] >= T:
-    raise ValueError(
-      f"steps {steps} with steps_offset {options.steps_offset} begin at {t[0]}, past the last time "
-      f"{T - 1}; use fewer steps"
-    )
-  return t
+def check(process: Diffusion, sampler: str, steps: int, options: Options = DEFAULT) -> None:
+  """Raises ValueError where `sample` would, before there is a network."""
+  eps_fn = jax.tree_util.Partial(lambda x_t, t, c=None: x_t)
+  walk = functools.partial(sample, sampler=sampler, steps=steps, options=options)
+  x_T = jax.ShapeDtypeStruct((1, 1, 1, 1), np.float32)
+  jax.eval_shape(lambda x: walk(eps_fn, process, jax.random.key(0), x), x_T)
 
 
 def _ddpm_steps(process: Diffusion, t: np.ndarray, options: Options) -> Steps:

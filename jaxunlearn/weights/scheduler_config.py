@@ -4,10 +4,17 @@ The classes here walk the process of a DDPM back, each in its way. Which noise t
 is the process; the options that our samplers share with them are `sampling.Options`; what only
 their own sampler reads (skip_prk_steps, solver_order) is the rest, which an export hands on. A
 field that a file lacks has its class' default.
+
+An option counts as the file gives it, whether its class reads it or not, and is written so: another
+class may be made of the file. DDIMScheduler.from_config of a PNDMScheduler's file clips unless
+`clip_sample` is false there, which spoils latents: theirs go through `of_latents`. Some classes
+walk as a sampler of ours does: `sampler_of` names it.
 """
 
 import dataclasses
+import math
 import pathlib
+import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -60,14 +67,47 @@ CLASSES: dict[str, dict[str, Any]] = {  # the defaults of the fields that each s
   "KDPM2DiscreteScheduler": {**_LATENT, **_LINSPACE},
   "KDPM2AncestralDiscreteScheduler": {**_LATENT, **_LINSPACE},
 }
+OPTIONS = dataclasses.asdict(sampling.DEFAULT)
 _PIPELINES = {"DDIMScheduler": "DDIMPipeline"}
+
+
+class Equal(NamedTuple):
+  """The sampler of ours that walks as a class does."""
+
+  name: str
+  wanted: Mapping[str, Any] = types.MappingProxyType({})  # fields; at other values there is none
+  options: Mapping[str, Any] = types.MappingProxyType({})  # what the class does without a field
+
+
+_SIGMAS = {  # noise levels as the times say, down to none
+  "use_karras_sigmas": False,
+  "use_exponential_sigmas": False,
+  "use_beta_sigmas": False,
+  "final_sigmas_type": "zero",
+}
+_SOLVER = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
+_LAMBDAS = {"use_lu_lambdas": False, "lambda_min_clipped": -math.inf}
+_EULER = {"interpolation_type": "linear", "timestep_type": "discrete"}
+EQUALS = {
+  "DDPMScheduler": Equal("ddpm"),
+  "DDPMParallelScheduler": Equal("ddpm"),
+  "DDIMScheduler": Equal("ddim"),
+  "DDIMParallelScheduler": Equal("ddim"),
+  "PNDMScheduler": Equal("plms", {"skip_prk_steps": True}),
+  "DPMSolverMultistepScheduler": Equal("dpm", {**_SOLVER, **_LAMBDAS, **_SIGMAS}),
+  "EulerDiscreteScheduler": Equal(
+    "ddim",
+    {"timestep_spacing": "leading", **_EULER, **_SIGMAS},
+    {"set_alpha_to_one": True, "clip_sample": False},
+  ),
+}
 
 
 class Scheduler(NamedTuple):
   """What a scheduler_config.json says."""
 
   process: dict[str, Any]  # fields of Diffusion
-  sampler: dict[str, Any]  # fields of sampling.Options, those that the class has
+  sampler: dict[str, Any]  # fields of sampling.Options
   rest: dict[str, Any]  # class_name, and what only its own sampler reads
 
 
@@ -84,17 +124,23 @@ def read(config: Mapping[str, Any], path: pathlib.Path) -> Scheduler:
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from error
   check_fixed(config, FIXED, path)
-  known = BETAS | CLASSES[name]
-  values = {field: config.get(field, default) for field, default in known.items()}
+  own = CLASSES[name]
+  values = {**BETAS, **own, **config}
   process = {ours: values[theirs] for ours, theirs in PROCESS.items()}
   process["betas"] = _betas(values["trained_betas"], path)
-  sampler = {field: values[field] for field in CLASSES[name] if field not in BETAS}
-  rest = {k: v for k, v in config.items() if not (k in known or k in FIXED or k.startswith("_"))}
+  sampler = {k: values[k] for k in OPTIONS if k in own or values.get(k) is not None}
+  told = {*BETAS, *sampler, *FIXED}
+  rest = {k: v for k, v in config.items() if k not in told and not k.startswith("_")}
   return Scheduler(
     checked(Diffusion, process, path),
     checked(sampling.Options, sampler, path),
     {"class_name": name, **rest},
   )
+
+
+def of_latents(found: Scheduler) -> Scheduler:
+  """As StableDiffusionPipeline takes a scheduler: nothing is clipped, and times are offset by 1."""
+  return found._replace(sampler={**found.sampler, "clip_sample": False, "steps_offset": 1})
 
 
 def _betas(values: Any, path: pathlib.Path) -> tuple[float, ...]:
@@ -109,10 +155,36 @@ def write(process: Diffusion, sampler: sampling.Options, rest: Mapping[str, Any]
   name = rest.pop("class_name")
   betas = {theirs: getattr(process, ours) for ours, theirs in PROCESS.items()}
   betas["trained_betas"] = list(process.betas) or None
-  shared = {k: v for k, v in dataclasses.asdict(sampler).items() if k in CLASSES[name]}
+  options = dataclasses.asdict(sampler)
+  shared = {k: v for k, v in options.items() if k in CLASSES[name] or v != OPTIONS[k]}
   target = {"prediction_type": FIXED["prediction_type"]}
   head = {"_class_name": name, "_diffusers_version": VERSION}
   return {**head, **betas, **target, **shared, **rest}
+
+
+def sampler_of(options: sampling.Options, rest: Mapping[str, Any]) -> tuple[str, sampling.Options]:
+  """The name of the sampler that walks as the class of `rest` does, and the options it takes.
+
+  Euler's walk is that of DDIM from unit noise without a clip, down to abar 1; with a steps_offset
+  of n, for at most T / (n + 1) steps. Where Euler's times are no whole numbers there is no equal.
+
+  Raises:
+    ValueError: no sampler walks so.
+  """
+  name = rest.get("class_name", DEFAULT)
+  others = f"choose one of ours: {', '.join(sampling.SAMPLERS)}"
+  if name not in EQUALS:
+    raise ValueError(f"no sampler here walks as {name} does; {others}")
+  equal = EQUALS[name]
+  given = {"skip_prk_steps": False, **dataclasses.asdict(options), **rest}
+  for field, value in equal.wanted.items():
+    found = value if given.get(field) is None else given[field]
+    if found != value:
+      raise ValueError(
+        f"no sampler here walks as {name} does with {field} {found!r}; set it to {value!r}, or "
+        f"{others}"
+      )
+  return equal.name, dataclasses.replace(options, **equal.options)
 
 
 def pipeline(rest: Mapping[str, Any]) -> dict[str, Any]:
