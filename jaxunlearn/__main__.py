@@ -10,7 +10,7 @@ from jaxunlearn import __version__, errors
 COMMANDS = {
   "run": ("jaxunlearn.main:start", "Train, unlearn or attack a model, as a config says."),
   "export": ("jaxunlearn.export:start", "Write a run as a folder that diffusers loads."),
-  "sample": ("jaxunlearn.sample:start", "Draw samples of a model, of prompts or classes."),
+  "sample": ("jaxunlearn.commands.sample:start", "Draw samples of a model, of prompts or classes."),
   "weights": ("jaxunlearn.weights.__main__:main", "Fetch the published files of the metrics."),
   "cdm delete": ("jaxunlearn.cdm.delete:start", "Delete records or a source from a CDM, exactly."),
   "cdm add": ("jaxunlearn.cdm.add:start", "Add a source to a CDM."),

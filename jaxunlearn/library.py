@@ -199,8 +199,8 @@ def measure(
 def load_pretrained(origin: str | pathlib.Path) -> tuple[Any, Tree, Diffusion]:
   """(net, params, process) of a folder in diffusers' layout, assets:NAME or hub:OWNER/NAME.
 
-  `net.apply` is an `apply` of this module. The process is DDPM's linear one where the folder has no
-  scheduler_config.json.
+  `process.predictor(net.apply)` is an `apply` of this module. The process is DDPM's linear one
+  where the folder has no scheduler_config.json.
 
   Raises:
     ValueError: no such folder, or a model that is not one of `jaxunlearn.models`.

@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 FLAGS = {
   "run": "config workdir dry_run topology distributed",
   "export": "run out raw license deleted base",
+  "sample": "from out prompt label style n batch steps sampler scale guidance seed",
   "weights": "help",
   "cdm delete": "run ids file source resume plan prove out",
   "cdm add": "run source",

@@ -37,13 +37,13 @@ def test_the_defaults_of_each_scheduler_are_diffusers_own(name):
   theirs = own(getattr(diffusers, name))
   if theirs.get("variance_type", "") is None:  # of a solver: what the model predicts
     del theirs["variance_type"]
-  assert scheduler_config.BETAS | scheduler_config.CLASSES[name] == {
-    k: v for k, v in theirs.items() if k in OPTIONS | scheduler_config.BETAS.keys()
+  assert scheduler_config.NOISE | scheduler_config.CLASSES[name] == {
+    k: v for k, v in theirs.items() if k in OPTIONS | scheduler_config.NOISE.keys()
   }
   fixed = scheduler_config.FIXED
   assert all(theirs[k] == v for k, v in fixed.items() if k in theirs)
   if name == "DDPMScheduler":
-    left = theirs.keys() - OPTIONS - scheduler_config.BETAS.keys() - fixed.keys()
+    left = theirs.keys() - OPTIONS - scheduler_config.NOISE.keys() - fixed.keys()
     assert left == {"self", "dynamic_thresholding_ratio", "sample_max_value"}  # of thresholding
 
 

@@ -301,7 +301,10 @@ def test_how_it_was_made_is_the_config(tmp_path):
   assert "- Streams: `x=retain, a=forget`" in lines
   assert "- Steps: `12 of 12`" in lines
   assert "- Batch: `16 in 4 micro-batches`" in lines
-  assert "- Process: `T=900, beta_1=0.00085, beta_T=0.012, schedule=scaled_linear`" in lines
+  assert (
+    "- Process: `T=900, beta_1=0.00085, beta_T=0.012, prediction=epsilon, schedule=scaled_linear`"
+    in lines
+  )
   assert "- Parameters: `averaged (EMA, largest decay 0.99)`" in lines
   for name, value in config["optimizer"].items():
     assert f"{name}={value}" in body

@@ -15,10 +15,10 @@ from jaxunlearn.weights import layout, scheduler_config, stable_diffusion, token
 from tests import tiny_pipeline
 from tests.unet_parity import distance, nchw
 
-PROMPT, STEPS, SCALE = "the emoji and a whale", 10, 7.5
+PROMPT, STEPS, SCALE = "the emoji and a whale", 6, 7.5
 SCHEDULERS = {
   "PNDMScheduler": {},
-  "DDIMScheduler": {"clip_sample": False},
+  "DDIMScheduler": {"clip_sample": False, "prediction_type": "v_prediction"},
   "EulerDiscreteScheduler": {"timestep_spacing": "leading"},
   "DPMSolverMultistepScheduler": {},
 }
@@ -51,7 +51,8 @@ def theirs(pipe, x):
 
 def ours(model, x):
   params = {"unet": model.params["unet"], "states": model.states([PROMPT])}
-  eps_fn = jax.tree_util.Partial(model.net(1).apply, jax.tree.map(jax.numpy.asarray, params))
+  apply = model.process.predictor(model.net(1).apply)
+  eps_fn = jax.tree_util.Partial(apply, jax.tree.map(jax.numpy.asarray, params))
   name, options = scheduler_config.sampler_of(model.sampler, model.scheduler)
   z = sampling.sample(
     guidance.guided(eps_fn, SCALE - 1),

@@ -14,9 +14,9 @@ MERGES = ("t h", "th e</w>", "a n", "an d</w>", "e m", "em o", "o j", "oj i</w>"
 LENGTH = 12
 UNET = {
   "sample_size": 8,
-  "block_out_channels": (16, 32),
-  "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-  "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+  "block_out_channels": (16,),
+  "down_block_types": ("CrossAttnDownBlock2D",),
+  "up_block_types": ("CrossAttnUpBlock2D",),
   "layers_per_block": 1,
   "norm_num_groups": 8,
   "cross_attention_dim": 12,

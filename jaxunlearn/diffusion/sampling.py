@@ -114,6 +114,11 @@ def inject(
 SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "plms": multistep.plms, "dpm": multistep.dpm}
 
 
+def calls(sampler: str, steps: int) -> int:
+  """How often a sampler asks the network in so many steps."""
+  return steps + (sampler == "plms" and steps > 1)
+
+
 @functools.partial(jax.jit, static_argnames=("process", "sampler", "steps", "options"))
 def sample(
   eps_fn: EpsFn,

@@ -30,16 +30,17 @@ PROCESS = {  # ours -> theirs
   "beta_1": "beta_start",
   "beta_T": "beta_end",
   "betas": "trained_betas",
+  "prediction": "prediction_type",
 }
-BETAS: dict[str, Any] = {
+NOISE: dict[str, Any] = {
   "beta_schedule": "linear",
   "num_train_timesteps": 1000,
   "beta_start": 1e-4,
   "beta_end": 0.02,
   "trained_betas": None,
+  "prediction_type": "epsilon",
 }
 FIXED: dict[str, Any] = {  # what all of them have at this value only
-  "prediction_type": "epsilon",
   "rescale_betas_zero_snr": False,
   "thresholding": False,
   "use_flow_sigmas": False,
@@ -125,11 +126,11 @@ def read(config: Mapping[str, Any], path: pathlib.Path) -> Scheduler:
     raise ValueError(f"{path}: {error}") from error
   check_fixed(config, FIXED, path)
   own = CLASSES[name]
-  values = {**BETAS, **own, **config}
+  values = {**NOISE, **own, **config}
   process = {ours: values[theirs] for ours, theirs in PROCESS.items()}
   process["betas"] = _betas(values["trained_betas"], path)
   sampler = {k: values[k] for k in OPTIONS if k in own or values.get(k) is not None}
-  told = {*BETAS, *sampler, *FIXED}
+  told = {*NOISE, *sampler, *FIXED}
   rest = {k: v for k, v in config.items() if k not in told and not k.startswith("_")}
   return Scheduler(
     checked(Diffusion, process, path),
@@ -153,13 +154,12 @@ def write(process: Diffusion, sampler: sampling.Options, rest: Mapping[str, Any]
   """scheduler_config.json of the class that `rest` names, which walks as our sampler does."""
   rest = {"class_name": DEFAULT, **rest}
   name = rest.pop("class_name")
-  betas = {theirs: getattr(process, ours) for ours, theirs in PROCESS.items()}
-  betas["trained_betas"] = list(process.betas) or None
+  noise = {theirs: getattr(process, ours) for ours, theirs in PROCESS.items()}
+  noise["trained_betas"] = list(process.betas) or None
   options = dataclasses.asdict(sampler)
   shared = {k: v for k, v in options.items() if k in CLASSES[name] or v != OPTIONS[k]}
-  target = {"prediction_type": FIXED["prediction_type"]}
   head = {"_class_name": name, "_diffusers_version": VERSION}
-  return {**head, **betas, **target, **shared, **rest}
+  return {**head, **noise, **shared, **rest}
 
 
 def sampler_of(options: sampling.Options, rest: Mapping[str, Any]) -> tuple[str, sampling.Options]:

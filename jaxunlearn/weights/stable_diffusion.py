@@ -85,6 +85,7 @@ def load(folder: pathlib.Path) -> Pipeline:
   found = pretrained.read_scheduler(folder)
   if found is None:
     raise ValueError(f"{folder / 'scheduler' / SCHEDULER} does not exist; fetch it with the model")
+  found = scheduler_config.of_latents(found)
   shapes: Callable[[Any], Any] = lambda net: jax.eval_shape(net.init, jax.random.key(0))
   return Pipeline(
     unet=net,

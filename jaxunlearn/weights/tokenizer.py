@@ -47,8 +47,7 @@ class Tokenizer:
 
   @functools.cached_property
   def _bpe(self) -> tokenizers.Tokenizer:
-    words, merges = dict(self.words), list(self.merges)
-    bpe = models.BPE(words, merges, unk_token=END, end_of_word_suffix="</w>")
+    bpe = models.BPE(dict(self.words), list(self.merges), unk_token=END, end_of_word_suffix="</w>")
     made = tokenizers.Tokenizer(bpe)
     blanks = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
     made.normalizer = normalizers.Sequence([normalizers.NFC(), blanks, normalizers.Lowercase()])

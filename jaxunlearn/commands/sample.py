@@ -1,0 +1,279 @@
+"""Samples of a model, as one picture to look at.
+
+    jaxunlearn sample --from=FOLDER --prompt="a whale emoji in noto style" --n=8 --out=grid.png
+    jaxunlearn sample --from=runs/dimum --label=Trouser --label=Coat --n=8 --out=grid.png
+
+--from takes a run's working directory, a folder in diffusers' layout (a UNet, or a whole
+StableDiffusionPipeline), assets:NAME or hub:OWNER/NAME. --prompt is for text-to-image models,
+--label and --style for conditional ones; each may be given several times, and has a row of the
+picture. Sampler, steps and guidance are the scheduler's, 50, and 7.5 for prompts, unless they are
+given. The module is `python -m jaxunlearn.sample`.
+"""
+
+import argparse
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from tqdm import tqdm
+
+from jaxunlearn import data, latents, library
+from jaxunlearn.cdm import cli
+from jaxunlearn.diffusion import Diffusion, EpsFn, guidance, sampling
+from jaxunlearn.inputs import ranges
+from jaxunlearn.reports import pictures
+from jaxunlearn.weights import layout, of_run, pretrained, scheduler_config, stable_diffusion
+
+COMPILING = "compile"  # what the bar says until the first call is done
+FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+STEPS, SCALE = 50, 7.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """What is to be drawn: see the flags."""
+
+  origin: str
+  prompts: Sequence[str] = ()
+  labels: Sequence[str] = ()
+  styles: Sequence[str] = ()
+  n: ranges.Count = 8
+  batch: ranges.Count = 8
+  steps: ranges.Count = STEPS
+  sampler: str = ""
+  scale: float | None = None
+  guidance: float | None = None
+  seed: ranges.Seed = 0
+
+  def __post_init__(self) -> None:
+    ranges.check(self)
+    if self.scale is not None and self.guidance is not None:
+      raise ValueError("--scale and --guidance say the same thing, s = w + 1; give one of them")
+
+  def scale_or(self, usual: float) -> float:
+    """s: what was asked for in either way, or the model's usual one."""
+    if self.guidance is not None:
+      return self.guidance + 1
+    return usual if self.scale is None else self.scale
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """A model as it is to be sampled."""
+
+  eps_fn: EpsFn  # before guidance
+  process: Diffusion
+  options: sampling.Options
+  sampler: str
+  scale: float  # s, where none is asked for
+  shape: tuple[int, ...]  # of what the network sees
+  c: Any  # [rows] or [rows, n] conditions, or None
+  decode: Callable[[Any], Any]  # what the network makes -> pictures
+
+
+def write(asked: Asked, out: pathlib.Path) -> str:
+  """Makes the samples and writes them as one picture, a row for each prompt; returns what it did.
+
+  Raises:
+    ValueError: no such model, one that does not take what was asked, or `out` is no .png.
+  """
+  if out.suffix != ".png":
+    raise ValueError(f"--out is {str(out)!r}; use a name that ends in .png")
+  subject = find(asked)
+  images = draw(subject, asked)
+  out.parent.mkdir(parents=True, exist_ok=True)
+  rows = 1 if subject.c is None else len(subject.c)
+  pictures.write_grid(out, images, asked.n if rows > 1 else min(asked.n, pictures.COLUMNS))
+  made = f"{len(images)} samples of {asked.origin} by {subject.sampler}"
+  return f"wrote {made}, {asked.steps} steps, to {out}"
+
+
+def draw(subject: Subject, asked: Asked) -> Float[np.ndarray, "N H W C"]:
+  """n pictures for each row of conditions, those of a row one after the other."""
+  c = None if subject.c is None else np.repeat(subject.c, asked.n, axis=0)
+  count, size = asked.n if c is None else len(c), asked.batch
+  eps_fn = subject.eps_fn
+  if c is not None:
+    eps_fn = guidance.guided(eps_fn, asked.scale_or(subject.scale) - 1)
+  parts, batches = [], -(-count // size)
+  with tqdm(total=batches * sampling.calls(subject.sampler, asked.steps), desc=COMPILING) as bar:
+    ticking = jax.tree_util.Partial(functools.partial(_ticking, bar), eps_fn)
+    for i in range(batches):
+      rows = np.arange(i * size, (i + 1) * size) % count  # the last is filled up
+      k_x, k_steps = jax.random.split(jax.random.fold_in(jax.random.key(asked.seed), i))
+      made = sampling.sample(
+        ticking,
+        subject.process,
+        k_steps,
+        jax.random.normal(k_x, (size, *subject.shape)),
+        None if c is None else c[rows],
+        sampler=subject.sampler,
+        steps=asked.steps,
+        options=subject.options,
+      )
+      parts.append(np.asarray(made))
+  return subject.decode(np.concatenate(parts)[:count])
+
+
+def _ticking(bar: Any, eps_fn: Any, x: Any, t: Any, c: Any = None) -> Any:
+  """The predictor, which moves the bar on at each call."""
+
+  def tick() -> None:
+    bar.set_description("sample", refresh=False)
+    bar.update()
+
+  jax.debug.callback(tick)
+  return eps_fn(x, t, c)
+
+
+def find(asked: Asked) -> Subject:
+  """The model; raises ValueError where there is none, or it does not take what was asked."""
+  if asked.origin.endswith(FILES):
+    raise ValueError(
+      f"--from is the file {asked.origin}; give a folder in diffusers' layout. diffusers makes one "
+      "of a single file: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
+    )
+  folder = layout.locate(asked.origin)
+  if layout.is_text_to_image(folder):
+    return _of_pipeline(folder, asked)
+  if asked.prompts:
+    raise ValueError(
+      f"{asked.origin} is no text-to-image model and was given a prompt; use --label"
+    )
+  return (_of_run if (folder / "checkpoints").is_dir() else _of_folder)(folder, asked)
+
+
+def _of_pipeline(folder: pathlib.Path, asked: Asked) -> Subject:
+  """A text-to-image model with the prompts asked for, encoded once."""
+  if asked.labels or asked.styles:
+    raise ValueError("a text-to-image model was given a label or a style; use --prompt")
+  if not asked.prompts:
+    raise ValueError("--prompt is missing; say what to draw")
+  model = stable_diffusion.load(folder)
+  params = {"unet": model.params["unet"], "states": model.states(asked.prompts)}
+  net = model.net(len(asked.prompts))
+  sampler, options = _sampler(asked, model.sampler, model.scheduler)
+  return Subject(
+    eps_fn=_bound(model.process, net, params),
+    process=model.process,
+    options=options,
+    sampler=sampler,
+    scale=SCALE,
+    shape=net.image_shape,
+    c=np.arange(len(asked.prompts), dtype=np.int32),
+    decode=latents.Codec(model.vae, model.params["vae"]).decode,
+  )
+
+
+def _of_run(folder: pathlib.Path, asked: Asked) -> Subject:
+  """A run's newest weights; its data say the names of classes and styles."""
+  config, net, params, _, _ = of_run.read(folder)
+  by_number = all(value.isdigit() for value in (*asked.labels, *asked.styles))
+  names = () if by_number else data.load(**config["data"])[0].vocabulary
+  rest = config.get("scheduler", {})
+  return _of_net(net, params, config["process"], config.get("sampler", {}), rest, names, asked)
+
+
+def _of_folder(folder: pathlib.Path, asked: Asked) -> Subject:
+  """Weights in diffusers' layout, whose classes have numbers alone."""
+  net, params, process = library.load_pretrained(folder)
+  found = pretrained.read_scheduler(folder)
+  sampler, rest = (found.sampler, found.rest) if found else ({}, {})
+  return _of_net(net, params, dataclasses.asdict(process), sampler, rest, (), asked)
+
+
+def _of_net(
+  net: Any,
+  params: Any,
+  process: Mapping[str, Any],
+  sampler: Mapping[str, Any],
+  scheduler: Mapping[str, Any],
+  names: Sequence[Sequence[str]],
+  asked: Asked,
+) -> Subject:
+  """A model of pixels."""
+
+  made = Diffusion(**process)
+  name, options = _sampler(asked, sampling.Options.of(sampler), scheduler)
+  return Subject(
+    eps_fn=_bound(made, net, params),
+    process=made,
+    options=options,
+    sampler=name,
+    scale=1.0,
+    shape=net.image_shape,
+    c=_conditions(tuple(net.classes), names, asked),
+    decode=lambda made: made,
+  )
+
+
+def _bound(process: Any, net: Any, params: Any) -> Any:
+  """The predictor of noise with these parameters."""
+  return jax.tree_util.Partial(process.predictor(net.apply), jax.tree.map(jnp.asarray, params))
+
+
+def _sampler(asked: Asked, options: Any, scheduler: Mapping[str, Any]) -> tuple[str, Any]:
+  """The sampler asked for, or the one that walks as the model's scheduler does; its options."""
+  if asked.sampler:
+    return asked.sampler, options
+  return scheduler_config.sampler_of(options, scheduler)
+
+
+def _conditions(counts: tuple[int, ...], names: Sequence[Sequence[str]], asked: Asked) -> Any:
+  """A row of conditions for each label and style, all of them where none is named."""
+  given = (asked.labels, asked.styles)
+  for what, values, needed in zip(("label", "style"), given, (1, 2), strict=True):
+    if values and len(counts) < needed:
+      raise ValueError(f"the model knows no {what} and was given one; leave --{what} out")
+  if not counts:
+    return None
+  columns = [
+    [_number(value, counts[i], tuple(names[i]) if names else ()) for value in values]
+    or list(range(counts[i]))
+    for i, values in enumerate(given[: len(counts)])
+  ]
+  rows = np.stack(np.meshgrid(*columns, indexing="ij"), -1).reshape(-1, len(counts))
+  return rows.astype(np.int32)[..., 0 if len(counts) == 1 else slice(None)]
+
+
+def _number(value: str, count: int, names: tuple[str, ...]) -> int:
+  """The number of a class or a style, given by that or by its name."""
+  if value in names:
+    return names.index(value)
+  if not value.isdigit() or int(value) >= count:
+    said = ", ".join(names) if names else f"0 to {count - 1}"
+    raise ValueError(f"there is no class or style {value!r}; use one of: {said}")
+  return int(value)
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+  described = argparse.RawDescriptionHelpFormatter
+  parser = argparse.ArgumentParser(
+    prog="jaxunlearn sample", description=__doc__, formatter_class=described
+  )
+  add = parser.add_argument
+  add("--from", dest="origin", required=True, help="a run, a folder, assets:NAME or hub:OWNER/NAME")
+  add("--out", type=pathlib.Path, required=True, help="the picture to write, a .png")
+  add("--prompt", dest="prompts", action="append", default=[], help="what to draw")
+  add("--label", dest="labels", action="append", default=[], help="a class, by name or number")
+  add("--style", dest="styles", action="append", default=[], help="a style, by name or number")
+  add("--n", type=int, default=8, help="samples of each prompt, or of each label and style")
+  add("--batch", type=int, default=8, help="samples at a time")
+  add("--steps", type=int, default=STEPS, help=f"of the sampler; {STEPS}")
+  add("--sampler", default="", help=f"one of {', '.join(sampling.SAMPLERS)}; else the scheduler's")
+  add("--scale", type=float, help=f"s in eps_null + s (eps_c - eps_null); of prompts {SCALE}")
+  add("--guidance", type=float, help="w = s - 1, as config.eval.guidance has it")
+  add("--seed", type=int, default=0, help="of the noise")
+  return parser.parse_args(argv)
+
+
+def start() -> int:
+  given = vars(parse())
+  out = given.pop("out")
+  return cli.guarded(lambda: print(write(Asked(**given), out)))
