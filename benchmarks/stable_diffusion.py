@@ -128,22 +128,17 @@ def draw_theirs(pipe: Any, steps: int) -> np.ndarray:
 def drawer(folder: pathlib.Path, steps: int) -> tuple[Any, Callable[[], np.ndarray]]:
   """The model in the folder, and what draws its picture of the fixed noise."""
   import jax
-  import jax.numpy as jnp
 
-  from jaxunlearn import latents
-  from jaxunlearn.diffusion import guidance, sampling
+  from jaxunlearn.diffusion import sampling
   from jaxunlearn.weights import scheduler_config, stable_diffusion
 
   model = stable_diffusion.load(folder)
-  params = {"unet": model.params["unet"], "states": model.states([PROMPT])}
-  apply = model.process.predictor(model.net(1).apply)
-  eps_fn = jax.tree_util.Partial(apply, jax.tree.map(jnp.asarray, params))
+  eps_fn, codec = model.eps_fn([PROMPT], SCALE), model.codec
   name, options = scheduler_config.sampler_of(model.sampler, model.scheduler)
-  codec = latents.Codec(model.vae, jax.tree.map(jnp.asarray, model.params["vae"]))
 
   def draw() -> np.ndarray:
     z = sampling.sample(
-      guidance.guided(eps_fn, SCALE - 1),
+      eps_fn,
       model.process,
       jax.random.key(0),
       noise(model.unet.sample_size),

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
   from jaxunlearn.library import (
     Step,
     eps_fn,
+    load_pipeline,
     load_pretrained,
     measure,
     method,
     sample,
+    save_pipeline,
     save_pretrained,
   )
   from jaxunlearn.methods import Objective, Rows
@@ -34,10 +36,12 @@ __all__ = [
   "Step",
   "Value",
   "eps_fn",
+  "load_pipeline",
   "load_pretrained",
   "measure",
   "method",
   "sample",
+  "save_pipeline",
   "save_pretrained",
   "to_model",
   "to_pixels",
@@ -50,10 +54,12 @@ _MODULES = {
   "library": (
     "Step",
     "eps_fn",
+    "load_pipeline",
     "load_pretrained",
     "measure",
     "method",
     "sample",
+    "save_pipeline",
     "save_pretrained",
   ),
   "methods": ("Objective", "Rows"),

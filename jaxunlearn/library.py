@@ -22,7 +22,7 @@ from jaxunlearn.diffusion import Diffusion, EpsFn, sampling
 from jaxunlearn.diffusion.guidance import guided, scale_of
 from jaxunlearn.methods import Rows
 from jaxunlearn.models import unet, uvit
-from jaxunlearn.weights import layout, pretrained
+from jaxunlearn.weights import layout, pretrained, stable_diffusion
 
 Tree = Any
 Apply = Callable[..., Any]  # (params, x_t, t, c) -> eps
@@ -129,11 +129,13 @@ def sample(
   *,
   sampler: str = "ddim",
   steps: int = 50,
+  options: sampling.Options = sampling.DEFAULT,
 ) -> Float[Array, "B H W C"]:
   """Images of `shape` [B, H, W, C], in [-1, 1]; the same key starts from the same noise.
 
   The samplers are ddpm, ddim, plms and dpm (DPM-Solver++ 2M). The last two clip nothing, so that
-  values may lie a little outside.
+  values may lie a little outside. `options` are what a model's scheduler says of them, like
+  `load_pipeline(...).sampler`: latents are never clipped.
 
   Raises:
     ValueError: no such sampler, or steps outside 1..T.
@@ -141,7 +143,9 @@ def sample(
   k_x, k_steps = jax.random.split(key)
   x_T = jax.random.normal(k_x, tuple(shape))
   made = _partial(eps_fn)
-  return sampling.sample(made, process, k_steps, x_T, c, sampler=sampler, steps=steps)
+  return sampling.sample(
+    made, process, k_steps, x_T, c, sampler=sampler, steps=steps, options=options
+  )
 
 
 def measure(
@@ -210,10 +214,29 @@ def load_pretrained(origin: str | pathlib.Path) -> tuple[Any, Tree, Diffusion]:
     raise ValueError(
       f"{folder} is a run; export it first: python -m jaxunlearn.export --run={folder} --out=FOLDER"
     )
+  if layout.is_text_to_image(folder):
+    raise ValueError(f"{folder} is a text-to-image model; take it whole, by load_pipeline")
   model, process = pretrained.read_config(folder)
   net = models.make(**model)
   params = pretrained.load(folder, jax.eval_shape(net.init, jax.random.key(0)))
   return net, jax.tree.map(jnp.asarray, params), Diffusion(**process)
+
+
+def load_pipeline(origin: str | pathlib.Path) -> stable_diffusion.Pipeline:
+  """A whole text-to-image model: a folder as StableDiffusionPipeline writes it, or hub:OWNER/NAME.
+
+  Raises:
+    ValueError: no such folder, a part that is missing, or one that does not fit the others.
+  """
+  return stable_diffusion.load(layout.locate(str(origin)))
+
+
+def save_pipeline(folder: str | pathlib.Path, model: stable_diffusion.Pipeline) -> None:
+  """Writes the model as a folder that `load_pipeline` and diffusers' StableDiffusionPipeline read.
+
+  `dataclasses.replace(model, params={**model.params, "unet": params})` is it with other weights.
+  """
+  stable_diffusion.save(pathlib.Path(folder), model)
 
 
 def save_pretrained(folder: str | pathlib.Path, net: Any, params: Tree, process: Diffusion) -> None:

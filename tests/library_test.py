@@ -18,7 +18,7 @@ import jaxunlearn
 from jaxunlearn import build, methods
 from jaxunlearn.methods import Rows
 from tests import methods_test as ours
-from tests import toys
+from tests import tiny_pipeline, toys
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "library.md").read_text()
@@ -33,14 +33,16 @@ prepared = [
 
 def test_the_page_runs_as_printed(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
+  tiny_pipeline.write(tmp_path / "stable-diffusion")
   names = {}
   blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
   for block in blocks:
     exec(compile(block, "docs/library.md", "exec"), names)
-  assert len(blocks) == 11
+  assert len(blocks) == 12
   moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), names["params"], names["trained"])
   assert 0 < max(jax.tree.leaves(moved)) < 0.1
   assert names["pixels"].shape == (4, 8, 8, 1) and names["pixels"].dtype == np.uint8
+  assert names["pictures"].shape == (2, 16, 16, 3) and np.isfinite(names["pictures"]).all()
   assert names["values"].keys() == {"copy_score", "nll_bpd"}
 
 
@@ -187,6 +189,10 @@ def test_bad_input_is_refused_in_one_line(tmp_path):
     measured("stationarity", samples=1, steps=1)
   with refused("net is a Net; .* networks of jaxunlearn.models"):
     jaxunlearn.save_pretrained(tmp_path, ours.Net(ours.apply, ()), params, ours.PROCESS)
+  with refused("is a text-to-image model; take it whole, by load_pipeline"):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    jaxunlearn.load_pretrained(tmp_path)
   (tmp_path / "checkpoints").mkdir()
   with refused("is a run; export it first: python -m jaxunlearn.export"):
     jaxunlearn.load_pretrained(tmp_path)

@@ -9,8 +9,7 @@ import pytest
 import safetensors.numpy
 import torch
 
-from jaxunlearn import latents
-from jaxunlearn.diffusion import guidance, sampling
+from jaxunlearn.diffusion import sampling
 from jaxunlearn.weights import layout, scheduler_config, stable_diffusion, tokenizer
 from tests import tiny_pipeline
 from tests.unet_parity import distance, nchw
@@ -50,12 +49,9 @@ def theirs(pipe, x):
 
 
 def ours(model, x):
-  params = {"unet": model.params["unet"], "states": model.states([PROMPT])}
-  apply = model.process.predictor(model.net(1).apply)
-  eps_fn = jax.tree_util.Partial(apply, jax.tree.map(jax.numpy.asarray, params))
   name, options = scheduler_config.sampler_of(model.sampler, model.scheduler)
   z = sampling.sample(
-    guidance.guided(eps_fn, SCALE - 1),
+    model.eps_fn([PROMPT], SCALE),
     model.process,
     jax.random.key(0),
     x,
@@ -64,7 +60,7 @@ def ours(model, x):
     steps=STEPS,
     options=options,
   )
-  pictures = latents.Codec(model.vae, model.params["vae"]).decode(np.asarray(z))
+  pictures = model.codec.decode(np.asarray(z))
   return np.asarray(z), np.clip(pictures / 2 + 0.5, 0, 1)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from jaxunlearn import data, latents, library
+from jaxunlearn import data, library
 from jaxunlearn.cdm import cli
 from jaxunlearn.diffusion import Diffusion, EpsFn, guidance, sampling
 from jaxunlearn.inputs import ranges
@@ -156,18 +156,16 @@ def _of_pipeline(folder: pathlib.Path, asked: Asked) -> Subject:
   if not asked.prompts:
     raise ValueError("--prompt is missing; say what to draw")
   model = stable_diffusion.load(folder)
-  params = {"unet": model.params["unet"], "states": model.states(asked.prompts)}
-  net = model.net(len(asked.prompts))
   sampler, options = _sampler(asked, model.sampler, model.scheduler)
   return Subject(
-    eps_fn=_bound(model.process, net, params),
+    eps_fn=model.eps_fn(asked.prompts),
     process=model.process,
     options=options,
     sampler=sampler,
     scale=SCALE,
-    shape=net.image_shape,
+    shape=model.unet.image_shape,
     c=np.arange(len(asked.prompts), dtype=np.int32),
-    decode=latents.Codec(model.vae, model.params["vae"]).decode,
+    decode=model.codec.decode,
   )
 
 
@@ -202,7 +200,7 @@ def _of_net(
   made = Diffusion(**process)
   name, options = _sampler(asked, sampling.Options.of(sampler), scheduler)
   return Subject(
-    eps_fn=_bound(made, net, params),
+    eps_fn=jax.tree_util.Partial(made.predictor(net.apply), jax.tree.map(jnp.asarray, params)),
     process=made,
     options=options,
     sampler=name,
@@ -211,11 +209,6 @@ def _of_net(
     c=_conditions(tuple(net.classes), names, asked),
     decode=lambda made: made,
   )
-
-
-def _bound(process: Any, net: Any, params: Any) -> Any:
-  """The predictor of noise with these parameters."""
-  return jax.tree_util.Partial(process.predictor(net.apply), jax.tree.map(jnp.asarray, params))
 
 
 def _sampler(asked: Asked, options: Any, scheduler: Mapping[str, Any]) -> tuple[str, Any]:

@@ -18,12 +18,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from absl import logging
 
-from jaxunlearn import weights
-from jaxunlearn.diffusion import Diffusion, sampling
+from jaxunlearn import latents, weights
+from jaxunlearn.diffusion import Diffusion, EpsFn, guidance, sampling
 from jaxunlearn.models import clip, text_to_image, text_unet, vae
 from jaxunlearn.weights import layout, pipeline_config, pretrained, scheduler_config, tokenizer
 from jaxunlearn.weights.layout import CONFIG, NAMED, PIPELINE, SCHEDULER, WEIGHTS
@@ -59,9 +60,21 @@ class Pipeline:
   params: Mapping[str, Tree]  # of PARTS
   folder: pathlib.Path  # where it was read
 
-  def net(self, prompts: int) -> text_to_image.Net:
-    """The noise predictor of so many prompts."""
-    return text_to_image.Net(self.unet, self.text, (prompts,))
+  @property
+  def codec(self) -> latents.Codec:
+    """Pictures <-> latents."""
+    return latents.Codec(self.vae, self.params["vae"])
+
+  def eps_fn(self, prompts: Sequence[str], scale: float = 1.0) -> EpsFn:
+    """The noise predictor of the prompts by their numbers 0, 1, ..., encoded once.
+
+    `scale` is that of guidance as Stable Diffusion counts it: eps_null + scale (eps_c - eps_null).
+    """
+    net = text_to_image.Net(self.unet, self.text, (len(prompts),))
+    params = {"unet": self.params["unet"], "states": self.states(prompts)}
+    apply = self.process.predictor(net.apply)
+    eps_fn = jax.tree_util.Partial(apply, jax.tree.map(jnp.asarray, params))
+    return guidance.guided(eps_fn, scale - 1)
 
   def states(self, prompts: Sequence[str]) -> jax.Array:
     """The states [P + 1, L, D] of the prompts and of the empty one; says what does not fit."""
