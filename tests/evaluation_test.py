@@ -87,9 +87,12 @@ def test_a_probe_has_the_first_samples_of_the_evaluation(setup, tmp_path, monkey
   np.testing.assert_array_equal(seen[0].samples, evaluation.generate(setup, eps_fn, 0)[:3])
 
 
-@pytest.mark.parametrize(("field", "bad"), [("reference", "test"), ("metrics", ("fidd",))])
+@pytest.mark.parametrize(
+  ("field", "bad"),
+  [("reference", "test"), ("metrics", ("fidd",)), ("sampler", "plsm"), ("steps", 1001)],
+)
 def test_bad_options_are_refused_before_any_work(setup, tmp_path, field, bad):
   config = setup.config.copy_and_resolve_references()
   config.eval[field] = bad
-  with pytest.raises(ValueError, match=r"^no (reference set|metric) "):
+  with pytest.raises(ValueError, match=r"^(no (reference set|metric|sampler)|steps 1001) "):
     Evaluation(dataclasses.replace(setup, config=config), tmp_path, lambda: False)

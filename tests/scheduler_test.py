@@ -154,7 +154,7 @@ def test_the_whole_walk_of_a_class_is_that_of_its_sampler(name):
     options=options,
   )
   assert x.std() > 1
-  np.testing.assert_allclose(x_0, x.numpy(), rtol=0, atol=1e-4 * float(x.abs().max()))
+  np.testing.assert_allclose(x_0, x.numpy(), rtol=0, atol=1e-5 * float(x.abs().max()))
 
 
 def _column(t):

@@ -14,8 +14,9 @@ From the time t to the earlier s, without noise and without a clip of x0:
 
 _1, _2, _3 are of one, two, three steps before. PLMS is of Liu et al. (2022, arXiv 2202.09778), in
 the form that Stable Diffusion takes: no Runge-Kutta steps to begin with. DPM-Solver++ is of Lu et
-al. (2022, arXiv 2211.01095), Algorithm 2. Both walk the times of diffusers' schedulers. The paper
-of DPM-Solver++ spaces its times evenly in lambda; these are even in t.
+al. (2022, arXiv 2211.01095), Algorithm 2. Both walk as diffusers' schedulers do: PLMS from t to
+t - T // steps, like DDIM; DPM-Solver++ from each time to the next, where the times are even in t
+and the paper's in lambda. Its last step starts from about t = T / steps and is of first order.
 
 Every move is a sum of x_t and of what the network said at this call and up to four before, so a
 sampler is a table of those coefficients (float64, once) and one scan over it.
