@@ -7,7 +7,7 @@ import dataclasses
 
 from ml_collections import ConfigDict, config_dict
 
-from jaxunlearn import data, evals, methods
+from jaxunlearn import adapters, data, evals, methods
 from jaxunlearn.diffusion import Diffusion, sampling
 
 
@@ -27,6 +27,8 @@ def get_config() -> ConfigDict:
   config.streams = ConfigDict({"x": "all"})  # stream of the method -> what it takes: streams.py
   config.attack = ""  # dimra, few_shot or inversion, where the run attacks another
   config.method = method("denoising")
+  # What of the network is trained: a pattern of paths ("": all), and LoRA's rank (0: no LoRA).
+  config.trained = ConfigDict(dataclasses.asdict(adapters.Trained()))
   config.optimizer = ConfigDict(
     {
       "learning_rate": 1e-4,

@@ -1,15 +1,20 @@
-"""Compartments: what is trained for one source, a whole network or little beside a frozen one.
+"""What of a network is trained, beside what is frozen: by a run, an attack, a CDM's source.
 
-    full      a network of its own, started from the backbone
+    Trained   all of it; the parameters that a pattern finds; or LoRA on the kernels among them
+    full      a whole network, started from the backbone
     prompts   deep prompts (Jia et al., 2022): tokens of its own for every block, or some per class
     lora      W + (alpha / rank) A B on qkv, proj, fc1 and fc2 of every block (Hu et al., 2022)
 
-Adapters save storage and the traffic of weights; n of them are n evaluations all the same. A kind
-is `init(key, net, backbone) -> params` and `apply(net, backbone, params, x, t, c) -> eps`; stacked
+`Trained` is a run's (config.trained); the others are the compartments of a CDM. There n adapters
+save storage and the traffic of weights, and are n evaluations all the same. A kind is
+`init(key, net, backbone) -> params` and `apply(net, backbone, params, x, t, c) -> eps`; stacked
 params are vmapped over. No gradient reaches the backbone of an adapter.
 """
 
 import dataclasses
+import functools
+import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,12 +22,163 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
 from jaxunlearn import errors
-from jaxunlearn.diffusion import NULL
+from jaxunlearn.diffusion import NULL, Diffusion
 from jaxunlearn.inputs import ranges
 from jaxunlearn.models import uvit
 
 Tree = Any
-ADAPTED = {"attn": ("qkv", "proj"), "mlp": ("fc1", "fc2")}  # the layers of a block that LoRA moves
+# Names of patterns, which find a parameter by its path: `unet/mid_block/.../attn2/to_q/kernel`.
+PATTERNS = {
+  "attn2": r"/attn2/",
+  "attn2_kv": r"/attn2/to_[kv]/",
+  "attn1": r"/attn1/",
+  "not_attn2": r"^(?!.*(/attn2/|norm))",
+}
+_BLOCKS = r"(^|/)(in_blocks_\d+|mid_block|out_blocks_\d+)/(attn/(qkv|proj)|mlp/(fc1|fc2))/kernel$"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """What a run trains.
+
+  pattern ""   all parameters; else those whose path it finds: a name of PATTERNS, or a regex
+  rank r > 0   in the place of the kernels among them W + (alpha / r) A B, with A and B trained
+  """
+
+  pattern: str = ""
+  rank: ranges.From0 = 0
+  alpha: ranges.AtLeast0 = 8.0
+
+  def __post_init__(self) -> None:
+    ranges.check(self)
+    try:
+      re.compile(self._regex)
+    except re.error as error:
+      raise ValueError(
+        f"pattern {self.pattern!r} is no regular expression ({error}); use one, or one of: "
+        f"{', '.join(PATTERNS)}"
+      ) from error
+
+  @property
+  def everything(self) -> bool:
+    """Whether nothing is frozen."""
+    return not self.pattern and not self.rank
+
+  def split(self, key: Array, whole: Tree) -> tuple[Tree, Tree]:
+    """(trained, frozen) of the parameters that a run starts from.
+
+    Raises:
+      ValueError: the pattern finds no parameter, or under LoRA no kernel.
+    """
+    if self.everything:
+      return whole, {}
+    if self.rank:
+      return low_rank(key, whole, self._finds, self.rank), whole
+    chosen = lambda path, leaf: self._finds(path)
+    trained, frozen = part(whole, chosen), part(whole, lambda *at: not chosen(*at))
+    if not trained:
+      raise ValueError(_nothing(self.pattern, whole))
+    return trained, frozen
+
+  def whole(self, frozen: Tree, params: Tree) -> Tree:
+    """The parameters of the network; no gradient reaches the frozen ones."""
+    frozen = jax.lax.stop_gradient(frozen)
+    return merged(frozen, params, self.alpha / self.rank) if self.rank else joined(frozen, params)
+
+  @property
+  def _regex(self) -> str:
+    return PATTERNS.get(self.pattern, self.pattern)
+
+  def _finds(self, path: str) -> bool:
+    return re.search(self._regex, path) is not None
+
+
+ALL = Trained()
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+  """A network's noise predictor whose parameters are in two parts; equal ones are one object."""
+
+  trained: Trained
+  net: Any
+  process: Diffusion
+
+  def __call__(
+    self, frozen: Tree, params: Tree, x_t: Array, t: Array, c: Any = None, **masks: Array
+  ) -> Array:
+    whole = self.trained.whole(frozen, params)
+    return self.process.noise_of(self.net.apply(whole, x_t, t, c, **masks), x_t, t)
+
+  def bound(self, frozen: Tree) -> Callable[..., Any]:
+    """(params, x_t, t, c) -> eps, as methods take it."""
+    if self.trained.everything:
+      return self.process.predictor(self.net.apply)
+    return functools.partial(self, frozen)
+
+
+predictor = functools.cache(Predictor)
+
+
+def part(tree: Tree, chosen: Callable[[str, Any], bool], path: str = "") -> Tree:
+  """The leaves of a nested dict for which `chosen(path, leaf)`, in their places."""
+  out = {}
+  for name, value in tree.items():
+    at = f"{path}/{name}" if path else name
+    if isinstance(value, dict):
+      if inner := part(value, chosen, at):
+        out[name] = inner
+    elif chosen(at, value):
+      out[name] = value
+  return out
+
+
+def joined(a: Tree, b: Tree) -> Tree:
+  """Two nested dicts as one; where both have a leaf, that of the second."""
+  both = lambda x, y: joined(x, y) if isinstance(x, dict) and isinstance(y, dict) else y
+  return {**a, **{name: both(a[name], y) if name in a else y for name, y in b.items()}}
+
+
+def low_rank(key: Array, whole: Tree, finds: Callable[[str], bool], rank: int) -> Tree:
+  """`a` [..., I, rank] of N(0, 1 / fan in) and `b` [rank, O] of zeros, in the place of each kernel.
+
+  Raises:
+    ValueError: there is no kernel whose path is found.
+  """
+  kernels = part(whole, lambda path, leaf: path.endswith("/kernel") and finds(path))
+  if not kernels:
+    raise ValueError(_nothing("kernel", whole))
+  keys = iter(jax.random.split(key, len(jax.tree.leaves(kernels))))
+
+  def product(kernel: Any) -> Tree:
+    shape = kernel.shape
+    fan_in = kernel.size // shape[-1]
+    a = fan_in**-0.5 * jax.random.normal(next(keys), (*shape[:-1], rank))
+    return {"a": a, "b": jnp.zeros((rank, shape[-1]))}
+
+  return _kernels(kernels, product)
+
+
+def _kernels(tree: Tree, made: Callable[[Any], Tree]) -> Tree:
+  """Each {kernel: leaf} of a nested dict replaced by what is made of the leaf."""
+  if "kernel" in tree:
+    return made(tree["kernel"])
+  return {name: _kernels(value, made) for name, value in tree.items()}
+
+
+def merged(whole: Tree, params: Tree, scale: float) -> Tree:
+  """The parameters with W + scale A B for W."""
+  if "a" in params:
+    return {**whole, "kernel": whole["kernel"] + scale * params["a"] @ params["b"]}
+  return {**whole, **{name: merged(whole[name], own, scale) for name, own in params.items()}}
+
+
+def _nothing(what: str, whole: Tree) -> str:
+  first = "/".join(key.key for key in jax.tree.leaves_with_path(whole)[0][0])
+  return (
+    f"config.trained finds no parameter by {what!r}; its pattern is looked for in paths like "
+    f"{first!r}, so use another, or one of: {', '.join(PATTERNS)}"
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,25 +265,17 @@ class Lora:
     ranges.check(self)
 
   def init(self, key: Array, net: Any, backbone: Tree) -> Tree:
-    """`a` [I, rank] of N(0, 1 / I) and `b` [rank, O] of zeros, in the place of each kernel.
+    """As `low_rank`, of the kernels of blocks.
 
     Raises:
       ValueError: no U-ViT, or no backbone.
     """
     _check(net, backbone)
-    params: Tree = {block: {part: {} for part in ADAPTED} for block in net.blocks}
-    for n, (block, part, layer) in enumerate(_places(net)):
-      i, o = backbone[block][part][layer]["kernel"].shape
-      a = i**-0.5 * jax.random.normal(jax.random.fold_in(key, n), (i, self.rank))
-      params[block][part][layer] = {"a": a, "b": jnp.zeros((self.rank, o))}
-    return params
+    return low_rank(key, backbone, lambda path: re.search(_BLOCKS, path) is not None, self.rank)
 
   def merge(self, backbone: Tree, params: Tree) -> Tree:
     """The backbone with W + (alpha / rank) A B for W."""
-    if "a" in params:
-      change = self.alpha / self.rank * params["a"] @ params["b"]
-      return {**backbone, "kernel": backbone["kernel"] + change}
-    return {**backbone, **{name: self.merge(backbone[name], own) for name, own in params.items()}}
+    return merged(backbone, params, self.alpha / self.rank)
 
   def apply(
     self,
@@ -148,11 +296,6 @@ def make(name: str, **fields: Any) -> Any:
   """`make('lora', rank=4)` is `Lora(rank=4)`; a wrong name or field lists the choices."""
   errors.check_choice("compartment", name, KINDS)
   return errors.build(KINDS[name], f"compartment {name}", fields)
-
-
-def _places(net: uvit.Net) -> list[tuple[str, str, str]]:
-  """(block, part, layer) of every kernel that LoRA moves."""
-  return [(b, part, layer) for b in net.blocks for part in ADAPTED for layer in ADAPTED[part]]
 
 
 def _check(net: Any, backbone: Tree | None) -> None:

@@ -1,7 +1,7 @@
 """What a config means: every object of a run, checked before any work, and its first state."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import grain
@@ -11,12 +11,12 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jaxunlearn import checkpoint, data, errors, fields, methods, models, streams
+from jaxunlearn import adapters, checkpoint, data, errors, fields, methods, models, streams
 from jaxunlearn.checkpoint import State
 from jaxunlearn.data import roll, synthetic
 from jaxunlearn.diffusion import Diffusion, sampling
 from jaxunlearn.mesh import profiling, sharding
-from jaxunlearn.weights import layout, pretrained
+from jaxunlearn.weights import layout, of_run, pretrained
 
 Tree = Any
 
@@ -39,11 +39,16 @@ class Setup:
   concept: data.Concept | None  # the class or style to forget, of a conditional model
   streams: dict[str, streams.Stream]
   sampler: sampling.Options = sampling.DEFAULT
+  trained: adapters.Trained = adapters.ALL
 
   @property
-  def apply(self) -> Callable[..., jax.Array]:
-    """(params, x_t, t, c) -> eps."""
-    return self.process.predictor(self.net.apply)
+  def predictor(self) -> adapters.Predictor:
+    """(frozen, params, x_t, t, c) -> eps."""
+    return adapters.predictor(self.trained, self.net, self.process)
+
+  def split(self, whole: Tree) -> tuple[Tree, Tree]:
+    """(trained, frozen) of the network's parameters, as config.trained says."""
+    return self.trained.split(of_run.split_key(self.config.seed), whole)
 
   def host_batch(self, step: int) -> dict[str, methods.Rows]:
     """The rows of a batch that this process' devices hold: all of them with one process."""
@@ -125,6 +130,7 @@ def build(config: ConfigDict) -> Setup:
     concept=concept,
     streams=made,
     sampler=sampling.Options.of(dict(config.sampler)),
+    trained=adapters.Trained(**config.trained),
   )
   check_needs(setup)
   return setup
@@ -203,21 +209,23 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 def start_params(setup: Setup) -> Tree:
   """Where a run starts (host arrays): random, another run's, or weights in diffusers' layout."""
-  shapes = jax.eval_shape(setup.net.init, jax.random.key(0))
-  if not setup.config.init_from:
-    return jax.jit(setup.net.init)(jax.random.key(setup.config.seed))
-  folder = layout.locate(setup.config.init_from)
-  if not (folder / "checkpoints").is_dir():
-    return pretrained.load(folder, shapes)
-  whole = sharding.shaped(setup.mesh, shapes, sharding.replicated(setup.mesh))
-  return checkpoint.read_params(folder, whole)
+  return of_run.start(setup.config.init_from, setup.net, setup.config.seed, setup.mesh)
 
 
 def make_state(setup: Setup, params: Tree) -> State:
-  """Step 0: parameters, their EMA, optimiser state and the method's extras, laid on the mesh."""
+  """Step 0 from all parameters: those that are trained, their EMA, optimiser state, extras.
+
+  All is laid on the mesh; frozen parameters are beside it.
+  """
+  params, frozen = setup.split(params)
   rng = jax.random.fold_in(jax.random.key(setup.config.seed), 2**32 - 1)
   params, extras = methods.begin(
-    setup.method, setup.apply, params, setup.process, setup.streams, rng
+    setup.method,
+    setup.predictor.bound(frozen),
+    params,
+    setup.process,
+    setup.streams,
+    rng,
   )
   params = jax.tree.map(jnp.asarray, params)
   state = State(
@@ -226,6 +234,7 @@ def make_state(setup: Setup, params: Tree) -> State:
     ema=params if setup.config.ema else {},
     opt=start_optimizer(setup, params),
     extras=extras,
+    frozen=jax.tree.map(jnp.asarray, frozen),
   )
   return sharding.put(state, sharding.state_sharding(setup.mesh, state))
 

@@ -25,16 +25,18 @@ Tree = Any
 # Orbax warns of each directory that is only read; that is meant.
 logging.get_absl_logger().addFilter(lambda record: "is read only=" not in str(record.msg))
 ITEMS = ("params", "ema", "opt", "extras")
+NOTHING: Tree = {}
 
 
 class State(NamedTuple):
-  """All that a step changes. `ema` is {} where the run keeps none."""
+  """All that a step changes, and what it leaves alone. `ema` is {} where the run keeps none."""
 
   step: jax.Array  # int32 []
   params: Tree
   ema: Tree
   opt: Tree
   extras: Tree
+  frozen: Tree = NOTHING  # of config.trained; not saved, since it is that of init_from
 
 
 @jax.jit
@@ -83,6 +85,8 @@ class Checkpoints:
       name: {"shapes": _shapes(tree), "fingerprint": int(fingerprint(tree))}
       for name, tree in items.items()
     }
+    if jax.tree.leaves(state.frozen):  # told by its bytes alone
+      described["frozen"] = {"shapes": {}, "fingerprint": int(fingerprint(state.frozen))}
     meta = {"step": step, "items": described, "digest": _digest(described)}
     saves = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
     with errors.of_system(self.directory):
@@ -100,7 +104,7 @@ class Checkpoints:
       try:
         if jax.process_count() > 1:
           self._check_alone(step, target)
-        items = _read(self._manager, step, _items(target))
+        items = _read(self._manager, step, _items(target), target.frozen)
         count = sharding.put(np.int32(step), target.step.sharding)
         return target._replace(step=count, **items)
       except Damaged as error:
@@ -164,7 +168,11 @@ def latest_step(run: pathlib.Path) -> int | None:
 
 
 def read_params(
-  run: pathlib.Path, target: Tree, item: str = "params", step: int | None = None
+  run: pathlib.Path,
+  target: Tree,
+  item: str = "params",
+  step: int | None = None,
+  frozen: Tree = NOTHING,
 ) -> Tree:
   """The parameters (or `item="ema"`) of another run's checkpoint, on any mesh.
 
@@ -172,9 +180,10 @@ def read_params(
     run: its working directory, which holds checkpoints/.
     target: arrays or ShapeDtypeStructs with the shardings to restore to (`sharding.shaped`).
     step: of the checkpoint; None takes the newest.
+    frozen: what the run left alone, where it trained a part.
 
   Raises:
-    ValueError: no checkpoint there, no such item, or parameters of another shape.
+    ValueError: no checkpoint there, no such item, parameters of another shape, other frozen ones.
     Damaged: the checkpoint is damaged.
   """
   directory = pathlib.Path(run).absolute() / "checkpoints"
@@ -182,7 +191,7 @@ def read_params(
   if step is None:
     raise ValueError(f"{directory} holds no checkpoint; give a run that has saved one")
   with _open(directory) as manager:
-    return _read(manager, step, {item: target})[item]
+    return _read(manager, step, {item: target}, frozen)[item]
 
 
 def _open(directory: pathlib.Path, alone: bool = False) -> ocp.CheckpointManager:
@@ -200,13 +209,21 @@ def _items(state: State) -> dict[str, Tree]:
   return {k: getattr(state, k) for k in ITEMS if jax.tree.leaves(getattr(state, k))}
 
 
-def _read(manager: ocp.CheckpointManager, step: int, targets: dict[str, Tree]) -> dict[str, Tree]:
+def _read(
+  manager: ocp.CheckpointManager, step: int, targets: dict[str, Tree], frozen: Tree = NOTHING
+) -> dict[str, Tree]:
   """Those items of one checkpoint, shaped and sharded as their targets, and checked."""
   path = pathlib.Path(manager.directory) / str(step)
   try:
     meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     if meta["digest"] != _digest(meta["items"]):
       raise Damaged("the bytes of meta are not those that were saved")
+    kept = meta["items"].get("frozen", {}).get("fingerprint")
+    if jax.tree.leaves(frozen) and kept is not None and kept != int(fingerprint(frozen)):
+      raise WrongShape(
+        f"{path} trained a part of other weights than config.init_from has now; give those that it "
+        "began with"
+      )
     for name, target in targets.items():
       _check_shapes(f"{path}: {name}", target, meta["items"].get(name, {"shapes": {}})["shapes"])
     args = ocp.args.Composite(**{name: _restore_args(tree) for name, tree in targets.items()})

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jaxunlearn import data, errors, evals, streams
+from jaxunlearn import checkpoint, data, errors, evals, streams
 from jaxunlearn.diffusion import EpsFn, guidance, sampling
 from jaxunlearn.mesh import processes, sharding
 from jaxunlearn.reports import pictures, writer
@@ -87,9 +87,9 @@ class Evaluation:
     for name in (*options.metrics, *options.probe_metrics):
       evals.check(name, options)  # fails before any work
 
-  def once(self, phase: str, params: Any) -> None:
+  def once(self, phase: str, params: Any, frozen: Any = checkpoint.NOTHING) -> None:
     """Evaluates the network under `phase` (before, after), unless that is already done."""
-    self.measure(phase, lambda place: self._bind(place(params)))
+    self.measure(phase, lambda place: self._bind(place(params), place(frozen)))
 
   def measure(self, phase: str, make: Callable[[Place], EpsFn]) -> None:
     """Evaluates what `make` gives under `phase`, or does nothing where that is already done.
@@ -119,9 +119,9 @@ class Evaluation:
       partial.unlink(missing_ok=True)
       stored.unlink()
 
-  def probe(self, step: int, params: Any) -> dict[str, float]:
+  def probe(self, step: int, params: Any, frozen: Any = checkpoint.NOTHING) -> dict[str, float]:
     """A small evaluation for the curves over steps; of an attack its newest samples are shown."""
-    options, eps_fn = self._setup.config.eval, self._bind(params)
+    options, eps_fn = self._setup.config.eval, self._bind(params, frozen)
     n = options.probe_samples
     c = plan(self._setup, n, 0 if self._setup.concept else n)
     count = -(-n // batch_size(self._setup))
@@ -173,8 +173,12 @@ class Evaluation:
     if self._stopped():
       raise Stopped(STOPPED)
 
-  def _bind(self, params: Any) -> EpsFn:
-    eps_fn = jax.tree_util.Partial(self._setup.apply, params)
+  def _bind(self, params: Any, frozen: Any) -> EpsFn:
+    predictor = self._setup.predictor
+    if self._setup.trained.everything:
+      eps_fn = jax.tree_util.Partial(predictor.bound(frozen), params)
+    else:
+      eps_fn = jax.tree_util.Partial(predictor, frozen, params)
     return guidance.guided(eps_fn, self._setup.config.eval.guidance)
 
   def _task(self, samples: np.ndarray, c: np.ndarray | None) -> evals.Task:

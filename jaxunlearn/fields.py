@@ -104,6 +104,7 @@ GROUPS: Mapping[str, tuple[str, Callable[[str], Any]] | type] = {
   "process": Diffusion,
   "sampler": sampling.Options,
   "forget": data.Forget,
+  "trained": adapters.Trained,
   "compartment": ("name", adapters.make),
   "router": ("name", routers.make),
   "sources": sources.Split,

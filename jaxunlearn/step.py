@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxunlearn import methods
+from jaxunlearn import adapters, methods
 from jaxunlearn.build import Setup
-from jaxunlearn.checkpoint import State
+from jaxunlearn.checkpoint import NOTHING, State
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.mesh import sharding
 
@@ -33,7 +33,7 @@ DROPOUT = "dropout_rows"  # among the draws: one seed a row, of its masks
 class Program:
   """What is compiled: all of a run that is neither data nor state."""
 
-  net: Any
+  predictor: adapters.Predictor
   method: methods.Objective
   process: Diffusion
   mesh: jax.sharding.Mesh
@@ -47,7 +47,7 @@ class Program:
 def program(setup: Setup) -> Program:
   config = setup.config
   return Program(
-    net=setup.net,
+    predictor=setup.predictor,
     method=setup.method,
     process=setup.process,
     mesh=setup.mesh,
@@ -60,7 +60,7 @@ def program(setup: Setup) -> Program:
 
 
 class Gradients:
-  """(params, draws, extras) -> the K gradients of the whole batch, and metrics.
+  """(params, draws, extras, frozen) -> the K gradients of the whole batch, and metrics.
 
   Micro-batches are contiguous rows of the draws, one after the other, averaged per term.
   """
@@ -69,19 +69,24 @@ class Gradients:
     self._program = program
     self._always = type(program.method).needed is methods.Objective.needed
 
-  def __call__(self, params: Tree, draws: Any, extras: Tree) -> tuple[tuple[Tree, ...], Tree]:
+  def __call__(
+    self, params: Tree, draws: Any, extras: Tree, frozen: Tree = NOTHING
+  ) -> tuple[tuple[Tree, ...], Tree]:
     parts, flags = _split(self._program, draws)
     total: Any = None
     if self._program.micro_batches > 1:
-      total = self._zeros(params, parts[0], extras)
+      total = self._zeros(params, parts[0], extras, frozen)
     for rows, needed in zip(parts, self._patterns(flags), strict=True):
-      total = _add(self._program, total, params, rows, extras, needed=needed)
+      total = _add(self._program, total, params, rows, extras, frozen, needed=needed)
     return total
 
-  def lower(self, params: Tree, rows: Any, extras: Tree) -> jax.stages.Lowered:
+  def lower(
+    self, params: Tree, rows: Any, extras: Tree, frozen: Tree = NOTHING
+  ) -> jax.stages.Lowered:
     """The program of one micro-batch's rows with every term, lowered; arrays or their shapes."""
-    total = self._sums(params, rows, extras) if self._program.micro_batches > 1 else None
-    return _add.lower(self._program, total, params, rows, extras, needed=self._all)
+    many = self._program.micro_batches > 1
+    total = self._sums(params, rows, extras, frozen) if many else None
+    return _add.lower(self._program, total, params, rows, extras, frozen, needed=self._all)
 
   @property
   def _all(self) -> tuple[bool, ...]:
@@ -93,16 +98,16 @@ class Gradients:
       return [self._all] * self._program.micro_batches
     return [tuple(row) for row in np.asarray(flags, bool).tolist()]
 
-  def _zeros(self, params: Tree, rows: Any, extras: Tree) -> Tree:
-    sums = self._sums(params, rows, extras)
+  def _zeros(self, params: Tree, rows: Any, extras: Tree, frozen: Tree) -> Tree:
+    sums = self._sums(params, rows, extras, frozen)
     where = jax.tree.map(lambda s: s.sharding, sums)
     zeros = lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), sums)
     return jax.tree.map(jax.device_put, jax.jit(zeros)(), where)
 
-  def _sums(self, params: Tree, rows: Any, extras: Tree) -> Tree:
+  def _sums(self, params: Tree, rows: Any, extras: Tree, frozen: Tree) -> Tree:
     """The shapes and layouts of what micro-batches are added to."""
     add = functools.partial(_add, self._program, needed=self._all)
-    grads, metrics = jax.eval_shape(add, None, params, rows, extras)
+    grads, metrics = jax.eval_shape(add, None, params, rows, extras, frozen)
     mesh = self._program.mesh
     return sharding.shaped(mesh, grads), sharding.shaped(mesh, metrics, sharding.replicated(mesh))
 
@@ -114,7 +119,7 @@ def make_update(setup: Setup, state: State) -> Callable[..., tuple[State, Tree]]
 
   def update(state: State, batch: methods.Batch) -> tuple[State, Tree]:
     draws = draw(program_, seed, state.step, batch, state.extras)
-    return apply(state, *gradients(state.params, draws, state.extras))
+    return apply(state, *gradients(state.params, draws, state.extras, state.frozen))
 
   return update
 
@@ -127,7 +132,7 @@ def flops(setup: Setup, state: State, batch: methods.Batch) -> float:
   program_ = program(setup)
   first = lambda state, batch: _split(program_, draw(program_, 0, state.step, batch, state.extras))
   rows = jax.eval_shape(first, state, batch)[0][0]
-  shapes = jax.eval_shape(lambda *trees: trees, state.params, rows, state.extras)
+  shapes = jax.eval_shape(lambda *trees: trees, state.params, rows, state.extras, state.frozen)
   leaves, structure = jax.tree.flatten(shapes)
   return _flops(program_, structure, tuple(leaves))
 
@@ -150,7 +155,8 @@ def compile_programs(
   split = _split.lower(program_, _given(drawn)).compile()
   yield "split", split
   rows = _given(split)[0][0]
-  gradients = Gradients(program_).lower(state.params, rows, state.extras).compile()
+  lowered = Gradients(program_).lower(state.params, rows, state.extras, state.frozen)
+  gradients = lowered.compile()
   yield "gradients", gradients
   yield "update", _applier_of(program_, state).lower(state, *_given(gradients)).compile()
 
@@ -175,7 +181,7 @@ def draw_rows(
   """All that a step draws at random for the rows of a batch."""
   rng = jax.random.fold_in(jax.random.key(seed), step)
   draws = program.method.draw(program.process, batch, rng, extras, step)
-  if getattr(program.net, "dropout", 0):
+  if getattr(program.predictor.net, "dropout", 0):
     k_dropout = jax.random.fold_in(rng, 2**32 - 1)  # methods fold in small numbers
     count = len(jax.tree.leaves(draws)[0])
     draws |= {DROPOUT: jax.random.bits(k_dropout, (count,), jnp.uint32)}
@@ -204,11 +210,12 @@ def _add(
   params: Tree,
   rows: Any,
   extras: Tree,
+  frozen: Tree,
   *,
   needed: tuple[bool, ...],
 ) -> Tree:
   """The gradients of one micro-batch, added to those so far."""
-  apply, draws = with_dropout(program.process.predictor(program.net.apply), rows)
+  apply, draws = with_dropout(program.predictor.bound(frozen), rows)
   grads, metrics = program.method.gradients(apply, params, program.process, draws, extras, needed)
   where = sharding.state_sharding(program.mesh, params)
   grads = tuple(jax.lax.with_sharding_constraint(g, where) for g in grads)
@@ -254,4 +261,4 @@ def apply_update(
     decay = jnp.minimum(program.ema, warm)
     ema = optax.incremental_update(params, ema, 1 - decay)
   metrics |= combined | {"grad_norm": optax.tree.norm(direction)}
-  return State(state.step + 1, params, ema, opt, extras), metrics
+  return State(state.step + 1, params, ema, opt, extras, state.frozen), metrics

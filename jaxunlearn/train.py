@@ -64,7 +64,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     processes.from_first(lambda: claim(workdir, config, setup.entries()))
     _say(opening(setup, _newest(workdir)))
     if config.eval.before:
-      evaluation.once("before", params)
+      evaluation.once("before", *setup.split(params))
     saves = checkpoint.Checkpoints(workdir / "checkpoints", config.train.keep)
     stack.callback(saves.close)
     state = build.make_state(setup, params)
@@ -76,7 +76,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     _save(saves, state)
     saves.wait()
     if config.eval.after:
-      evaluation.once("after", state.ema or state.params)
+      evaluation.once("after", state.ema or state.params, state.frozen)
   return processes.from_first(lambda: report.write(workdir))
 
 
@@ -125,7 +125,7 @@ def train(
   saves: checkpoint.Checkpoints,
   writer: Writer,
   stopped: Callable[[], bool],
-  probe: Callable[[int, Tree], dict[str, float]],
+  probe: Callable[[int, Tree, Tree], dict[str, float]],
   origin: Tree | None = None,
 ) -> State:
   """The loop from the state's step to config.train.steps; probes log the distance to `origin`."""
@@ -166,7 +166,7 @@ def train(
           "or another method"
         )
     if probing:
-      writer.write_scalars(step, probe(step, state.ema or state.params))
+      writer.write_scalars(step, probe(step, state.ema or state.params, state.frozen))
       if origin is not None:
         writer.write_scalars(step, {"distance": float(_distance(state.params, origin))})
     if save:

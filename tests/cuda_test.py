@@ -61,7 +61,7 @@ def exported_step(setup):
     state, batch = structure.unflatten(leaves)
     draws = step.draw(program, setup.config.seed, state.step, batch, state.extras)
     rows, needed = step._split(program, draws)[0][0], (True,) * len(setup.method.terms)
-    gradients = step._add(program, None, state.params, rows, state.extras, needed=needed)
+    gradients = step._add(program, None, state.params, rows, state.extras, {}, needed=needed)
     return jax.tree.leaves(step.apply_update(program, state, *gradients)[0])
 
   return state, export(update, leaves)

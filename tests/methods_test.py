@@ -199,7 +199,7 @@ def test_a_step_follows_what_combine_gives_and_the_slope_of_the_penalty(name):
   method, state = setup.method, build.make_state(setup, random_params())
   update = step.make_update(setup, state)
   state, _ = update(state, setup.batch(0))
-  step_0, params, _, opt, extras = jax.device_get(state)
+  step_0, params, _, opt, extras, _ = jax.device_get(state)
   state, metrics = update(state, setup.batch(1))
   draws = draw(
     method, setup.host_batch(1), jax.random.fold_in(jax.random.key(0), 1), extras, step_0
@@ -214,7 +214,7 @@ def test_a_step_follows_what_combine_gives_and_the_slope_of_the_penalty(name):
 
 @methods_with(lambda method: type(method).gradients is methods.Objective.gradients)
 def test_gradients_are_those_of_each_term_and_zero_where_not_needed(name):
-  method, (_, params, _, _, extras) = methods.make(name), started(name)
+  method, (_, params, _, _, extras, _) = methods.make(name), started(name)
 
   @jax.jit
   def apart(params, extras, draws):

@@ -149,7 +149,7 @@ class Seen:
   def __init__(self, value=1.0):
     self.steps, self.value = [], value
 
-  def __call__(self, step, params):
+  def __call__(self, step, params, frozen):
     self.steps.append(step)
     return {"probe_x": self.value}
 

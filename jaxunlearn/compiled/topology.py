@@ -106,7 +106,9 @@ def state_of(setup: build.Setup) -> State:
   if type(setup.method).prepare is not methods.Objective.prepare:
     zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), params)
     key = jax.random.key(0)
-    extras = setup.method.prepare(setup.apply, zeros, setup.process, setup.streams, key)
+    extras = setup.method.prepare(
+      setup.predictor.bound({}), zeros, setup.process, setup.streams, key
+    )
   number: Any = jax.ShapeDtypeStruct((), jnp.int32)
   state = State(
     step=number,

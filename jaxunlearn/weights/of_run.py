@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxunlearn import checkpoint, models
+from jaxunlearn import adapters, checkpoint, models
 from jaxunlearn.mesh import sharding
+from jaxunlearn.weights import layout, pretrained
 
 NEEDED = ("model", "process", "ema", "data")  # of a run's config
 
@@ -33,9 +34,49 @@ def read(run: pathlib.Path, raw: bool = False, needed: Sequence[str] = NEEDED) -
   config = read_config(run, needed)
   net = models.make(**config["model"])
   item = "ema" if config["ema"] and not raw else "params"
-  shapes = jax.eval_shape(net.init, jax.random.key(0))
-  params = checkpoint.read_params(run, sharding.shaped(sharding.make_mesh(1), shapes), item)
+  params = whole(run, net, sharding.make_mesh(1), item)
   return Newest(config, net, params, item, checkpoint.latest_step(run) or 0)
+
+
+def start(origin: str, net: Any, seed: int, mesh: jax.sharding.Mesh) -> Any:
+  """All parameters that init_from names (host arrays): random ones, a run's, or a folder's.
+
+  Raises:
+    ValueError: no such place, or weights of another network.
+    Damaged: the run's newest checkpoint is damaged.
+  """
+  if not origin:
+    return jax.jit(net.init)(jax.random.key(seed))
+  folder = layout.locate(origin)
+  if (folder / "checkpoints").is_dir():
+    return whole(folder, net, mesh, "params")
+  return pretrained.load(folder, jax.eval_shape(net.init, jax.random.key(0)))
+
+
+def whole(run: pathlib.Path, net: Any, mesh: jax.sharding.Mesh, item: str) -> Any:
+  """All parameters of a run: those that it trained, and those that it began with and left alone."""
+  shapes = jax.eval_shape(net.init, jax.random.key(0))
+  target = lambda tree: sharding.shaped(mesh, tree, sharding.replicated(mesh))
+  trained, config = _trained(run)
+  if trained.everything:
+    return checkpoint.read_params(run, target(shapes), item)
+  base = start(config["init_from"], net, config["seed"], mesh)
+  params, frozen = trained.split(split_key(config["seed"]), base)
+  shapes = jax.eval_shape(lambda: params)
+  found = checkpoint.read_params(run, target(shapes), item, frozen=frozen)
+  return jax.device_get(trained.whole(frozen, found))
+
+
+def split_key(seed: int) -> jax.Array:
+  """The key that a run draws its LoRA by."""
+  return jax.random.fold_in(jax.random.key(seed), 2**32 - 2)
+
+
+def _trained(run: pathlib.Path) -> tuple[adapters.Trained, dict[str, Any]]:
+  """What a run trained, and its config; all of it where none stands there."""
+  path = run / "config.json"
+  config = layout.read_json(path) if path.is_file() else {}
+  return adapters.Trained(**config.get("trained", {})), config
 
 
 def read_config(run: pathlib.Path, needed: Sequence[str] = NEEDED) -> dict[str, Any]:
