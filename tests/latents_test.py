@@ -1,6 +1,9 @@
 """Latents: the loss of an autoencoder, its training run, and decoding in parts."""
 
+import dataclasses
 import json
+import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,7 @@ from configs import pretrain_little_vae
 from jaxunlearn import data, latents, pipeline, train
 from jaxunlearn.data import emoji
 from jaxunlearn.evaluation import Stopped
+from jaxunlearn.latents import cache
 from jaxunlearn.latents import loss as of_loss
 from jaxunlearn.latents import train as autoencoding
 from jaxunlearn.mesh import processes
@@ -65,6 +69,63 @@ def test_decoding_in_parts_is_decoding(params):
   codec = latents.Codec(NET, params)
   whole = NET.decode(params, jnp.asarray(z))
   np.testing.assert_allclose(codec.decode(z, batch=2), whole, atol=1e-5)
+
+
+def records(n=5):
+  image = np.random.default_rng(1).integers(0, 256, (n, 16, 16, 3), np.uint8)
+  ids = np.array([f"{i}.png" for i in range(n)])
+  return data.Records(ids, image, np.zeros(n, np.int32), ("all",))
+
+
+@pytest.fixture
+def codec(params, tmp_path, monkeypatch):
+  monkeypatch.setenv(cache.HOME, str(tmp_path))
+  return latents.Codec(NET, params)
+
+
+def test_moments_are_kept_and_latents_drawn_anew_from_them(codec, params):
+  pictures = records()
+  moments = cache.fill(codec, pictures, batch=2)
+  x = jnp.asarray(data.to_model(pictures.image))
+  mean, log_var = map(np.asarray, NET.encode(params, x))
+  np.testing.assert_allclose(codec.encode(np.asarray(x)), NET.scaling_factor * mean, atol=1e-5)
+  index = np.array([3, 0])
+  draws = [moments.draw(index, np.random.default_rng(seed)) for seed in range(4000)]
+  spread = NET.scaling_factor * np.exp(log_var[index] / 2)
+  np.testing.assert_allclose(np.mean(draws, 0), NET.scaling_factor * mean[index], atol=0.03)
+  np.testing.assert_allclose(np.std(draws, 0), spread, rtol=0.06)
+  np.testing.assert_array_equal(draws[7], moments.draw(index, np.random.default_rng(7)))
+
+
+def test_what_is_there_is_not_encoded_again(codec, monkeypatch, tmp_path):
+  pictures, asked = records(), []
+  real = latents.Codec.moments
+  monkeypatch.setattr(
+    latents.Codec, "moments", lambda self, x, n: asked.append(len(x)) or real(self, x, n)
+  )
+  first = cache.fill(codec, pictures.take(np.arange(3)), batch=2)
+  assert asked == [2, 2] and cache.missing(codec, pictures).tolist() == [3, 4]
+  whole = cache.fill(codec, pictures, batch=2)
+  assert asked == [2, 2, 2] and not len(cache.missing(codec, pictures))
+  np.testing.assert_array_equal(first.paths, whole.take(np.arange(3)).paths)
+  assert not list(tmp_path.rglob(f"*.{os.getpid()}"))
+
+
+def test_another_autoencoder_has_files_of_its_own(codec, params):
+  cache.fill(codec, records())
+  other = jax.tree.map(lambda leaf: leaf * 1.001, params)
+  scaled = dataclasses.replace(NET, scaling_factor=0.5)
+  for one in (latents.Codec(NET, other), latents.Codec(scaled, params)):
+    assert one.identity != codec.identity and len(cache.missing(one, records())) == 5
+
+
+def test_a_damaged_file_is_named(codec):
+  moments = cache.fill(codec, records(1))
+  pathlib.Path(moments.paths[0]).write_bytes(b"no array")
+  with pytest.raises(
+    ValueError, match=r"the latents in .*\.npy cannot be read .*; delete that file"
+  ):
+    moments.draw(np.array([0]), np.random.default_rng(0))
 
 
 @pytest.fixture

@@ -1,30 +1,73 @@
-"""Pictures <-> latents: what stands between the data and a network that sees no pixels."""
+"""Pictures <-> latents: what stands between the data and a network that sees no pixels.
+
+    z = scaling_factor (mean + std n),   n ~ N(0, I)
+
+The moments of a record are computed once and kept on disk (cache.py); n is drawn anew at each step.
+"""
 
 import dataclasses
+import functools
+import hashlib
+import json
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from jaxunlearn.models import vae
 
-BATCH = 4  # pictures decoded at a time: one of 512 px takes a gigabyte
+BATCH = 4  # pictures at a time: one of 512 px takes a gigabyte
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Codec:
   """An autoencoder with its parameters."""
 
   net: vae.Autoencoder
   params: Any
 
+  def moments(
+    self, images: Float[np.ndarray, "N H W C"], batch: int = BATCH
+  ) -> Float[np.ndarray, "N h w z2"]:
+    """Mean and log variance side by side of the latents of images in [-1, 1], not scaled."""
+    parts = [_moments(self.net, self.params, part) for part in _parts(images, batch)]
+    return np.concatenate([np.asarray(part) for part in parts])
+
+  def encode(
+    self, images: Float[np.ndarray, "N H W C"], batch: int = BATCH
+  ) -> Float[np.ndarray, "N h w z"]:
+    """The means of the latents as the diffusion model sees them: scaled, without noise."""
+    mean, _ = np.split(self.moments(images, batch), 2, axis=-1)
+    return np.float32(self.net.scaling_factor) * mean
+
   def decode(
     self, z: Float[np.ndarray, "N h w z"], batch: int = BATCH
   ) -> Float[np.ndarray, "N H W C"]:
     """The pictures of latents as the diffusion model makes them, in [-1, 1] but for overshoot."""
-    parts = [_decode(self.net, self.params, z[i : i + batch]) for i in range(0, len(z), batch)]
+    parts = [_decode(self.net, self.params, part) for part in _parts(z, batch)]
     return np.concatenate([np.asarray(part) for part in parts])
 
+  @functools.cached_property
+  def identity(self) -> str:
+    """The first digits of the SHA-256 of the fields and of all parameters."""
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.net)).encode())
+    for path, leaf in jax.tree.leaves_with_path(self.params):
+      digest.update(jax.tree_util.keystr(path).encode())
+      digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
 
-_decode = jax.jit(lambda net, params, z: net.decode(params, z), static_argnums=0)
+
+def _parts(array: np.ndarray, size: int) -> list[np.ndarray]:
+  return [array[i : i + size] for i in range(0, len(array), size)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _moments(net: vae.Autoencoder, params: Any, images: jax.Array) -> jax.Array:
+  return jnp.concatenate(net.encode(params, images), axis=-1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(net: vae.Autoencoder, params: Any, z: jax.Array) -> jax.Array:
+  return net.decode(params, z)

@@ -1,0 +1,101 @@
+"""The moments of records' latents, a file each, named by the picture and by the autoencoder.
+
+    CACHE/latents/CODEC/ab/ab12....npy      float16 [h, w, 2 z], mean and log variance
+
+What is there is not computed again, so that a launch which was stopped goes on. A picture is known
+by the digest of its file and by how it was decoded; CODEC is the autoencoder's `identity`.
+"""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+
+import numpy as np
+from jaxtyping import Float
+from tqdm import tqdm
+
+from jaxunlearn import data, latents
+
+HOME = "JAXUNLEARN_CACHE"
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+  """Of some records, read when asked for."""
+
+  paths: np.ndarray  # [N] str
+  scaling_factor: float
+
+  def __len__(self) -> int:
+    return len(self.paths)
+
+  def draw(self, index: np.ndarray, rng: np.random.Generator) -> Float[np.ndarray, "n h w z"]:
+    """Latents of the rows `index`, drawn from their posteriors; float32.
+
+    Raises:
+      ValueError: a file is lost or damaged.
+    """
+    both = np.stack([_read(path) for path in self.paths[index].tolist()]).astype(np.float32)
+    mean, log_var = np.split(both, 2, axis=-1)
+    noise = rng.standard_normal(mean.shape, np.float32)
+    return np.float32(self.scaling_factor) * (mean + np.exp(log_var / 2) * noise)
+
+  def take(self, index: np.ndarray) -> "Moments":
+    return dataclasses.replace(self, paths=self.paths[index])
+
+
+def folder() -> pathlib.Path:
+  """Where files are kept; the variable JAXUNLEARN_CACHE moves it."""
+  return pathlib.Path(os.environ.get(HOME, "~/.cache/jaxunlearn")).expanduser() / "latents"
+
+
+def missing(codec: latents.Codec, records: data.Records) -> np.ndarray:
+  """The rows of the records whose moments are not there yet."""
+  paths = _paths(codec, records)
+  return np.flatnonzero([not pathlib.Path(path).is_file() for path in paths.tolist()])
+
+
+def fill(codec: latents.Codec, records: data.Records, batch: int = latents.BATCH) -> Moments:
+  """The moments of all records, those that are missing computed now."""
+  paths = _paths(codec, records)
+  rows = missing(codec, records)
+  bar = tqdm(range(0, len(rows), batch), desc="encode", disable=not len(rows))
+  for start in bar:
+    mine = rows[start : start + batch]
+    full = np.resize(mine, batch)  # one shape for all: the last is filled up with its own
+    found = codec.moments(data.to_model(records.image[full]), batch)
+    for row, moments in zip(mine, found, strict=False):
+      _write(pathlib.Path(paths[row]), moments)
+  return Moments(paths, codec.net.scaling_factor)
+
+
+def _paths(codec: latents.Codec, records: data.Records) -> np.ndarray:
+  """The file of each record, [N] str."""
+  how = f"{records.image.shape[1:]} {getattr(records.image, 'decoding', '')}"
+  home = folder() / codec.identity
+
+  def path(digest: str) -> str:
+    name = hashlib.sha256(f"{digest} {how}".encode()).hexdigest()
+    return str(home / name[:2] / f"{name}.npy")
+
+  return np.array([path(digest) for digest in records.sha256().tolist()], dtype=str)
+
+
+def _write(path: pathlib.Path, moments: np.ndarray) -> None:
+  """The file appears whole or not at all."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_suffix(f".{os.getpid()}")
+  with temporary.open("wb") as file:
+    np.save(file, moments.astype(np.float16))
+  temporary.replace(path)
+
+
+def _read(path: str) -> np.ndarray:
+  try:
+    return np.load(path)
+  except (OSError, ValueError) as error:
+    raise ValueError(
+      f"the latents in {path} cannot be read ({error}); delete that file and launch again: it is "
+      "made anew"
+    ) from error

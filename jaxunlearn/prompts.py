@@ -1,0 +1,73 @@
+"""The prompt book: which prompt each condition of a text-to-image model stands for.
+
+A condition is a number, as everywhere: of a caption, or of a class and a style that a template
+makes a prompt of, like "a {class} emoji in {style} style". The book has the token ids of every
+combination, and last those of the empty prompt, which NULL leads to.
+"""
+
+import dataclasses
+import itertools
+import string
+from collections.abc import Sequence
+
+import numpy as np
+from absl import logging
+from jaxtyping import Int
+
+from jaxunlearn import errors
+from jaxunlearn.weights.tokenizer import Tokenizer
+
+FIELDS = ("class", "style")
+SHOWN = 3  # prompts that are cut of which a warning tells
+
+
+@dataclasses.dataclass(frozen=True)
+class Book:
+  """Row i is the prompt of the i-th combination of conditions; the last is the empty prompt."""
+
+  texts: tuple[str, ...]
+  ids: Int[np.ndarray, "P L"]
+
+
+def write(vocabulary: Sequence[Sequence[str]], template: str, words: Tokenizer) -> Book:
+  """The book of all combinations of the conditions' names, in the order of models/text_to_image.py.
+
+  Without a template the name of a class is its prompt. What does not fit the tokens is told.
+
+  Raises:
+    ValueError: a template with other fields than the conditions, or none where there are several.
+  """
+  texts = (*prompts(vocabulary, template), "")
+  encoded = words.encode(texts)
+  cut = [(text, rest) for text, rest in zip(texts, encoded.cut, strict=True) if rest]
+  for text, rest in cut[:SHOWN]:
+    logging.warning("%r is cut to %d tokens; left out is %r", text, words.length, rest)
+  if len(cut) > SHOWN:
+    logging.warning("%d prompts of %d are cut", len(cut), len(texts) - 1)
+  return Book(texts, encoded.ids)
+
+
+def prompts(vocabulary: Sequence[Sequence[str]], template: str) -> list[str]:
+  """The prompt of each combination of names; raises ValueError as `write`."""
+  known = FIELDS[: len(vocabulary)]
+  if not template and len(vocabulary) > 1:
+    raise ValueError(
+      "the data has classes and styles and config.prompts.template is empty; say how they make a "
+      "prompt, like 'a {class} in {style} style'"
+    )
+  try:
+    used = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+  except ValueError as error:
+    raise ValueError(
+      f"config.prompts.template is {template!r}, which is no template ({error}); a brace is {{{{"
+    ) from error
+  for name in sorted(used):
+    errors.check_choice("field of config.prompts.template", name, known)
+  if template and (missing := set(known) - used):
+    raise ValueError(
+      f"config.prompts.template is {template!r} and does not name {{{min(missing)}}}; prompts of "
+      "different conditions would be the same, so name it"
+    )
+  made = template or "{class}"
+  rows = itertools.product(*vocabulary)
+  return [made.format(**dict(zip(known, row, strict=True))) for row in rows]
