@@ -12,7 +12,7 @@ from PIL import Image
 from configs import cdm_digits_clothes, common
 from jaxunlearn import evaluation, step
 from jaxunlearn.adapters import Full, Lora, Prompts
-from jaxunlearn.cdm import add, cli, compartment, delete, ledger, sources, training
+from jaxunlearn.cdm import add, cli, compartment, delete, keys, ledger, sources, training
 from jaxunlearn.cdm import run as cdm_run
 from jaxunlearn.cdm.model import Cdm
 from jaxunlearn.mesh import sharding
@@ -167,7 +167,7 @@ def test_deletion_goes_back_no_further_than_it_must_and_is_proven(run):
   after = states(cdm)
   assert same(before["a"], after["a"]) and same(before["c"], after["c"])
   assert not same(before["b"].params, after["b"].params)
-  assert name not in cdm.sources and name not in (run / "shards/b/records.txt").read_text()
+  assert name not in cdm.sources and name not in (run / "keys.txt").read_text()
   assert set(record["before"]) == set(record["after"])
   ledger.verify(run)
   proof = ledger.Ledger(run).lines()[-1]
@@ -339,5 +339,6 @@ def test_bad_steps(pictures, tmp_path):
 
 
 def test_sources_are_written_as_data(run):
-  named = sources.parse((run / "sources.csv").read_text())
+  known = keys.Keys(run).read()
+  named = {known[c].id: name for c, name in sources.read(run / "sources.csv").items()}
   assert len(named) == 42 and {name.partition("/")[0] == source for name, source in named.items()}
