@@ -14,6 +14,7 @@ import base64
 import hashlib
 import hmac
 import json
+import pathlib
 import sys
 
 from cryptography.exceptions import InvalidSignature
@@ -29,7 +30,13 @@ def require(holds, why):
 
 
 sha256 = lambda content: hashlib.sha256(content).digest()
-decode = lambda text: base64.b64decode(text, validate=True)
+read = lambda path: pathlib.Path(path).read_bytes()
+
+
+def decode(text):
+  raw = base64.b64decode(text, validate=True)
+  require(base64.b64encode(raw) == text.encode(), "Base64 that ends in other bits than 0")
+  return raw
 
 
 def read_key(text):
@@ -45,8 +52,8 @@ def open_note(note, key):
   """The text of a note, which that key has to have signed."""
   name, key_id, public = key
   text, _, signatures = note.rpartition("\n\n")
-  lines = [line.split(" ") for line in signatures.splitlines()]
-  require(all(line[0] == "—" and len(line) == 3 for line in lines), "a signature line is damaged")
+  *lines, end = [line.split(" ") for line in signatures.split("\n")]
+  require(end == [""] and all(line[0] == "—" for line in lines), "a signature line is damaged")
   own = [decode(raw)[4:] for _, signer, raw in lines if (signer, decode(raw)[:4]) == (name, key_id)]
   require(own, f"{name} has not signed the checkpoint with KEY")
   for signature in own:
@@ -101,17 +108,10 @@ def check_statement(envelope, key, line, log):
   return predicate
 
 
-def load(path):
-  """The first line of JSON in a file, or all of it."""
-  with open(path, encoding="utf-8") as file:
-    return json.JSONDecoder().raw_decode(file.read())[0]
-
-
 def check(args):
   """Yields a line for each thing that holds."""
   key = read_key(args.key)
-  with open(args.proof, encoding="utf-8", newline="") as file:
-    line, index, hashes, origin, size, root = read_proof(file.read(), key)
+  line, index, hashes, origin, size, root = read_proof(read(args.proof).decode(), key)
   made = root_of(sha256(b"\x00" + line), index, size, hashes)
   require(made == root, "the proof is of another tree")
   fact = json.loads(line)
@@ -119,17 +119,16 @@ def check(args):
   yield f"{origin} has as deleted, line {index + 1} of {size}, {fact['time']}: {fact['commitment']}"
   if args.statement:
     log = {"origin": origin, "index": index, "size": size, "rootHash": root.hex()}
-    said = check_statement(load(args.statement), key, line, log)
+    said = check_statement(json.loads(read(args.statement)), key, line, log)
     yield f"its owner states so: method {json.dumps(said['method'])}"
   if args.receipt:
-    own = load(args.receipt)
+    own = json.loads(read(args.receipt))
     content = own["id"].encode() + bytes.fromhex(own["sha256"])
     opened = hmac.digest(bytes.fromhex(own["key"]), content, "sha256").hex()
-    require(opened == fact["commitment"], "the receipt is of another record")
+    require(opened == own["commitment"] == fact["commitment"], "the receipt is of another record")
     yield f"your receipt opens it: {own['id']!r}"
     if args.picture:
-      with open(args.picture, "rb") as file:
-        require(sha256(file.read()).hex() == own["sha256"], "the picture is another")
+      require(sha256(read(args.picture)).hex() == own["sha256"], "the picture is another")
       yield "which is your picture, byte for byte"
 
 

@@ -50,7 +50,7 @@ class Signer(NamedTuple):
     from cryptography.exceptions import InvalidSignature
 
     text, _, lines = note.rpartition("\n\n")
-    for line in lines.splitlines():
+    for line in lines.split("\n"):
       _, _, rest = line.partition("— ")
       name, _, signature = rest.rpartition(" ")
       raw = decode(signature)
@@ -129,6 +129,9 @@ def encode(content: bytes) -> str:
 def decode(text: str) -> bytes:
   """The bytes of Base64; raises ValueError where it is none."""
   try:
-    return base64.b64decode(text, validate=True)
+    raw = base64.b64decode(text, validate=True)
   except binascii.Error as error:
     raise ValueError(f"{text[:20]!r} is no Base64") from error
+  if encode(raw) != text:
+    raise ValueError(f"{text[:20]!r} is no Base64: it ends in other bits than 0")
+  return raw
