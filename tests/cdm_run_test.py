@@ -157,12 +157,6 @@ def cdm_update(cdm, shards, steps=6):
   return [state.params for state in training.unstack(sharding.replicated(cdm.setup.mesh), stacked)]
 
 
-def places(run, pictures, name):
-  """The files of a run that name a record, or have its digest or pixels."""
-  path = pictures / name
-  return set(traces.of(run, name, path.read_bytes(), np.asarray(Image.open(path))))
-
-
 def late(cdm, name):
   """A record of that source that its training sees late."""
   shard = cdm.shards()[name]
@@ -175,7 +169,7 @@ def test_deletion_goes_back_no_further_than_it_must_and_is_proven(run, pictures)
   name, first = late(cdm, "b")
   assert first[name] >= 4
   before = states(cdm)
-  assert places(run, pictures, name) == {"keys.txt"}
+  assert traces.of_picture(run, pictures, name) == {"keys.txt"}
   for left in ("damaged/8", "tensorboard", "../../proof/shards/b"):  # of a launch that was killed
     (run / "shards/b" / left).mkdir(parents=True)
   (item,) = delete.plan(cdm, [name])
@@ -187,18 +181,16 @@ def test_deletion_goes_back_no_further_than_it_must_and_is_proven(run, pictures)
   after = states(cdm)
   assert same(before["a"], after["a"]) and same(before["c"], after["c"])
   assert not same(before["b"].params, after["b"].params)
-  assert name not in cdm.sources and places(run, pictures, name) == set()
+  assert name not in cdm.sources and traces.of_picture(run, pictures, name) == set()
   assert not any((run / "shards/b" / left).exists() for left in ("damaged", "tensorboard"))
   delete.open_run(run).open()  # the data has it still
-  assert places(run, pictures, name) == set()
+  assert traces.of_picture(run, pictures, name) == set()
   assert set(record["before"]) == set(record["after"])
   ledger.verify(run)
   proof = ledger.Ledger(run).lines()[-1]
   assert proof["event"] == "proof" and proof["equal"] and proof["source"] == "b"
-  deleted = [
-    line["commitment"] for line in ledger.Ledger(run).lines() if line["event"] == "deleted"
-  ]
-  assert len(deleted) == 1 and not set(deleted) & {*keys.Keys(run).read()}
+  (deleted,) = [line for line in ledger.Ledger(run).lines() if line["event"] == "deleted"]
+  assert deleted["commitment"] not in keys.Keys(run).read()
   assert verify.keys_of(run) == "keys open 41 of 41 records"
 
 
@@ -230,7 +222,9 @@ def test_a_record_that_was_never_seen_costs_nothing(run, tmp_path, capsys):
   assert f"deleted {opening.commitment}\n" in said
   assert "\nnotes.txt still names a deleted record and is not rewritten; edit or" in said
   assert receipts.read(receipt).commitment == opening.commitment
-  with pytest.raises(ValueError, match="belong to no source, .*: it was deleted before, or is not"):
+  with pytest.raises(
+    ValueError, match=r"belong to no source, .*: it was deleted before, or is not"
+  ):
     delete.command(delete.parse([*words, f"--receipt={tmp_path / 'second'}"]))
 
 
@@ -239,9 +233,7 @@ def test_a_deletion_that_was_killed_before_its_key_was_destroyed_is_settled(run)
   left = {name: source for name, source in cdm.sources.items() if name != "a/03.png"}
   (opening,) = cdm.keys.of_ids(["a/03.png"]).values()
   cdm.assign(left, "delete")
-  assert verify.keys_of(run).endswith(
-    "and 1 that are deleted; finish with `jaxunlearn cdm delete --resume`"
-  )
+  assert "and 1 that are deleted; finish with" in verify.keys_of(run)
   for _ in range(2):
     cdm.settle()
     last = ledger.Ledger(run).lines()[-1]
@@ -259,7 +251,7 @@ def test_a_dropped_source_is_gone(run, pictures):
   delete.drop(cdm, "b")
   record = delete.finish(cdm)
   assert not (run / "shards/b").exists() and "b" not in set(cdm.sources.values())
-  assert not set.union(*(places(run, pictures, name) for name in gone))
+  assert not set.union(*(traces.of_picture(run, pictures, name) for name in gone))
   assert same(before["a"], states(cdm)["a"])
   assert "alone_b" in record["before"] and "alone_b" not in record["after"]
   ledger.verify(run)

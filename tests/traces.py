@@ -26,6 +26,12 @@ def of(run, name, content, pixels):
   return found
 
 
+def of_picture(run, folder, name):
+  """The paths of `of`, for a record that is a file in a folder of pictures."""
+  path = folder / name
+  return set(of(run, name, path.read_bytes(), np.asarray(Image.open(path))))
+
+
 def needles(name, content, pixels):
   """(what, bytes) that tell of the record."""
   digests = [hashlib.sha256(content), hashlib.sha256(pixels.tobytes())]
