@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from configs import cdm_digits_clothes, common
-from jaxunlearn import evaluation, step
+from jaxunlearn import evaluation, step, weights
 from jaxunlearn.adapters import Full, Lora, Prompts
 from jaxunlearn.cdm import (
   add,
@@ -89,6 +89,8 @@ def test_a_run_has_every_mode_and_a_good_ledger(run):
   ledger.verify(run)
   events = [line["event"] for line in ledger.Ledger(run).lines()]
   assert events == ["start", "sources", *["trained"] * 6, "router"]
+  seen = {line["source"]: line["fingerprint"] for line in ledger.Ledger(run).lines()[2:8]}
+  assert seen == {name: weights.sha256(run / f"shards/{name}/records.txt") for name in "abc"}
   assert len((run / "attribution.csv").read_text().splitlines()) == 1 + 3
   said = json.loads((run / "compartments.json").read_text())
   assert said["sources"] == {name: {"records": 14} for name in "abc"}

@@ -19,7 +19,7 @@ def find(run: pathlib.Path, gone: Collection[Opening], kept: Collection[str]) ->
   names = {pathlib.PurePosixPath(name).name for name in kept}
   wanted = {needle for opening in gone for needle in _needles(opening, names)}
   out = []
-  for path in files_of(run)[1:]:
+  for path in files_of(run)[1:] if gone else ():
     name = path.relative_to(run)
     if "checkpoints" not in name.parts and path.is_file() and _has(path.read_bytes(), wanted):
       out.append(name.as_posix())
