@@ -151,13 +151,13 @@ def test_others_libraries_read_the_statement_and_its_signature(proved):
   from securesystemslib import dsse, exceptions
   from securesystemslib.signer import SSlibKey
 
-  envelope = json.loads(proved.files["statement"].read_text())
-  hint = envelope["signatures"][0]["keyid"]
+  read = lambda: json.loads(proved.files["statement"].read_text())
+  hint = read()["signatures"][0]["keyid"]
   key = lambda one: SSlibKey(hint, "ed25519", "ed25519", {"public": one.public.hex()})
-  dsse.Envelope.from_dict(envelope).verify([key(signer())], 1)
+  dsse.Envelope.from_dict(read()).verify([key(signer())], 1)
   with pytest.raises(exceptions.VerificationError):
-    dsse.Envelope.from_dict(envelope).verify([key(signer(1))], 1)
-  said = json.loads(base64.b64decode(envelope["payload"]))
+    dsse.Envelope.from_dict(read()).verify([key(signer(1))], 1)
+  said = json.loads(base64.b64decode(read()["payload"]))
   message = json_format.ParseDict(said, statement_pb2.Statement())
   intoto.Statement.copy_from_pb(message).validate()
 
