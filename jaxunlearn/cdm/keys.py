@@ -50,7 +50,7 @@ class Keys:
 
   def read(self) -> dict[str, Opening]:
     """commitment -> what opens it; raises ValueError where the file is damaged."""
-    text = self.path.read_text() if self.path.exists() else ""
+    text = self.path.read_bytes().decode() if self.path.exists() else ""
     openings = [self._parsed(n, line) for n, line in enumerate(text.split("\n")[:-1], 1)]
     return {opening.commitment: opening for opening in openings}
 
@@ -99,16 +99,26 @@ class Keys:
     temporary = self.path.with_suffix(".tmp")
     temporary.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    with os.fdopen(os.open(temporary, flags, 0o600), "w") as file:
-      file.write(text)
+    with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
+      file.write(text.encode())
       file.flush()
       os.fsync(file.fileno())
     old = self.path.open("r+b") if self.path.exists() else None
     temporary.replace(self.path)
+    _sync(self.path.parent)
     if old is not None:
       with old:
         old.write(bytes(os.fstat(old.fileno()).st_size))
         os.fsync(old.fileno())
+
+
+def _sync(folder: pathlib.Path) -> None:
+  """Returns once the folder's names are on disk."""
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
 
 
 def openings(records: Records) -> list[Opening]:

@@ -102,9 +102,9 @@ class Cdm:
   def assign(self, named: dict[str, str], event: str, **facts: Any) -> None:
     """Says who has which records now, in files and in the ledger; commits to those that are new."""
     known = self.keys.of_ids(named)
-    new = [name for name in named if name not in known]
-    self.keys.add(sources.of_ids(self.setup.train, new))
-    known = self.keys.of_ids(named)
+    if new := [name for name in named if name not in known]:
+      self.keys.add(sources.of_ids(self.setup.train, new))
+      known = self.keys.of_ids(named)
     files = write_sources(self.workdir, {known[i].commitment: s for i, s in named.items()})
     self.ledger.append(event, files=files, records=len(named), **facts)
 
