@@ -331,6 +331,8 @@ def test_a_deletion_that_was_stopped_goes_on(run):
   cdm = delete.open_run(run)
   name, _ = late(cdm, "b")
   delete.delete(cdm, [name])  # and the process ends here
+  with pytest.raises(ValueError, match="--receipt takes keys that the deletion has destroyed"):
+    delete.command(delete.parse([f"--run={run}", "--resume", f"--receipt={run}.json"]))
   delete.command(delete.parse([f"--run={run}", "--resume", "--prove"]))
   assert ledger.Ledger(run).lines()[-1]["equal"]
   ledger.verify(run)

@@ -235,6 +235,8 @@ def _tuples(tree: Any) -> Any:
 def command(args: argparse.Namespace) -> None:
   with processes.stop_signal() as stopped:
     cdm = open_run(args.run, stopped)
+    if args.resume and args.receipt:
+      raise ValueError("--receipt takes keys that the deletion has destroyed; leave it out")
     ids = [] if args.resume else chosen(cdm, args)
     if ids and not args.source:
       items = plan(cdm, ids)
@@ -248,15 +250,14 @@ def command(args: argparse.Namespace) -> None:
       drop(cdm, args.source)
     elif ids:
       delete(cdm, ids)
+    print("".join(f"deleted {opening.commitment}\n" for opening in [*gone][:NAMED]), end="")
+    if len(gone) > NAMED:
+      print(f"and {len(gone) - NAMED} more, each in a line `deleted` of the ledger")
     record = finish(cdm)
     names = [item["source"] for item in record.get("plan", ())]
     if args.prove and names:
       prove(cdm, names)
       print(f"proven: {', '.join(names)} equal, bit for bit, shards that never had the records")
-    for opening in [*gone][:NAMED]:
-      print(f"deleted {opening.commitment}")
-    if len(gone) > NAMED:
-      print(f"and {len(gone) - NAMED} more, each in a line `deleted` of the ledger")
     for path in traces.find(args.run, gone, cdm.sources):
       print(f"{path} still names a deleted record and is not rewritten; edit or remove it by hand")
     print(markdown(record))
