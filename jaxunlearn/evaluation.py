@@ -4,6 +4,7 @@ Both are kept as they come (samples/PHASE.f32, evals/PHASE.partial.json), so tha
 which was stopped or killed goes on where it was.
 """
 
+import dataclasses
 import io
 import json
 import math
@@ -86,11 +87,20 @@ class Evaluation:
     for name in (*options.metrics, *options.probe_metrics):
       evals.check(name, options)  # fails before any work
 
-  def once(self, phase: str, params: Any) -> None:
-    """Evaluates the network under `phase` (before, after), unless that is already done."""
-    self.measure(phase, lambda place: self._bind(place(params)))
+  def once(self, phase: str, params: Any, start: Callable[[], Any] | None = None) -> None:
+    """Evaluates the network under `phase` (before, after), unless that is already done.
 
-  def measure(self, phase: str, make: Callable[[Place], EpsFn]) -> None:
+    start() gives the parameters that the run began with, for metrics that compare both.
+    """
+    before = start and (lambda: processes.local(self._bind(start())))
+    self.measure(phase, lambda place: self._bind(place(params)), before)
+
+  def measure(
+    self,
+    phase: str,
+    make: Callable[[Place], EpsFn],
+    before: Callable[[], EpsFn] | None = None,
+  ) -> None:
     """Evaluates what `make` gives under `phase`, or does nothing where that is already done.
 
     make(place) is the predictor of the parameters `place(params)`: first of those on the mesh, for
@@ -103,6 +113,7 @@ class Evaluation:
     stored = self._workdir / "samples" / f"{phase}.f32"
     c = plan(self._setup, self._setup.config.eval.asked, self._setup.config.eval.samples)
     task = self._task(self._samples(eps_fn, stored, c), c)
+    task = dataclasses.replace(task, before=before)
     partial = path.with_suffix(".partial.json")
     done = processes.from_first(lambda: json.loads(partial.read_text()) if partial.exists() else {})
     eps_fn = processes.local(make(processes.local))
@@ -179,15 +190,14 @@ class Evaluation:
   def _task(self, samples: np.ndarray, c: np.ndarray | None) -> evals.Task:
     setup, options = self._setup, self._setup.config.eval
     concept, heldout = setup.concept, setup.heldout
+    like_deleted = heldout
     single = np.flatnonzero(setup.forget) if concept is None else np.empty(0, int)
     target = np.unique(setup.train.image[single], axis=0)
     if concept:
-      heldout = heldout.take(np.flatnonzero(~concept.matches(heldout.conditions)))
-    references = {
-      "heldout": heldout,
-      "retain": setup.train.take(np.flatnonzero(~setup.forget)),
-      "train": setup.train,
-    }
+      of_it = concept.matches(heldout.conditions)
+      heldout, like_deleted = (heldout.take(np.flatnonzero(m)) for m in (~of_it, of_it))
+    kept = setup.train.take(np.flatnonzero(~setup.forget))
+    references = {"heldout": heldout, "retain": kept, "train": setup.train}
     return evals.Task(
       process=setup.process,
       target=data.to_model(target),
@@ -209,6 +219,12 @@ class Evaluation:
       concept=concept,
       vocabulary=setup.train.vocabulary,
       sampler=setup.sampler,
+      split=evals.Split(
+        kept=kept,
+        deleted=setup.train.take(np.flatnonzero(setup.forget)),
+        like_kept=heldout,
+        like_deleted=like_deleted,
+      ),
     )
 
 

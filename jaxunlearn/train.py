@@ -76,7 +76,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     _save(saves, state)
     saves.wait()
     if config.eval.after:
-      evaluation.once("after", state.ema or state.params)
+      start = (lambda: build.start_params(setup)) if config.init_from else None
+      evaluation.once("after", state.ema or state.params, start)
   return processes.from_first(lambda: report.write(workdir))
 
 
