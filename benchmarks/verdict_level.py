@@ -27,7 +27,7 @@ from jaxunlearn import data
 from jaxunlearn.evals import classifiers, statistics, three_sample
 
 DRAWS, FEWER, QUICK = 1000, 200, 4
-TEST = three_sample.Test(permutations=199)
+SETTINGS = three_sample.Settings(permutations=199)
 ALLOWED = (0.03, 0.07)
 
 Samples = tuple[np.ndarray, np.ndarray, np.ndarray]  # U, R and O
@@ -98,9 +98,9 @@ def measure(case: Case, draws: int) -> dict[str, Any]:
   begin, p = time.perf_counter(), np.empty((draws, 2))
   for i in tqdm(range(draws), desc=case.name):
     samples = case.draw(np.random.default_rng((0, i)))
-    verdict = three_sample.three_sample(*samples, dataclasses.replace(TEST, seed=i))
+    verdict = three_sample.three_sample(*samples, dataclasses.replace(SETTINGS, seed=i))
     p[i] = verdict.p, verdict.p_retrained
-  rejected = (p <= TEST.level).sum(axis=0).tolist()
+  rejected = (p <= SETTINGS.level).sum(axis=0).tolist()
   original, retrained = (
     {"share": hits / draws, "ci95": statistics.wilson(hits, draws)} for hits in rejected
   )
@@ -122,7 +122,7 @@ def markdown(result: dict[str, Any]) -> str:
     "# Level and power of the verdict test",
     "",
     f"`{result['command']}` on {result['environment']['machine']}. Rejections at "
-    f"{TEST.level}, with 95% intervals; a null is right where the mean of both lies in {low} to "
+    f"{SETTINGS.level}, with 95% intervals; a null is right where the mean of both is {low} to "
     f"{high}%.",
     "",
     "| samples | draws | nearer the original | nearer the retrained | mean of both | asked for |",

@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from jaxunlearn import data, errors, evals, streams
 from jaxunlearn.diffusion import EpsFn, guidance, sampling
+from jaxunlearn.evals import classifiers
 from jaxunlearn.mesh import processes, sharding
-from jaxunlearn.reports import pictures, writer
+from jaxunlearn.reports import pictures, verdicts, writer
 
 Place = Callable[[Any], Any]  # parameters to where they are used
 STOPPED = 143  # the exit code after SIGTERM: nothing saved is lost, launch again to go on
@@ -86,6 +87,8 @@ class Evaluation:
     errors.check_choice("reference set", options.reference, REFERENCES)
     for name in (*options.metrics, *options.probe_metrics):
       evals.check(name, options)  # fails before any work
+    if options.features:
+      classifiers.check(options)
 
   def once(self, phase: str, params: Any, start: Callable[[], Any] | None = None) -> None:
     """Evaluates the network under `phase` (before, after), unless that is already done.
@@ -124,6 +127,7 @@ class Evaluation:
         done[name] = {k: v._asdict() for k, v in evals.metric(name)(eps_fn, task).items()}
         _write_json(partial, done)
     self._write_pictures(phase, task)
+    self._write_features(phase, task)
     _write_json(path, {k: v for values in done.values() for k, v in values.items()})
     if processes.first():
       partial.unlink(missing_ok=True)
@@ -158,6 +162,14 @@ class Evaluation:
       arrays = io.BytesIO()
       np.savez_compressed(arrays, image=data.to_pixels(task.samples), c=task.c)
       writer.replace(self._workdir / streams.SAMPLES, arrays.getvalue())
+
+  def _write_features(self, phase: str, task: evals.Task) -> None:
+    if not self._setup.config.eval.features or not processes.first():
+      return
+    column = task.concept.column if task.concept else 0
+    classifier = classifiers.of_column(task.options, column)
+    features = classifier.features(task.samples)
+    verdicts.write(self._workdir, phase, verdicts.Features(features, classifier.identity))
 
   def _samples(self, eps_fn: EpsFn, path: pathlib.Path, c: np.ndarray | None) -> np.ndarray:
     """The samples of an evaluation, in a file that a stopped one goes on filling."""

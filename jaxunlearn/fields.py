@@ -58,6 +58,7 @@ RULES: Mapping[str, Any] = {
   "eval.asked": ranges.From0,
   "eval.guidance": _Guidance,
   "eval.keep": bool,
+  "eval.features": bool,
   "eval.batch": ranges.Count,
   "eval.sampler": str,
   "eval.steps": ranges.Count,

@@ -34,7 +34,7 @@ Tree = Any
 # What a launch makes in its directory; the last line is of a run of sources.
 OWN = (
   *("config.json", "records.txt", "evals", "samples", "metrics.jsonl", "timing.jsonl"),
-  *("tensorboard", "checkpoints", "profile"),
+  *("tensorboard", "checkpoints", "profile", "features"),
   *("sources.csv", "ledger.jsonl", "shards", "router"),
 )
 NAMED = 4  # fields that differ of which an error tells

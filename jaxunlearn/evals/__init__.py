@@ -64,8 +64,8 @@ class Options:
   nll_probes: int = 8
   nll_protocol: str = "interpolated"  # or siss, as the release of SISS
   nll_tolerance: float = 1e-3  # of the steps of interpolated
-  membership_attacks: tuple[str, ...] = ("loss", "pia")  # modules of evals/attacks
-  membership_kept: int = 1000  # records at most, of those trained on and kept
+  membership_attacks: tuple[str, ...] = ("pia", "secmi")  # modules of evals/attacks
+  membership_kept: int = 500  # records at most, of those trained on and kept
   membership_deleted: int = 1000  # of those to be forgotten
   membership_heldout: int = 1000  # of those not trained on; under 999 no p-value is below .001
 

@@ -52,7 +52,7 @@ class Verdict(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Test:
+class Settings:
   """The numbers of the test."""
 
   divergences: tuple[str, ...] = ("chi2", "hockey_stick")
@@ -70,13 +70,13 @@ class Test:
 
 
 def three_sample(
-  u: Float[np.ndarray, "N D"],
-  r: Float[np.ndarray, "M D"],
-  o: Float[np.ndarray, "L D"],
-  test: Test | None = None,
+  u: Float[np.ndarray, "..."],
+  r: Float[np.ndarray, "..."],
+  o: Float[np.ndarray, "..."],
+  settings: Settings | None = None,
   features: str = "given",
 ) -> Verdict:
-  """The verdict on features of independent samples, LEAST of each or more.
+  """The verdict on features [N, D] of independent samples, LEAST of each or more.
 
   Args:
     features: what they are, for the identity.
@@ -84,23 +84,28 @@ def three_sample(
   Raises:
     ValueError: too few samples, features of different sizes, or some that are not finite.
   """
-  test = test or Test()
+  settings = settings or Settings()
   _check(u=u, r=r, o=o)
-  rng = np.random.default_rng(test.seed)
-  of_r = np.zeros((len(r) + len(o), test.permutations + 1), bool)
+  rng = np.random.default_rng(settings.seed)
+  of_r = np.zeros((len(r) + len(o), settings.permutations + 1), bool)
   of_r[: len(r)] = True
   of_r[:, 1:] = rng.permuted(of_r[:, 1:], axis=0)
-  found = list(_differences(u, np.concatenate([r, o]), of_r, test))
+  found = list(_differences(u, np.concatenate([r, o]), of_r, settings))
   t, squares = (np.stack(part) for part in zip(*found, strict=True))
   z = _standardised(t, squares)
   p, p_retrained = (_p_of_largest(sign * z) for sign in (1, -1))
-  said = {
+  said = say(p, p_retrained, settings.level)
+  return Verdict(said, p, p_retrained, _identity(settings, features, len(u), len(r), len(o)))
+
+
+def say(p: float, p_retrained: float, level: float = 0.05) -> str:
+  """The verdict that both p-values give at that level."""
+  return {
     (True, False): ORIGINAL,
     (False, True): RETRAINED,
     (False, False): UNDECIDED,
     (True, True): APART,
-  }[p <= test.level, p_retrained <= test.level]
-  return Verdict(said, p, p_retrained, _identity(test, features, len(u), len(r), len(o)))
+  }[p <= level, p_retrained <= level]
 
 
 def _p_of_largest(z: Float64[np.ndarray, "K B"]) -> float:
@@ -119,18 +124,18 @@ def _standardised(
 
 
 def _differences(
-  u: np.ndarray, pool: np.ndarray, of_r: np.ndarray, test: Test
+  u: np.ndarray, pool: np.ndarray, of_r: np.ndarray, settings: Settings
 ) -> Iterator[tuple[Float64[np.ndarray, " B"], Float64[np.ndarray, " B"]]]:
   """T and se^2 of each choice, for each column of `of_r`: which points of the pool are R's."""
   points = np.concatenate([u, pool])
   squared = witness.squared_distances(points, points)
   median = np.median(np.sqrt(squared[np.triu_indices(len(points), 1)])) or 1.0
-  chosen = [witness.divergences(test.order)[name] for name in test.divergences]
+  chosen = [witness.divergences(settings.order)[name] for name in settings.divergences]
   weights = [side / side.sum(axis=0) for side in (of_r, ~of_r)]
-  for bandwidth in test.bandwidths:
+  for bandwidth in settings.bandwidths:
     kernel = np.exp(-squared / (2 * (bandwidth * median) ** 2))
     witnesses = witness.Witnesses(kernel, len(u))
-    for lam in test.lam:
+    for lam in settings.lam:
       h_r, h_o = (witnesses.of(side, lam) for side in weights)
       for divergence in chosen:
         yield _difference(divergence, h_r, h_o, of_r, len(u))
@@ -170,10 +175,10 @@ def _check(**samples: np.ndarray) -> None:
     raise ValueError(f"features of different sizes ({sizes}); take those of one network")
 
 
-def _identity(test: Test, features: str, *sizes: int) -> str:
+def _identity(settings: Settings, features: str, *sizes: int) -> str:
   words = {
     key: ",".join(map(str, value)) if isinstance(value, tuple) else value
-    for key, value in dataclasses.asdict(test).items()
+    for key, value in dataclasses.asdict(settings).items()
   }
   facts = {"test": "relative-f-divergence", "features": features, "n": ":".join(map(str, sizes))}
   return " ".join(f"{key}={value}" for key, value in (facts | words).items())
