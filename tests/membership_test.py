@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import jaxunlearn
 from jaxunlearn import data, evals
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.evals import attacks, membership, roc
@@ -345,6 +346,18 @@ def test_both_models_betray_what_was_deleted_and_little_of_what_was_kept():
   assert high - low < 0.4 and values["membership_change_pia/kept-auc"].value < 0.9
   assert change(mixture(split.kept), task(split)) == {}
   assert "models=2" in values["membership_change_pia/deleted-auc"].identity
+
+
+def test_the_library_measures_it_where_it_is_given_the_records():
+  split = parts(deleted=1)
+  models = {"before": mixture(split.kept, split.deleted), "eps_fn": mixture(split.kept)}
+  given = {"process": PROCESS, "reference": split.like_kept, "samples": 1, "steps": 1}
+  chosen = {"membership_attacks": ("pia",), "membership_kept": 20}
+  names = ["membership", "membership_change"]
+  values = jaxunlearn.measure(names, **models, **given, split=split, **chosen)
+  assert values["membership_pia/deleted-p"].value > 0.05
+  assert values["membership_change_pia/deleted-p"].value == pytest.approx(1 / 151)
+  assert jaxunlearn.measure(names, models["eps_fn"], **given) == {}
 
 
 def test_a_wrong_attack_is_refused_before_any_work():

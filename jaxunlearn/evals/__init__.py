@@ -67,7 +67,7 @@ class Options:
   membership_attacks: tuple[str, ...] = ("pia", "secmi")  # modules of evals/attacks
   membership_kept: int = 500  # records at most, of those trained on and kept
   membership_deleted: int = 1000  # of those to be forgotten
-  membership_heldout: int = 1000  # of those not trained on; under 999 no p-value is below .001
+  membership_heldout: int = 1000  # not trained on; with 999 the smallest p-value is .001
 
 
 class Split(NamedTuple):
