@@ -1,6 +1,6 @@
 """The level and the power of the verdict test (evals/three_sample.py), on toys and on digits.
 
-  python -m benchmarks.verdict_level --out=results     (12 minutes on one core)
+  python -m benchmarks.verdict_level --out=results     (16 minutes on one core)
   python -m benchmarks.verdict_level --quick           (a smoke test: 4 draws of each)
 
 Samples of U, R and O are drawn anew each time. Where R and O are of one distribution, or differ and
@@ -148,15 +148,17 @@ def main() -> None:
   parser.add_argument("--out", type=pathlib.Path, help="write verdict_level.{md,json} there")
   parser.add_argument("--quick", action="store_true")
   args = parser.parse_args()
-  result = {
+  result: dict[str, Any] = {
     "command": " ".join(["python -m benchmarks.verdict_level", *sys.argv[1:]]),
     "environment": environment(),
-    "rows": [measure(case, QUICK if args.quick else case.draws) for case in CASES],
+    "rows": [],
   }
+  for case in CASES:
+    result["rows"].append(measure(case, QUICK if args.quick else case.draws))
+    if args.out:
+      (args.out / "verdict_level.json").write_text(json.dumps(result, indent=2) + "\n")
+      (args.out / "verdict_level.md").write_text(markdown(result) + "\n")
   print(markdown(result))
-  if args.out:
-    (args.out / "verdict_level.json").write_text(json.dumps(result, indent=2) + "\n")
-    (args.out / "verdict_level.md").write_text(markdown(result) + "\n")
 
 
 if __name__ == "__main__":
