@@ -1,6 +1,6 @@
 """The level and the power of the verdict test (evals/three_sample.py), on toys and on digits.
 
-  python -m benchmarks.verdict_level --out=results     (16 minutes on one core)
+  python -m benchmarks.verdict_level --out=results     (about 25 minutes on one idle core)
   python -m benchmarks.verdict_level --quick           (a smoke test: 4 draws of each)
 
 Samples of U, R and O are drawn anew each time. Where R and O are of one distribution, or differ and
