@@ -52,7 +52,8 @@ def audit(
     (metric, title, tuple(map(suffix, runs))) for metric, title, runs in attacks
   )
   mean = ("ar_few_10_mean", "mean AR 10 images")
-  config.columns = (*columns, *((metric, title) for metric, title, _ in attacks), mean)
+  evidence = (("membership_pia/deleted-auc", "AUC, PIA"), ("verdict", "verdict"))
+  config.columns = (*columns, *((m, title) for m, title, _ in attacks), mean, *evidence)
   models = models or name
   origin = f"assets:pretrain_{models}"
   config.runs.replay = as_it_is(base, origin)
@@ -68,6 +69,8 @@ def audit(
         run = make(target)
         run.forget[field] = target
         run.seed = run.eval.seed = seed
+        run.eval.update(features=True, metrics=(*run.eval.metrics, "membership"))
+        run.eval.update(membership_kept=250, membership_deleted=500)
         config.runs[name] = run
         for attack in [one for *_, runs in attacks for one in runs] if attacked else ():
           config.runs[f"{name}@{suffix(attack)}"] = attack_on(run, name, *attack)

@@ -74,6 +74,7 @@ def get_config() -> ConfigDict:
       "asked": 0,  # of a conditional model, samples of what is to be forgotten
       "guidance": 0.0,  # w in (1 + w) eps_c - w eps_null
       "keep": False,  # the samples, for the streams of other runs
+      "features": False,  # of the samples, by the classifier, for the verdicts of a table
       "batch": 128,
       "sampler": "ddpm",  # or ddim, plms, dpm
       "steps": 25,

@@ -22,6 +22,9 @@ COLUMNS = (
   ("nll_bpd", "NLL (bits/dim)"),
   ("copy_score", "copy score"),
   ("feature_fid", "feature FID"),
+  ("membership_pia/deleted-p", "p, PIA"),
+  ("membership_pia/deleted-p-high", "p of the other end, PIA"),
+  ("membership_pia/kept-auc", "AUC of the kept, PIA"),
 )
 
 

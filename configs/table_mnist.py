@@ -32,6 +32,10 @@ COLUMNS = (
   ("copy_score", "copy score"),
   ("feature_fid", "feature FID"),
   ("worst_class_share", "worst class share"),
+  ("membership_pia/deleted-p", "p, PIA"),
+  ("membership_pia/deleted-p-high", "p of the other end, PIA"),
+  ("membership_pia/kept-auc", "AUC of the kept, PIA"),
+  ("verdict", "verdict"),
 )
 
 
@@ -65,5 +69,8 @@ def add(config: ConfigDict, label: str, name: str, run: ConfigDict, published: t
   for name_of_seed, seed in zip(names, SEEDS, strict=True):
     copy = run.copy_and_resolve_references()
     copy.seed = copy.eval.seed = seed
+    copy.eval.features = True
+    copy.eval.metrics += ("membership",)
+    copy.eval.update(membership_attacks=("pia", "secmi"), membership_kept=256)
     config.runs[name_of_seed] = copy
   config.rows += ((label, names, published),)

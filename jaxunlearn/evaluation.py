@@ -4,6 +4,7 @@ Both are kept as they come (samples/PHASE.f32, evals/PHASE.partial.json), so tha
 which was stopped or killed goes on where it was.
 """
 
+import dataclasses
 import io
 import json
 import math
@@ -17,8 +18,9 @@ from tqdm import tqdm
 
 from jaxunlearn import checkpoint, data, errors, evals, streams
 from jaxunlearn.diffusion import EpsFn, guidance, sampling
+from jaxunlearn.evals import classifiers
 from jaxunlearn.mesh import processes, sharding
-from jaxunlearn.reports import pictures, writer
+from jaxunlearn.reports import pictures, verdicts, writer
 
 Place = Callable[[Any], Any]  # parameters to where they are used
 STOPPED = 143  # the exit code after SIGTERM: nothing saved is lost, launch again to go on
@@ -86,12 +88,30 @@ class Evaluation:
     sampling.check(setup.process, options.sampler, options.steps, setup.sampler)
     for name in (*options.metrics, *options.probe_metrics):
       evals.check(name, options)  # fails before any work
+    if options.features:
+      classifiers.check(options)
 
-  def once(self, phase: str, params: Any, frozen: Any = checkpoint.NOTHING) -> None:
-    """Evaluates the network under `phase` (before, after), unless that is already done."""
-    self.measure(phase, lambda place: self._bind(place(params), place(frozen)))
+  def once(
+    self,
+    phase: str,
+    params: Any,
+    frozen: Any = checkpoint.NOTHING,
+    start: Callable[[], tuple[Any, Any]] | None = None,
+  ) -> None:
+    """Evaluates the network under `phase` (before, after), unless that is already done.
 
-  def measure(self, phase: str, make: Callable[[Place], EpsFn]) -> None:
+    start() gives the parameters that the run began with, trained and frozen, for metrics that
+    compare both.
+    """
+    before = start and (lambda: processes.local(self._bind(*start())))
+    self.measure(phase, lambda place: self._bind(place(params), place(frozen)), before)
+
+  def measure(
+    self,
+    phase: str,
+    make: Callable[[Place], EpsFn],
+    before: Callable[[], EpsFn] | None = None,
+  ) -> None:
     """Evaluates what `make` gives under `phase`, or does nothing where that is already done.
 
     make(place) is the predictor of the parameters `place(params)`: first of those on the mesh, for
@@ -104,6 +124,7 @@ class Evaluation:
     stored = self._workdir / "samples" / f"{phase}.f32"
     c = plan(self._setup, self._setup.config.eval.asked, self._setup.config.eval.samples)
     task = self._task(self._samples(eps_fn, stored, c), c)
+    task = dataclasses.replace(task, before=before)
     partial = path.with_suffix(".partial.json")
     done = processes.from_first(lambda: json.loads(partial.read_text()) if partial.exists() else {})
     eps_fn = processes.local(make(processes.local))
@@ -114,6 +135,7 @@ class Evaluation:
         done[name] = {k: v._asdict() for k, v in evals.metric(name)(eps_fn, task).items()}
         _write_json(partial, done)
     self._write_pictures(phase, task)
+    self._write_features(phase, task)
     _write_json(path, {k: v for values in done.values() for k, v in values.items()})
     if processes.first():
       partial.unlink(missing_ok=True)
@@ -148,6 +170,14 @@ class Evaluation:
       arrays = io.BytesIO()
       np.savez_compressed(arrays, image=data.to_pixels(task.samples), c=task.c)
       writer.replace(self._workdir / streams.SAMPLES, arrays.getvalue())
+
+  def _write_features(self, phase: str, task: evals.Task) -> None:
+    if not self._setup.config.eval.features or not processes.first():
+      return
+    column = task.concept.column if task.concept else 0
+    classifier = classifiers.of_column(task.options, column)
+    features = classifier.features(task.samples)
+    verdicts.write(self._workdir, phase, verdicts.Features(features, classifier.identity))
 
   def _samples(self, eps_fn: EpsFn, path: pathlib.Path, c: np.ndarray | None) -> np.ndarray:
     """The samples of an evaluation, in a file that a stopped one goes on filling."""
@@ -184,15 +214,14 @@ class Evaluation:
   def _task(self, samples: np.ndarray, c: np.ndarray | None) -> evals.Task:
     setup, options = self._setup, self._setup.config.eval
     concept, heldout = setup.concept, setup.heldout
+    like_deleted = heldout
     single = np.flatnonzero(setup.forget) if concept is None else np.empty(0, int)
     target = np.unique(setup.train.image[single], axis=0)
     if concept:
-      heldout = heldout.take(np.flatnonzero(~concept.matches(heldout.conditions)))
-    references = {
-      "heldout": heldout,
-      "retain": setup.train.take(np.flatnonzero(~setup.forget)),
-      "train": setup.train,
-    }
+      of_it = concept.matches(heldout.conditions)
+      heldout, like_deleted = (heldout.take(np.flatnonzero(m)) for m in (~of_it, of_it))
+    kept = setup.train.take(np.flatnonzero(~setup.forget))
+    references = {"heldout": heldout, "retain": kept, "train": setup.train}
     return evals.Task(
       process=setup.process,
       target=data.to_model(target),
@@ -214,6 +243,12 @@ class Evaluation:
       concept=concept,
       vocabulary=setup.train.vocabulary,
       sampler=setup.sampler,
+      split=evals.Split(
+        kept=kept,
+        deleted=setup.train.take(np.flatnonzero(setup.forget)),
+        like_kept=heldout,
+        like_deleted=like_deleted,
+      ),
     )
 
 

@@ -60,6 +60,7 @@ RULES: Mapping[str, Any] = {
   "eval.asked": ranges.From0,
   "eval.guidance": _Guidance,
   "eval.keep": bool,
+  "eval.features": bool,
   "eval.batch": ranges.Count,
   "eval.sampler": str,
   "eval.steps": ranges.Count,
@@ -79,6 +80,10 @@ RULES: Mapping[str, Any] = {
   "eval.nll_probes": ranges.Count,
   "eval.nll_protocol": str,
   "eval.nll_tolerance": ranges.Above0,
+  "eval.membership_attacks": tuple,
+  "eval.membership_kept": ranges.Count,
+  "eval.membership_deleted": ranges.Count,
+  "eval.membership_heldout": ranges.Count,
 }
 # Of a config of sources besides.
 SOURCES: Mapping[str, Any] = {

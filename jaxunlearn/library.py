@@ -162,6 +162,8 @@ def measure(
   steps: int = 50,
   seed: int = 0,
   weights: str = "raw",
+  split: evals.Split | None = None,
+  before: EpsFn | None = None,
   **options: Any,
 ) -> dict[str, evals.Value]:
   """Metrics of a noise predictor by name: {name: (value, 95% interval, identity)}.
@@ -169,7 +171,8 @@ def measure(
   `target` are the pictures to forget, `reference` those that samples should look like; all are of
   one size. Of a conditional model, c are the conditions of the samples in turn, `concept` is the
   class or style to forget, and `reference` are `Records`, which say the classes. `options` are the
-  fields of `evals.Options`. `weights` says in the identity which parameters: raw or ema.
+  fields of `evals.Options`. `weights` says in the identity which parameters: raw or ema. `split`
+  has the records for membership attacks, and `before` is the model before it was changed.
 
   Raises:
     ValueError: no such metric or option, or a metric that lacks something, like a weights file.
@@ -196,6 +199,8 @@ def measure(
     c=told,
     concept=concept,
     vocabulary=records.vocabulary,
+    split=split,
+    before=None if before is None else lambda: _partial(before),
   )
   return {k: v for name in metrics for k, v in evals.metric(name)(predictor, task).items()}
 

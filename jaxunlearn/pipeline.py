@@ -3,7 +3,8 @@
 config.runs   name -> the config of a run; a finished run is skipped when launched again;
               run:NAME, in its init_from or a stream, is another of them, which comes before it
 config.rows   label -> the names of its runs, one a seed; NAME#PHASE is a phase of NAME
-config.columns, config.published, config.out   what the table shows, and where it goes
+config.columns, config.published, config.out   what the table shows, and where it goes; the column
+              `verdict` is made from all runs of the table
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from jaxunlearn.evals import statistics
 from jaxunlearn.inputs import ranges
 from jaxunlearn.latents import train as autoencoding
 from jaxunlearn.mesh import processes
-from jaxunlearn.reports import audit
+from jaxunlearn.reports import audit, verdicts
 
 _ANOTHER = re.compile(r"run:([^\"]+)")
 
@@ -170,6 +171,10 @@ def summarise(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         "runs": [v if np.isfinite(v) else str(v) for v in values],
         "identity": sorted({outcome[metric]["identity"] for outcome in finished}),
       }
+    if verdicts.COLUMN in dict(config.columns) and (
+      entry := verdicts.of_row(config, workdir, names)
+    ):
+      row[verdicts.COLUMN] = entry
     if attacks:
       row["curves"] = audit.mean_curves(workdir, names, attacks)
     table[label] = row
@@ -217,6 +222,8 @@ def _phase_of(workdir: pathlib.Path, name: str) -> dict[str, Any]:
 def _cell(entry: Mapping[str, Any] | None) -> str:
   if entry is None:
     return "-"
+  if "words" in entry:
+    return str(entry["words"])
   if entry["ci95"] is None:
     return f"{float(entry['value']):.3g}"
   half = (entry["ci95"][1] - entry["ci95"][0]) / 2

@@ -35,7 +35,7 @@ Tree = Any
 # What a launch makes in its directory; the last line is of a run of sources.
 OWN = (
   *("config.json", "records.txt", "evals", "samples", "metrics.jsonl", "timing.jsonl"),
-  *("tensorboard", "checkpoints", "profile"),
+  *("tensorboard", "checkpoints", "profile", "features"),
   *("sources.csv", "keys.txt", "ledger.jsonl", "shards", "router"),
 )
 NAMED = 4  # fields that differ of which an error tells
@@ -77,7 +77,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     _save(saves, state)
     saves.wait()
     if config.eval.after:
-      evaluation.once("after", state.ema or state.params, state.frozen)
+      start = (lambda: setup.split(build.start_params(setup))) if config.init_from else None
+      evaluation.once("after", state.ema or state.params, state.frozen, start)
   return processes.from_first(lambda: report.write(workdir))
 
 

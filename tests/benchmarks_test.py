@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from benchmarks import cdm_sampling, class_methods, siss_step, torch_reference
+from benchmarks import cdm_sampling, class_methods, siss_step, torch_reference, verdict_level
 from jaxunlearn import methods, models
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.weights import pretrained
@@ -32,6 +32,17 @@ def test_quick_writes_a_table(module, rows, tmp_path, monkeypatch):
   assert rows <= {row["name"] for row in found}
   table = path.with_suffix(".md").read_text()
   assert all(f"| {row['name']} |" in table for row in found)
+
+
+def test_the_committed_level_of_the_verdict_test_is_what_is_asked_for():
+  """And its table has every case that the program has."""
+  result = json.loads((ROOT / "results" / "verdict_level.json").read_text())
+  assert [row["name"] for row in result["rows"]] == [case.name for case in verdict_level.CASES]
+  low, high = verdict_level.ALLOWED
+  for row in result["rows"]:
+    assert not row["null"] or (row["draws"] == 1000 and low <= row["both"] <= high), row["name"]
+  measured = verdict_level.measure(verdict_level.CASES[0], 2)
+  assert measured["identity"].startswith("test=relative-f-divergence features=given n=100:100:100")
 
 
 def test_quick_writes_every_step(tmp_path):

@@ -70,6 +70,7 @@ def base_task(kind="unconditional"):
   options.update(inject_t=10, inject_n=3, nll_probes=2, nll_tolerance=1e-2)
   options.sscd_weights = str(random_resnet.weights())
   options.inception_weights = str(random_inception.STAND_IN)
+  options.update(membership_attacks=("pia",), membership_kept=24, membership_heldout=24)
   shirt = data.to_model(train.image[-1:])
   digit = data.to_model(heldout.image)
   return evals.Task(
@@ -81,6 +82,8 @@ def base_task(kind="unconditional"):
     identity=evals.identity(sampler="ddim", steps=25, n=64, guidance="none", weights="ema", seed=0),
     options=options,
     rng=jax.random.key(0),
+    split=evals.Split(train.take(np.arange(30)), train.take(np.arange(-3, 0)), heldout, heldout),
+    before=lambda: bind(shirt[0], 0.2),
   )
 
 
@@ -95,6 +98,7 @@ def conditional_task():
     c=heldout.label[few],
     concept=SEVEN,
     vocabulary=(heldout.classes,),
+    split=evals.Split(*([heldout.take(few)] * 4)),
   )
 
 
@@ -137,7 +141,7 @@ def test_identity_says_what_was_measured_how(kind, name):
   for _, _, identity in base_values(name, kind).values():
     facts = dict(fact.split("=") for fact in identity.split())
     assert {"guidance", "weights", "seed"} <= set(facts)
-    assert {"extractor", "solver", "rows"} & set(facts)
+    assert {"extractor", "solver", "rows", "attack"} & set(facts)
     assert subject in facts or name in OF_KEPT
     if "n" in facts:
       assert {"sampler", "steps"} <= set(facts)

@@ -96,3 +96,16 @@ def test_bad_options_are_refused_before_any_work(setup, tmp_path, field, bad):
   config.eval[field] = bad
   with pytest.raises(ValueError, match=r"^(no (reference set|metric|sampler)|steps 1001) "):
     Evaluation(dataclasses.replace(setup, config=config), tmp_path, lambda: False)
+
+
+def test_a_metric_sees_the_records_of_the_run_and_the_model_before_it(setup, tmp_path, monkeypatch):
+  seen = []
+  monkeypatch.setattr(evals, "metric", lambda name: lambda _, task: [seen.append(task), {}][1])
+  params = nets.random_params(setup.net)
+  start = lambda: jax.tree.map(lambda leaf: 2 * leaf, params)
+  Evaluation(setup, tmp_path, lambda: False).once("after", params, start)
+  task = seen[0]
+  assert not set(task.split.kept.ids) & set(task.split.deleted.ids)
+  assert len(task.split.kept) + len(task.split.deleted) == len(setup.train)
+  assert task.split.like_deleted is task.split.like_kept is setup.heldout
+  jax.tree.map(np.testing.assert_array_equal, task.before().args[0], start())

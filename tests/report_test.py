@@ -323,6 +323,8 @@ def test_every_method_and_every_source_has_a_name_for_the_page():
 
 def test_what_a_reader_knows_is_not_lost():
   assert names.item("ankle-boot") == "Ankle boot" and names.item("t-shirt") == "T-shirt"
+  assert names.item("deleted-tpr-1") == "Deleted: TPR at 1% FPR"
+  assert names.section("class_share") != names.section("membership_pia")
   assert names.phase("alone_class-0") == "class-0 alone"
   assert names.phase("top1") == "the largest weight alone"
   assert names.fields({"name": "m", "a": None, "b": (), "c": 0.0, "d": False}, "name") == (

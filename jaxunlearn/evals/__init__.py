@@ -24,7 +24,17 @@ from jaxunlearn import data
 from jaxunlearn.diffusion import Diffusion, EpsFn, sampling
 from jaxunlearn.inputs import plugins
 
-HELPERS = ("classifiers", "frechet", "restoration", "statistics")  # modules that are no metric
+# Modules that are no metric.
+HELPERS = (
+  "attacks",
+  "classifiers",
+  "frechet",
+  "restoration",
+  "roc",
+  "statistics",
+  "three_sample",
+  "witness",
+)
 
 
 class Value(NamedTuple):
@@ -54,6 +64,19 @@ class Options:
   nll_probes: int = 8
   nll_protocol: str = "interpolated"  # or siss, as the release of SISS
   nll_tolerance: float = 1e-3  # of the steps of interpolated
+  membership_attacks: tuple[str, ...] = ("pia", "secmi")  # modules of evals/attacks
+  membership_kept: int = 500  # records at most, of those trained on and kept
+  membership_deleted: int = 1000  # of those to be forgotten
+  membership_heldout: int = 1000  # not trained on; with 999 the smallest p-value is .001
+
+
+class Split(NamedTuple):
+  """The records of a run by what became of them, each beside held-out ones of the same kind."""
+
+  kept: data.Records
+  deleted: data.Records
+  like_kept: data.Records  # held out
+  like_deleted: data.Records  # held out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +95,8 @@ class Task:
   concept: data.Concept | None = None  # the class or style to forget
   vocabulary: tuple[tuple[str, ...], ...] = ()  # the names of each condition's values
   sampler: sampling.Options = sampling.DEFAULT
+  split: Split | None = None  # None: the records are not known
+  before: Callable[[], EpsFn] | None = None  # the model before the run; None: there is none
 
   def key(self, metric: str) -> jax.Array:
     """The random key of a metric, its own."""

@@ -5,7 +5,7 @@ mean of n         Student: mean +- t_{n-1} s / sqrt(n)
 any statistic     bootstrap, normal form: value +- z (sd of the statistic over resamples)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import special
@@ -51,9 +51,19 @@ def bootstrap(
   The normal form is centred on the value itself: a distance like the FID is larger on every
   resample than on the sample, so percentiles of the resamples would leave it out.
   """
-  n = len(sample)
-  if n < 2:
+  return bootstrap_of(statistic, (sample,), rng, resamples)
+
+
+def bootstrap_of(
+  statistic: Callable[..., float],
+  samples: Sequence[np.ndarray],
+  rng: np.random.Generator,
+  resamples: int = 200,
+) -> Interval | None:
+  """The same of `statistic(*samples)`, each of the samples resampled by itself."""
+  if min(map(len, samples)) < 2:
     return None
-  spread = np.std([statistic(sample[rng.integers(n, size=n)]) for _ in range(resamples)], ddof=1)
-  value = statistic(sample)
+  again = lambda sample: sample[rng.integers(len(sample), size=len(sample))]
+  spread = np.std([statistic(*map(again, samples)) for _ in range(resamples)], ddof=1)
+  value = statistic(*samples)
   return float(value - Z * spread), float(value + Z * spread)

@@ -214,7 +214,8 @@ def _cells(config: ConfigDict, row: Mapping[str, Any]) -> list[Cell | None]:
 def _cell(entry: Mapping[str, Any], attack: bool) -> Cell:
   value, ci95 = entry["value"], entry["ci95"]
   half = f"± {_digits((ci95[1] - ci95[0]) / 2, 2)}" if ci95 else ""
-  return Cell(value, _digits(float(value), 3), half, attack and float(value) >= RECOVERED)
+  text = entry.get("words") or _digits(float(value), 3)
+  return Cell(value, text, half, attack and float(value) >= RECOVERED)
 
 
 def _digits(value: float, count: int) -> str:

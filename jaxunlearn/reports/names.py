@@ -71,6 +71,24 @@ METRICS = {
   "network_evaluations": ("network evaluations", "forward passes for one sample"),
   "parameters": ("parameters", "of all networks of this composition"),
 }
+# The beginning of a group of metrics -> the heading that it stands under, and a note.
+SECTIONS = {
+  "membership": (
+    "In the training set, or not?",
+    "Attacks that guess it from the model. Compare them with a model trained without the records; "
+    "a failed attack proves nothing.",
+  ),
+  "": ("Class by class", "Nothing that was to be kept may vanish unseen."),
+}
+# What an attack on membership tells -> what it is called.
+TOLD_BY_ATTACKS = {
+  "auc": "AUC",
+  "tpr-1": "TPR at 1% FPR",
+  "tpr-01": "TPR at 0.1% FPR",
+  "asr": "ASR",
+  "p": "p-value",
+  "p-high": "p-value of the other end",
+}
 # What a step logs -> what it is called.
 LOGS = {
   "loss_x": "loss on what is kept",
@@ -100,7 +118,10 @@ def thing(name: str) -> str:
 
 
 def item(slug: str) -> str:
-  """A class of a group of metrics: `Ankle boot` of `ankle-boot`, `T-shirt` of `t-shirt`."""
+  """One of a group of metrics: `Ankle boot` of `ankle-boot`, `Kept: AUC` of `kept-auc`."""
+  part, _, told = slug.partition("-")
+  if told in TOLD_BY_ATTACKS:
+    return f"{part.capitalize()}: {TOLD_BY_ATTACKS[told]}"
   return THINGS.get(slug) or " ".join(slug.split("-")).capitalize() or slug
 
 
@@ -135,6 +156,11 @@ def metric(name: str) -> str:
   if name.endswith("_rate"):
     return f"{thing(name.removesuffix('_rate')).removeprefix('the ')} rate"
   return METRICS[name][0] if name in METRICS else spaced(name)
+
+
+def section(group: str) -> tuple[str, str]:
+  """The heading that a group of metrics stands under, and its note."""
+  return next(words for begin, words in SECTIONS.items() if group.startswith(begin))
 
 
 def meaning(name: str) -> str:

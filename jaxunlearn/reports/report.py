@@ -104,7 +104,7 @@ def page(
     wide=len(results) > WIDE,
     rows=table,
     identities=rows.identities(table),
-    groups={g: rows.bars([r for r in table if r.group == g]) for g in rows.groups(table)},
+    sections=sections(table),
     pictures=pictures,
     shown=shown(list(results), pictures, subject.target(config)),
     compartments=compartments,
@@ -113,6 +113,15 @@ def page(
     limits=limits.limits(config, results),
     config=json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False),
   )
+
+
+def sections(table: Sequence[rows.Row]) -> dict[tuple[str, str], dict[str, list[rows.Row]]]:
+  """(heading, note) -> group -> its rows as bars."""
+  out: dict[tuple[str, str], dict[str, list[rows.Row]]] = {}
+  for group in rows.groups(table):
+    members = rows.bars([row for row in table if row.group == group])
+    out.setdefault(names.section(group), {})[group] = members
+  return out
 
 
 class Shown(NamedTuple):
