@@ -51,7 +51,7 @@ def plan(setup: Any, asked: int, n: int) -> np.ndarray | None:
 
 
 def generate(setup: Any, eps_fn: EpsFn, i: int, c: np.ndarray | None = None) -> np.ndarray:
-  """The i-th batch of samples, from noise that depends on i and the evaluation seed alone.
+  """The i-th batch of pictures, from noise that depends on i and the evaluation seed alone.
 
   c are the conditions of all samples; after the last they start again.
   """
@@ -71,7 +71,7 @@ def generate(setup: Any, eps_fn: EpsFn, i: int, c: np.ndarray | None = None) -> 
     steps=options.steps,
     options=setup.sampler,
   )
-  return np.asarray(processes.local(batch))
+  return setup.shown(np.asarray(processes.local(batch)))
 
 
 class Evaluation:
@@ -153,7 +153,7 @@ class Evaluation:
     """The samples of an evaluation, in a file that a stopped one goes on filling."""
     size = batch_size(self._setup)
     n = self._setup.config.eval.samples if c is None else len(c)
-    shape = (size, *self._setup.net.image_shape)
+    shape = (size, *self._setup.picture_shape)
     path.parent.mkdir(parents=True, exist_ok=True)
     made = processes.from_first(lambda: _whole_parts(path, 4 * math.prod(shape)))
     quiet = n <= size or not processes.first()
@@ -214,6 +214,7 @@ class Evaluation:
       concept=concept,
       vocabulary=setup.train.vocabulary,
       sampler=setup.sampler,
+      codec=setup.codec,
     )
 
 
