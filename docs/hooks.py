@@ -30,6 +30,7 @@ PARTS = {
   "models": "Networks",
   "diffusion": "Process and samplers",
   "cdm": "Compartments",
+  "proofs": "Proofs",
 }
 TITLES = {"quickstart.md": "Quick start", "library.md": "Call it from your code"}
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(#[^)\s]*)?\)")

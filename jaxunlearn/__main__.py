@@ -11,17 +11,22 @@ COMMANDS = {
   "run": ("jaxunlearn.main:start", "Train, unlearn or attack a model, as a config says."),
   "export": ("jaxunlearn.export:start", "Write a run as a folder that diffusers loads."),
   "sample": ("jaxunlearn.commands.sample:start", "Draw samples of a model, of prompts or classes."),
+  "verify-export": ("jaxunlearn.proofs.export_signature:start", "Check a signed export."),
   "weights": ("jaxunlearn.weights.__main__:main", "Fetch the published files of the metrics."),
   "cdm delete": ("jaxunlearn.cdm.delete:start", "Delete records or a source from a CDM, exactly."),
   "cdm add": ("jaxunlearn.cdm.add:start", "Add a source to a CDM."),
   "cdm verify": ("jaxunlearn.cdm.verify:cli", "Check the ledger of a CDM, and its files."),
+  "cdm sign-ledger": ("jaxunlearn.cdm.sign_ledger:start", "Sign the ledger, for others to keep."),
+  "cdm proof": ("jaxunlearn.cdm.proof:start", "Prove to others that one record was deleted."),
+  "cdm migrate-ledger": ("jaxunlearn.cdm.migrate:start", "Make an old ledger one that forgets."),
   "list": ("jaxunlearn.commands.listing:start", "List methods, metrics, data, models, configs."),
 }
 HELP = ("-h", "--help", "help")
 
 
 def usage() -> str:
-  lines = [f"  {name:<12} {says}" for name, (_, says) in COMMANDS.items()]
+  width = max(map(len, COMMANDS))
+  lines = [f"  {name:<{width}} {says}" for name, (_, says) in COMMANDS.items()]
   return "\n".join(
     [
       "usage: jaxunlearn COMMAND [FLAGS]",

@@ -1,11 +1,12 @@
 """A run as a folder that diffusers loads: weights, configs, a model card and its loss curve.
 
     jaxunlearn export --run=runs/siss_celeba --out=FOLDER [--raw] [--license=apache-2.0]
-      [--deleted=ids|sha256|count] [--base=OWNER/NAME]
+      [--deleted=ids|sha256|count] [--base=OWNER/NAME] [--sign_key=PEM]
 
 Takes the newest checkpoint: its averaged parameters (EMA), or the raw ones where the run keeps no
 average. training.json holds the step, the losses at up to 200 steps and the run's config.train.
-README.md is the card; model_card.py says what stands in it.
+README.md is the card; model_card.py says what stands in it. With --sign_key, an elliptic key,
+model.sig is a signature of every file in the folder: `jaxunlearn verify-export` checks it.
 """
 
 import json
@@ -24,6 +25,7 @@ from jaxunlearn.errors import BAD_INPUT
 _RUN = flags.DEFINE_string("run", None, "The working directory of the run.")
 _OUT = flags.DEFINE_string("out", None, "The folder to write; made if need be.")
 _RAW = flags.DEFINE_bool("raw", False, "Take the raw parameters even where the run keeps an EMA.")
+_SIGN_KEY = flags.DEFINE_string("sign_key", "", "Sign the folder with this key, a PEM file.")
 _CARD = {
   "license": flags.DEFINE_string("license", "unknown", "The licence of the weights."),
   "deleted": flags.DEFINE_string("deleted", "sha256", "Tell what was deleted: ids, sha256, count."),
@@ -41,20 +43,28 @@ def main(argv: list[str]) -> None:
     if _RUN.value is None or _OUT.value is None:
       raise ValueError("--run or --out is missing; try --run=runs/NAME --out=FOLDER")
     card = {name: flag.value for name, flag in _CARD.items()}
-    print(export(pathlib.Path(_RUN.value), pathlib.Path(_OUT.value), _RAW.value, **card))
+    key = pathlib.Path(_SIGN_KEY.value) if _SIGN_KEY.value else None
+    print(export(pathlib.Path(_RUN.value), pathlib.Path(_OUT.value), _RAW.value, key, **card))
   except (ValueError, OSError, checkpoint.Damaged) as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(BAD_INPUT)
 
 
-def export(run: pathlib.Path, out: pathlib.Path, raw: bool = False, **card: str) -> str:
+def export(
+  run: pathlib.Path,
+  out: pathlib.Path,
+  raw: bool = False,
+  sign_key: pathlib.Path | None = None,
+  **card: str,
+) -> str:
   """Writes the folder `out` from the newest checkpoint of `run`; returns what was done, in a line.
 
-  `card` are fields of `model_card.Options`. Each file appears whole or not at all.
+  `card` are fields of `model_card.Options`. Each file appears whole or not at all; a signature of
+  what stood there before goes.
 
   Raises:
     ValueError: no run there, a model of another package, no checkpoint of its config's model, data
-      that the card needs is not there, or `out` is a file.
+      that the card needs is not there, `out` is a file, or it cannot be signed with that key.
     Damaged: the newest checkpoint is damaged.
   """
   import jax
@@ -62,6 +72,7 @@ def export(run: pathlib.Path, out: pathlib.Path, raw: bool = False, **card: str)
   from jaxunlearn import diffusion
   from jaxunlearn.diffusion import sampling
   from jaxunlearn.models import unet, uvit
+  from jaxunlearn.proofs import export_signature
   from jaxunlearn.reports import model_card, writer
   from jaxunlearn.weights import of_run, pretrained
 
@@ -85,8 +96,11 @@ def export(run: pathlib.Path, out: pathlib.Path, raw: bool = False, **card: str)
     pretrained.save(made, net, params, process, sampler, config.get("scheduler", {}))
     (made / "training.json").write_text(json.dumps(training) + "\n")
     (made / "README.md").write_text(readme, encoding="utf-8")
+    (out / export_signature.FILE).unlink(missing_ok=True)
     for path in made.iterdir():
       path.replace(out / path.name)
+  if sign_key:
+    export_signature.sign(out, sign_key)
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
   return f"wrote {item} of {run} at step {step} ({count:,} parameters) to {out}"
 
@@ -100,7 +114,7 @@ def loss_curve(lines: Sequence[dict[str, Any]], last: int) -> dict[str, list]:
 
 
 def start() -> None:
-  flag_help.answer(sys.argv, __doc__, [_RUN, _OUT, _RAW, *_CARD.values()])
+  flag_help.answer(sys.argv, __doc__, [_RUN, _OUT, _RAW, _SIGN_KEY, *_CARD.values()])
   # Orbax's infos and warnings would bury the one line.
   app.call_after_init(lambda: logging.set_verbosity(logging.ERROR))
   app.run(main)

@@ -9,7 +9,8 @@ import contextlib
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ Tree = Any
 OWN = (
   *("config.json", "records.txt", "evals", "samples", "metrics.jsonl", "timing.jsonl"),
   *("tensorboard", "checkpoints", "profile"),
-  *("sources.csv", "ledger.jsonl", "shards", "router"),
+  *("sources.csv", "keys.txt", "ledger.jsonl", "shards", "router"),
 )
 NAMED = 4  # fields that differ of which an error tells
 IDLE = 10  # steps at the start of a run of which one has to forget something
@@ -222,14 +223,23 @@ def _flush(pending: list[tuple[int, Tree]], writer: Writer) -> list[dict[str, fl
 
 
 def claim(
+  workdir: pathlib.Path, config: ConfigDict, records: Mapping[roll.Key, roll.Entry]
+) -> None:
+  """Makes the working directory; it belongs to one config and to the records it began with."""
+  check = lambda: roll.check(workdir, records)
+  bind(workdir, config, check, {roll.FILE: roll.write(records)})
+
+
+def bind(
   workdir: pathlib.Path,
   config: ConfigDict,
-  records: Mapping[roll.Key, roll.Entry],
-  only: Collection[str] | None = None,
+  check: Callable[[], None],
+  files: Mapping[str, str] = types.MappingProxyType({}),
 ) -> None:
-  """Makes the working directory; it belongs to one config and to the records it began with.
+  """Makes the working directory of that config; of one that is there, `check` may refuse it.
 
-  Of records, those of the ids `only` are compared where it is given.
+  Args:
+    files: name -> text of what else is written with config.json.
   """
   path, text = workdir / "config.json", config.to_json(indent=2, sort_keys=True) + "\n"
   try:
@@ -244,9 +254,9 @@ def claim(
           f"--workdir with --config.init_from={workdir}"
         )
     if path.exists():
-      roll.check(workdir, records, only)
-    replace(path, text)
-    replace(workdir / roll.FILE, roll.write(records))
+      check()
+    for name, content in {path.name: text, **files}.items():
+      replace(workdir / name, content)
   except OSError as error:
     raise ValueError(f"cannot write to {workdir} ({error}); use another --workdir") from error
 

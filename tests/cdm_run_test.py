@@ -10,13 +10,24 @@ import pytest
 from PIL import Image
 
 from configs import cdm_digits_clothes, common
-from jaxunlearn import evaluation, step
+from jaxunlearn import evaluation, step, weights
 from jaxunlearn.adapters import Full, Lora, Prompts
-from jaxunlearn.cdm import add, cli, compartment, delete, ledger, sources, training
+from jaxunlearn.cdm import (
+  add,
+  cli,
+  compartment,
+  delete,
+  keys,
+  ledger,
+  receipts,
+  sources,
+  training,
+  verify,
+)
 from jaxunlearn.cdm import run as cdm_run
 from jaxunlearn.cdm.model import Cdm
 from jaxunlearn.mesh import sharding
-from tests import nets, tiny_config
+from tests import nets, tiny_config, traces
 
 STEPS, N = 8, 48
 
@@ -78,6 +89,8 @@ def test_a_run_has_every_mode_and_a_good_ledger(run):
   ledger.verify(run)
   events = [line["event"] for line in ledger.Ledger(run).lines()]
   assert events == ["start", "sources", *["trained"] * 6, "router"]
+  seen = {line["source"]: line["fingerprint"] for line in ledger.Ledger(run).lines()[2:8]}
+  assert seen == {name: weights.sha256(run / f"shards/{name}/records.txt") for name in "abc"}
   assert len((run / "attribution.csv").read_text().splitlines()) == 1 + 3
   said = json.loads((run / "compartments.json").read_text())
   assert said["sources"] == {name: {"records": 14} for name in "abc"}
@@ -153,11 +166,14 @@ def late(cdm, name):
   return max((i for i in first if first[i] is not None), key=lambda i: first[i]), first
 
 
-def test_deletion_goes_back_no_further_than_it_must_and_is_proven(run):
+def test_deletion_goes_back_no_further_than_it_must_and_is_proven(run, pictures):
   cdm = delete.open_run(run)
   name, first = late(cdm, "b")
   assert first[name] >= 4
   before = states(cdm)
+  assert traces.of_picture(run, pictures, name) == {"keys.txt"}
+  for left in ("damaged/8", "tensorboard", "../../proof/shards/b"):  # of a launch that was killed
+    (run / "shards/b" / left).mkdir(parents=True)
   (item,) = delete.plan(cdm, [name])
   assert item.restart == first[name] // 4 * 4 and item.cost == STEPS - item.restart
   delete.delete(cdm, [name])
@@ -167,12 +183,17 @@ def test_deletion_goes_back_no_further_than_it_must_and_is_proven(run):
   after = states(cdm)
   assert same(before["a"], after["a"]) and same(before["c"], after["c"])
   assert not same(before["b"].params, after["b"].params)
-  assert name not in cdm.sources and name not in (run / "shards/b/records.txt").read_text()
+  assert name not in cdm.sources and traces.of_picture(run, pictures, name) == set()
+  assert not any((run / "shards/b" / left).exists() for left in ("damaged", "tensorboard"))
+  delete.open_run(run).open()  # the data has it still
+  assert traces.of_picture(run, pictures, name) == set()
   assert set(record["before"]) == set(record["after"])
   ledger.verify(run)
   proof = ledger.Ledger(run).lines()[-1]
   assert proof["event"] == "proof" and proof["equal"] and proof["source"] == "b"
-  assert name not in (run / "ledger.jsonl").read_text()
+  (deleted,) = [line for line in ledger.Ledger(run).lines() if line["event"] == "deleted"]
+  assert deleted["commitment"] not in keys.Keys(run).read()
+  assert verify.keys_of(run) == "keys open 41 of 41 records"
 
 
 def test_a_shard_that_saw_the_record_is_no_proof(run):
@@ -185,24 +206,52 @@ def test_a_shard_that_saw_the_record_is_no_proof(run):
   assert not ledger.Ledger(run).lines()[-1]["equal"]
 
 
-def test_a_record_that_was_never_seen_costs_nothing(run):
+def test_a_record_that_was_never_seen_costs_nothing(run, tmp_path, capsys):
   cdm = delete.open_run(run)
   _, first = late(cdm, "c")
   unseen = [i for i in first if first[i] is None]
   assert unseen, "make the shards longer"
   (item,) = delete.plan(cdm, unseen[:1])
   assert item.cost == 0 and "never seen" in str(item)
-  delete.delete(cdm, unseen[:1])
-  delete.finish(cdm)
-  delete.prove(cdm, ["c"])
+  (opening,) = cdm.keys.of_ids(unseen[:1]).values()
+  (run / "notes.txt").write_text(f"see {unseen[0]}\n")
+  receipt = tmp_path / "receipt.json"
+  words = [f"--run={run}", f"--ids={unseen[0]}", "--prove"]
+  with pytest.raises(ValueError, match="is inside the run, which is to forget it"):
+    delete.command(delete.parse([*words, f"--receipt={run / 'receipt.json'}"]))
+  delete.command(delete.parse([*words, f"--receipt={receipt}"]))
+  said = capsys.readouterr().out
+  assert f"deleted {opening.commitment}\n" in said
+  assert "\nnotes.txt still names a deleted record and is not rewritten; edit or" in said
+  assert receipts.read(receipt).commitment == opening.commitment
+  with pytest.raises(ValueError, match=r"belong to no source, .*: it was deleted before, or is"):
+    delete.command(delete.parse([*words, f"--receipt={tmp_path / 'second'}"]))
 
 
-def test_a_dropped_source_is_gone(run):
+def test_a_deletion_that_was_killed_before_its_key_was_destroyed_is_settled(run):
+  cdm = delete.open_run(run)
+  left = {name: source for name, source in cdm.sources.items() if name != "a/03.png"}
+  (opening,) = cdm.keys.of_ids(["a/03.png"]).values()
+  cdm.assign(left, "delete")
+  assert "and 1 that are deleted; finish with" in verify.keys_of(run)
+  for _ in range(2):
+    cdm.settle()
+    last = ledger.Ledger(run).lines()[-1]
+    assert (last["event"], last["commitment"]) == ("deleted", opening.commitment)
+  assert opening.commitment not in cdm.keys.read()
+  cdm.keys.keep([*cdm.keys.read()][1:])
+  with pytest.raises(ValueError, match=r"keys\.txt opens 40 of the 41 commitments of sources\.csv"):
+    _ = cdm.sources
+
+
+def test_a_dropped_source_is_gone(run, pictures):
   cdm = delete.open_run(run)
   before = states(cdm)
+  gone = sources.members(cdm.sources)["b"]
   delete.drop(cdm, "b")
   record = delete.finish(cdm)
   assert not (run / "shards/b").exists() and "b" not in set(cdm.sources.values())
+  assert not set.union(*(traces.of_picture(run, pictures, name) for name in gone))
   assert same(before["a"], states(cdm)["a"])
   assert "alone_b" in record["before"] and "alone_b" not in record["after"]
   ledger.verify(run)
@@ -282,6 +331,8 @@ def test_a_deletion_that_was_stopped_goes_on(run):
   cdm = delete.open_run(run)
   name, _ = late(cdm, "b")
   delete.delete(cdm, [name])  # and the process ends here
+  with pytest.raises(ValueError, match="--receipt takes keys that the deletion has destroyed"):
+    delete.command(delete.parse([f"--run={run}", "--resume", f"--receipt={run}.json"]))
   delete.command(delete.parse([f"--run={run}", "--resume", "--prove"]))
   assert ledger.Ledger(run).lines()[-1]["equal"]
   ledger.verify(run)
@@ -339,5 +390,6 @@ def test_bad_steps(pictures, tmp_path):
 
 
 def test_sources_are_written_as_data(run):
-  named = sources.parse((run / "sources.csv").read_text())
+  known = keys.Keys(run).read()
+  named = {known[c].id: name for c, name in sources.read(run / "sources.csv").items()}
   assert len(named) == 42 and {name.partition("/")[0] == source for name, source in named.items()}

@@ -96,7 +96,11 @@ def test_the_average_is_exported_with_its_loss_curve(run, tmp_path):
 
 
 def test_raw_parameters_on_request_and_where_there_is_no_average(run, run_without_ema, tmp_path):
+  old = tmp_path / "raw/model.sig"  # of another export
+  old.parent.mkdir()
+  old.touch()
   assert "params of" in export.export(run, tmp_path / "raw", raw=True)
+  assert not old.exists()
   assert "params of" in export.export(run_without_ema, tmp_path / "no_ema")
   assert_holds(tmp_path / "raw", PARAMS)
   assert_holds(tmp_path / "no_ema", PARAMS)

@@ -54,7 +54,7 @@ def test_held_out_records_are_of_the_sources_of_the_others():
 def test_by_a_file_and_back(tmp_path):
   path = tmp_path / "map.csv"
   given = sources.split(records(), Split("uniform", 2), 0)
-  sources.write(path, given)
+  sources.write(path, given, "id")
   assert sources.parse(path.read_text()) == given
   assert sources.split(records(), Split(f"file:{path}", 0), 5) == given
 

@@ -20,7 +20,7 @@ def guarded(command: Callable[[], None]) -> int:
         "on a machine with as many devices as the training had"
       )
     command()
-  except (ValueError, checkpoint.Damaged) as error:
+  except (ValueError, OSError, checkpoint.Damaged) as error:
     return _say(error, errors.BAD_INPUT)
   except train.Diverged as error:
     return _say(error, errors.DIVERGED)

@@ -3,11 +3,16 @@
     jaxunlearn cdm delete --run=runs/cdm --ids=mnist/00012,fashion/00400 --plan
     jaxunlearn cdm delete --run=runs/cdm --file=requests.txt --prove
     jaxunlearn cdm delete --run=runs/cdm --source=uniform-3
+    jaxunlearn cdm delete --run=runs/cdm --ids=mnist/00012 --receipt=receipts/17.json
 
 A source is dropped with all that it trained. Of records, each shard that holds some goes back to
 its last checkpoint that had not seen any, and is trained again from there; the others do not
 change. `--prove` trains those shards once more from step 0, on records without the deleted ones,
 and compares every bit. `--plan` says what would be done and at what cost, and stops.
+
+The keys of the deleted records are destroyed (keys.py), so that nothing in the run names them; a
+file that does all the same, like a config, is said. `--receipt` first writes them to a file outside
+of the run, for who asked: a line a record, byte copies too.
 
 What a deletion did, and the values of every metric before and after it, stand in
 RUN/deletions/N.json. One that was stopped goes on with --resume. Exit codes as jaxunlearn.main, and
@@ -28,11 +33,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxunlearn import checkpoint, data, errors
-from jaxunlearn.cdm import cli, sources
+from jaxunlearn.cdm import cli, receipts, sources, traces
 from jaxunlearn.cdm import run as cdm_run
 from jaxunlearn.cdm.model import Cdm
 from jaxunlearn.mesh import processes
 from jaxunlearn.reports import writer
+
+NAMED = 3  # commitments that are printed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +110,17 @@ def delete(cdm: Cdm, ids: Sequence[str]) -> dict[str, Any]:
     for step in sorted(cdm.training().recorded(item.source))
     if step > item.restart
   ]
-  facts = {"plan": [dataclasses.asdict(item) for item in items], "cost": cost(items, cdm)}
+  facts = {"plan": [told(item) for item in items], "cost": cost(items, cdm)}
   left = {name: source for name, source in cdm.sources.items() if name not in gone}
   names = [item.source for item in items]
   return _carry_out(cdm, left, names, removed, {"deleted_records": len(gone), **facts})
+
+
+def told(item: Item) -> dict[str, Any]:
+  """What is kept of a plan: the step that first shows a record follows from its id, and goes."""
+  fields = dataclasses.asdict(item)
+  del fields["first_seen"]
+  return fields
 
 
 def drop(cdm: Cdm, source: str) -> dict[str, Any]:
@@ -142,6 +156,7 @@ def _carry_out(
   for gone in removed:
     shutil.rmtree(cdm.workdir / gone, ignore_errors=True)
   cdm.assign(left, "delete", removed=[*removed, *cdm.clear(changed)], **facts)
+  cdm.settle()
   return json.loads(path.read_text())
 
 
@@ -220,26 +235,43 @@ def _tuples(tree: Any) -> Any:
 def command(args: argparse.Namespace) -> None:
   with processes.stop_signal() as stopped:
     cdm = open_run(args.run, stopped)
-    if args.source:
-      if not args.plan:
-        drop(cdm, args.source)
-    elif not args.resume:
-      request = data.Forget(ids=tuple(filter(None, args.ids.split(","))), file=args.file)
-      ids = cdm.setup.train.ids[request.mask(cdm.setup.train)].tolist()
+    if args.resume and args.receipt:
+      raise ValueError("--receipt takes keys that the deletion has destroyed; leave it out")
+    ids = [] if args.resume else chosen(cdm, args)
+    if ids and not args.source:
       items = plan(cdm, ids)
       print("\n".join([*map(str, items), cost(items, cdm)]))
-      if not args.plan:
-        delete(cdm, ids)
     if args.plan:
       return
+    gone = cdm.keys.of_ids(ids).values()
+    if args.receipt:
+      receipts.write(args.receipt, args.run, gone)
+    if args.source:
+      drop(cdm, args.source)
+    elif ids:
+      delete(cdm, ids)
+    print("".join(f"deleted {opening.commitment}\n" for opening in [*gone][:NAMED]), end="")
+    if len(gone) > NAMED:
+      print(f"and {len(gone) - NAMED} more, each in a line `deleted` of the ledger")
     record = finish(cdm)
     names = [item["source"] for item in record.get("plan", ())]
     if args.prove and names:
       prove(cdm, names)
       print(f"proven: {', '.join(names)} equal, bit for bit, shards that never had the records")
+    for path in traces.find(args.run, gone, cdm.sources):
+      print(f"{path} still names a deleted record and is not rewritten; edit or remove it by hand")
     print(markdown(record))
     if args.out:
       writer.replace(args.out, markdown(record))
+
+
+def chosen(cdm: Cdm, args: argparse.Namespace) -> list[str]:
+  """The ids of what is to be deleted; raises ValueError where it is not there."""
+  if args.source:
+    errors.check_choice("source", args.source, sorted(set(cdm.sources.values())))
+    return sources.members(cdm.sources)[args.source]
+  request = data.Forget(ids=tuple(filter(None, args.ids.split(","))), file=args.file)
+  return cdm.setup.train.ids[request.mask(cdm.setup.train)].tolist()
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -252,6 +284,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   what.add_argument("--resume", action="store_true", help="finish a deletion that was stopped")
   parser.add_argument("--plan", action="store_true", help="only say what would be done")
   parser.add_argument("--prove", action="store_true", help="train again from step 0 and compare")
+  parser.add_argument("--receipt", type=pathlib.Path, help="a file for the keys, not in the run")
   parser.add_argument("--out", type=pathlib.Path, help="a Markdown file for the table it prints")
   return parser.parse_args(argv)
 

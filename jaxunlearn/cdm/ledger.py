@@ -17,6 +17,9 @@ damaged, also the last one, and `previous` one that was changed with care, left 
 the line after it tells. No line tells on the last: who writes it anew, cuts lines off the end, or
 writes the whole chain anew is found only by the head, the hash of the last line, that the owner
 keeps elsewhere: every later chain has to have a line of that hash.
+
+A record stands here as its commitment (keys.py), in a line `deleted`, and in no other way: neither
+its id nor a hash that follows from it alone.
 """
 
 import datetime
@@ -77,6 +80,15 @@ class Ledger:
       raise ValueError(f"a fact cannot be named {taken[0]!r}, a field of every line; rename it")
     fields = {**self._named(files), "removed": self._gone(removed)}
     facts |= {name: value for name, value in fields.items() if value}
+    return self._write([(event, facts)])[-1]
+
+  def extend(self, event: str, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes a line of that event for each row of facts, all at once; raises as `append`."""
+    if events := [(event, facts) for facts in rows]:
+      self._write(events)
+
+  def _write(self, events: list[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Adds a line for each (event, facts) to those that are there; returns the new ones."""
     with self.path.open("a+b") as file:
       fcntl.flock(file, fcntl.LOCK_EX)
       file.seek(0)
@@ -84,13 +96,15 @@ class Ledger:
       _check(chain)
       old = len(chain)
       if torn:
-        chain.append(_line(chain, "mended", {"cut_bytes": len(torn), "cut_sha256": _hash(torn)}))
-      chain.append(_line(chain, event, facts))
+        cut = {"cut_bytes": len(torn), "cut_sha256": _hash(torn)}
+        chain.append(line_of(chain, stamped("mended", cut)))
+      for event, facts in events:
+        chain.append(line_of(chain, stamped(event, facts)))
       file.truncate(file.tell() - len(torn))
       file.write(b"".join(line + b"\n" for line in chain[old:]))
       file.flush()
       os.fsync(file.fileno())
-    return json.loads(chain[-1])
+    return [json.loads(line) for line in chain[old:]]
 
   def lines(self) -> list[dict[str, Any]]:
     """All lines, without a torn last one; raises Broken where the chain is broken."""
@@ -125,6 +139,26 @@ def files_of(path: Name) -> list[pathlib.Path]:
   return [path, *sorted(p for p in path.rglob("*") if p.is_symlink() or not p.is_dir())]
 
 
+def raw_lines(run: Name) -> list[bytes]:
+  """The bytes of each line, without its newline.
+
+  Raises:
+    Broken: the chain is broken, or its last line is torn.
+    ValueError: no ledger there.
+  """
+  path = pathlib.Path(run) / FILE
+  if not path.is_file():
+    raise ValueError(f"{run} holds no {FILE}; give the directory of a compartmentalised run")
+  *chain, torn = path.read_bytes().split(b"\n")
+  _check(chain)
+  if torn or not chain:
+    raise Broken(
+      f"line {len(chain) + 1} of {FILE} is torn, as by a crash: no newline ends it; launch the "
+      "run again, and the next line will say what was cut off"
+    )
+  return chain
+
+
 def verify(run: Name, head: str = "") -> Summary:
   """Checks every line of a run that nothing is writing to, and every file they name.
 
@@ -134,16 +168,8 @@ def verify(run: Name, head: str = "") -> Summary:
     Broken: says which line or file is the first that does not fit.
     ValueError: no ledger there, or a head that is no hash.
   """
-  path = pathlib.Path(run) / FILE
-  if not path.is_file():
-    raise ValueError(f"{run} holds no {FILE}; give the directory of a compartmentalised run")
-  *chain, torn = path.read_bytes().split(b"\n")
-  lines = _check(chain)
-  if torn or not chain:
-    raise Broken(
-      f"line {len(chain) + 1} of {FILE} is torn, as by a crash: no newline ends it; launch the "
-      "run again, and the next line will say what was cut off"
-    )
+  chain = raw_lines(run)
+  lines = [json.loads(line) for line in chain]
   _check_head(chain, head)
   held = _Held({}, {}, {})
   for line in lines:
@@ -205,10 +231,15 @@ class _Held(NamedTuple):
           )
 
 
-def _line(chain: list[bytes], event: str, facts: dict[str, Any]) -> bytes:
-  """The line that comes after those."""
+def stamped(event: str, facts: dict[str, Any]) -> dict[str, Any]:
+  """The facts of an event, and that it happened now."""
   now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-  line = {"line": len(chain) + 1, "time": now, "event": event, **facts}
+  return {"time": now, "event": event, **facts}
+
+
+def line_of(chain: list[bytes], fields: dict[str, Any]) -> bytes:
+  """The bytes of a line with those fields, after the others of its chain."""
+  line = {"line": len(chain) + 1, **fields}
   line["previous"] = _hash(chain[-1]) if chain else FIRST
   return _seal(json.dumps(line, allow_nan=False).encode())
 

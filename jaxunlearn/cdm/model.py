@@ -1,6 +1,7 @@
 """A compartmentalised model in its run directory: split, train, route, compose.
 
-RUN/sources.csv      which record is of which source; what is deleted is no longer in it
+RUN/sources.csv      which record is of which source, by commitments (keys.py)
+RUN/keys.txt         what opens them; what is deleted is no longer in either
 RUN/shards/NAME/     what the source trained: records.txt, metrics.jsonl, checkpoints/
 RUN/router/          what was fitted to weigh the sources
 RUN/ledger.jsonl     who saw what when, with the hash of every file: ledger.py
@@ -25,6 +26,7 @@ from ml_collections import ConfigDict
 from jaxunlearn import adapters, build, data, errors, train
 from jaxunlearn.cdm import compartment, compose, routers, sources
 from jaxunlearn.cdm.compose import Compartments, Mode
+from jaxunlearn.cdm.keys import Keys, listed
 from jaxunlearn.cdm.ledger import Ledger
 from jaxunlearn.cdm.shards import Shard
 from jaxunlearn.cdm.training import Training
@@ -59,7 +61,7 @@ class Cdm:
     self.compartment = compartment.make(kind, self.setup.net, self.setup.process)
     self.router = routers.make(**config.router)
     self.modes = {name: mode_of(name, config.compose) for name in config.compose.modes}
-    self.ledger = Ledger(self.workdir)
+    self.ledger, self.keys = Ledger(self.workdir), Keys(self.workdir)
     self.stopped = stopped
 
   def open(self) -> None:
@@ -67,9 +69,11 @@ class Cdm:
     processes.from_first(self._open)
 
   def _open(self) -> None:
-    known = self.sources if (self.workdir / sources.FILE).exists() else None
-    train.claim(self.workdir, self.config, self.setup.entries(), known)
-    if known is not None:
+    begun = (self.workdir / sources.FILE).exists()
+    if begun:
+      self.settle()
+    train.bind(self.workdir, self.config, lambda: self.keys.check(self.setup.train))
+    if begun:
       return
     found = sources.split(self.setup.train, self.split, self.config.seed)
     for name in self.absent:
@@ -82,9 +86,11 @@ class Cdm:
   def clear(self, changed: Sequence[str]) -> list[pathlib.Path]:
     """Removes what the sources that change went into: values, samples, their parts of the router.
 
-    Returns the removed parts, relative to the run.
+    What else may have seen a record goes too: damaged checkpoints, a proof that was stopped, and
+    TensorBoard's files, which cannot be cut. Returns the removed parts, relative to the run.
     """
-    for folder in ("evals", "samples"):
+    aside = [f"shards/{name}/{kind}" for name in changed for kind in ("damaged", "tensorboard")]
+    for folder in ("evals", "samples", "proof", *aside):
       shutil.rmtree(self.workdir / folder, ignore_errors=True)
     for name in FILES:
       (self.workdir / name).unlink(missing_ok=True)
@@ -95,19 +101,37 @@ class Cdm:
     return [path.relative_to(self.workdir) for path in gone]
 
   def assign(self, named: dict[str, str], event: str, **facts: Any) -> None:
-    """Writes the map of sources and every shard's list of ids, and says so in the ledger."""
-    sources.write(self.workdir / sources.FILE, named)
-    files = [self.workdir / sources.FILE]
-    for name, ids in sources.members(named).items():
-      files.append(self.workdir / "shards" / name / "records.txt")
-      files[-1].parent.mkdir(parents=True, exist_ok=True)
-      writer.replace(files[-1], "".join(f"{line}\n" for line in ids))
+    """Says who has which records now, in files and in the ledger; commits to those that are new."""
+    known = self.keys.of_ids(named)
+    if new := [name for name in named if name not in known]:
+      self.keys.add(sources.of_ids(self.setup.train, new))
+      known = self.keys.of_ids(named)
+    files = write_sources(self.workdir, {known[i].commitment: s for i, s in named.items()})
     self.ledger.append(event, files=files, records=len(named), **facts)
+
+  def settle(self) -> None:
+    """Destroys the keys of records that no source has any more, once the ledger says so."""
+    present = sources.read(self.workdir / sources.FILE)
+    gone = [name for name in self.keys.read() if name not in present]
+    if gone:
+      told = {line.get("commitment") for line in self.ledger.lines()}
+      self.ledger.extend("deleted", ({"commitment": name} for name in gone if name not in told))
+      self.keys.keep(present)
 
   @property
   def sources(self) -> dict[str, str]:
-    """id -> source, as it stands now."""
-    return sources.read(self.workdir / sources.FILE)
+    """id -> source, as it stands now.
+
+    Raises:
+      ValueError: a source that no run names, or a record whose key is not there.
+    """
+    named, known = sources.read(self.workdir / sources.FILE), self.keys.read()
+    if lost := len(named.keys() - known.keys()):
+      raise ValueError(
+        f"{self.keys.path} opens {len(named) - lost} of the {len(named)} commitments of "
+        f"{sources.FILE}: keys of records that are still there were destroyed; put its copy back"
+      )
+    return {known[name].id: source for name, source in named.items()}
 
   def shards(self) -> dict[str, Shard]:
     """Every source's shard, by name."""
@@ -138,6 +162,7 @@ class Cdm:
       self.backbone,
       (folder or self.workdir) / "shards",
       Ledger(folder) if folder else self.ledger,
+      self.keys.fingerprint,
       self.lanes,
       self.stopped,
     )
@@ -219,6 +244,17 @@ class Cdm:
     if self.config.compose.alone:
       out += [(f"alone_{name}", Mode("naive"), (name,)) for name in allowed]
     return out
+
+
+def write_sources(run: pathlib.Path, named: dict[str, str]) -> list[pathlib.Path]:
+  """Writes commitment -> source: the map, and every shard's list; returns these files."""
+  files = [run / sources.FILE]
+  sources.write(files[0], named)
+  for name, commitments in sources.members(named).items():
+    files.append(run / "shards" / name / "records.txt")
+    files[-1].parent.mkdir(parents=True, exist_ok=True)
+    writer.replace(files[-1], listed(commitments))
+  return files
 
 
 def _check_step(setup: build.Setup) -> None:

@@ -1,4 +1,4 @@
-"""Sources: which record belongs to which, kept as data (RUN/sources.csv).
+"""Sources: which record belongs to which, kept as data (RUN/sources.csv, of commitments: keys.py).
 
 A `Split` says by what: the records' folder, class or style, a file's column, or uniformly at
 random. Where more sources are asked for than there are values, each value is cut into equal parts
@@ -22,6 +22,7 @@ from jaxunlearn.inputs import ranges
 from jaxunlearn.reports import writer
 
 FILE = "sources.csv"
+COMMITMENT = "commitment"  # the first column
 KINDS = ("folder", "class", "style", "uniform")
 
 
@@ -104,12 +105,12 @@ def _column(records: data.Records, path: pathlib.Path) -> list[str]:
   return [given[name] for name in records.ids.tolist()]
 
 
-def parse(text: str) -> dict[str, str]:
+def parse(text: str, column: str = "id") -> dict[str, str]:
   """id -> source of a CSV text with columns id and source; raises ValueError where it is none."""
   rows = csv.DictReader(io.StringIO(text))
-  if not {"id", "source"} <= set(rows.fieldnames or ()):
-    raise ValueError(f"columns {rows.fieldnames}; give a CSV with columns id and source")
-  listed = [(row["id"], row["source"]) for row in rows]
+  if not {column, "source"} <= set(rows.fieldnames or ()):
+    raise ValueError(f"columns {rows.fieldnames}; give a CSV with columns {column} and source")
+  listed = [(row[column], row["source"]) for row in rows]
   twice = [name for name, count in collections.Counter(n for n, _ in listed).items() if count > 1]
   if twice:
     raise ValueError(f"{len(twice)} ids have two sources, the first is {twice[0]!r}; give one each")
@@ -117,23 +118,33 @@ def parse(text: str) -> dict[str, str]:
 
 
 def read(path: pathlib.Path) -> dict[str, str]:
-  """id -> source of RUN/sources.csv; raises ValueError for a source that is no folder's name."""
-  found = parse(path.read_text())
+  """commitment -> source of RUN/sources.csv.
+
+  Raises:
+    ValueError: a source that is no folder's name, or a file of the time before commitments.
+  """
+  text = path.read_text()
+  if text.startswith("id,"):
+    raise ValueError(
+      f"{path} and the ledger beside it name records; first run `jaxunlearn cdm migrate-ledger "
+      f"--run={path.parent}`"
+    )
+  found = parse(text, COMMITMENT)
   if wrong := [name for name in dict.fromkeys(found.values()) if name != slug(name)]:
     raise ValueError(f"{path} names source {wrong[0]!r}, which no run does; put its copy back")
   return found
 
 
-def write(path: pathlib.Path, sources: Mapping[str, str]) -> None:
+def write(path: pathlib.Path, sources: Mapping[str, str], column: str = COMMITMENT) -> None:
   out = io.StringIO()
   rows = csv.writer(out, lineterminator="\n")
-  rows.writerow(("id", "source"))
+  rows.writerow((column, "source"))
   rows.writerows(sources.items())
   writer.replace(path, out.getvalue())
 
 
 def members(sources: Mapping[str, str]) -> dict[str, list[str]]:
-  """source -> its ids; sources in the order of their names."""
+  """source -> its ids, or its commitments; sources in the order of their names."""
   out: dict[str, list[str]] = {name: [] for name in sorted({*sources.values()})}
   for name, source in sources.items():
     out[source].append(name)

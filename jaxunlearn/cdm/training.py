@@ -26,7 +26,7 @@ from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from jaxunlearn import build, checkpoint, step, train
+from jaxunlearn import build, checkpoint, data, step, train
 from jaxunlearn.cdm.compartment import Compartment
 from jaxunlearn.cdm.ledger import Ledger, files_of
 from jaxunlearn.cdm.shards import Shard
@@ -48,6 +48,7 @@ class Training:
   backbone: Tree
   folder: pathlib.Path  # of the shards
   ledger: Ledger
+  fingerprint: Callable[[data.Records], str]  # keys.py
   lanes: int = 1
   stopped: Callable[[], bool] = lambda: False
 
@@ -187,7 +188,7 @@ class Training:
       first_step=first,
       last_step=last,
       records=len(shard.records),
-      fingerprint=shard.records.fingerprint(),
+      fingerprint=self.fingerprint(shard.records),
       seed=shard.seed,
       batch=shard.batch,
       slices=shard.slices,

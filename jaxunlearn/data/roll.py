@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from absl import logging
@@ -75,26 +75,22 @@ def read(path: pathlib.Path) -> dict[Key, Entry]:
   return out
 
 
-def check(
-  folder: pathlib.Path, now: Mapping[Key, Entry], only: Collection[str] | None = None
-) -> None:
-  """Raises ValueError where the records of the run in that folder are not what they were.
-
-  With `only`, just the records of those ids are compared, and new ones among them are welcome.
-  """
+def check(folder: pathlib.Path, now: Mapping[Key, Entry]) -> None:
+  """Raises ValueError where the records of the run in that folder are not what they were."""
   path = folder / FILE
   if not path.exists():
     logging.warning("%s has no %s: its data is taken to be what it was", folder, FILE)
     return
-  then = read(path)
-  if only is not None:
-    now = {key: entry for key, entry in now.items() if key[1] in only and key in then}
-    then = {key: entry for key, entry in then.items() if key[1] in only}
+  advice = f"Restore it, or use another --workdir; to go on with the data as it is, delete {path}"
+  compare(folder, read(path), now, advice)
+
+
+def compare(
+  folder: pathlib.Path, then: Mapping[Key, Entry], now: Mapping[Key, Entry], advice: str
+) -> None:
+  """Raises ValueError with the advice where the two differ."""
   if changes := differences(then, now):
-    raise ValueError(
-      f"the data of {folder} changed since the run began: {changes}. Restore it, or use another "
-      f"--workdir; to go on with the data as it is, delete {path}"
-    )
+    raise ValueError(f"the data of {folder} changed since the run began: {changes}. {advice}")
 
 
 def differences(then: Mapping[Key, Entry], now: Mapping[Key, Entry]) -> str:

@@ -1,0 +1,1 @@
+"""Proofs that others check: a Merkle tree, signed notes, statements of deletion, signed exports."""
