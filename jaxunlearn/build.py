@@ -11,12 +11,23 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jaxunlearn import adapters, checkpoint, data, errors, fields, methods, models, streams
+from jaxunlearn import (
+  adapters,
+  checkpoint,
+  data,
+  errors,
+  fields,
+  latents,
+  methods,
+  models,
+  prompts,
+  streams,
+)
 from jaxunlearn.checkpoint import State
 from jaxunlearn.data import roll, synthetic
 from jaxunlearn.diffusion import Diffusion, sampling
 from jaxunlearn.mesh import profiling, sharding
-from jaxunlearn.weights import layout, of_run, pretrained
+from jaxunlearn.weights import layout, of_run, pretrained, stable_diffusion
 
 Tree = Any
 
@@ -40,6 +51,16 @@ class Setup:
   streams: dict[str, streams.Stream]
   sampler: sampling.Options = sampling.DEFAULT
   trained: adapters.Trained = adapters.ALL
+  codec: latents.Codec | None = None  # of a model of latents
+
+  @property
+  def picture_shape(self) -> tuple[int, int, int]:
+    """Of what a sample is for people."""
+    return picture_shape(self.net, self.codec)
+
+  def shown(self, made: np.ndarray) -> np.ndarray:
+    """The pictures of what the network makes."""
+    return made if self.codec is None else self.codec.decode(made)
 
   @property
   def predictor(self) -> adapters.Predictor:
@@ -71,6 +92,9 @@ class Setup:
 
   def batches(self, first: int, last: int) -> Iterator[dict[str, methods.Rows]]:
     """The batches of the steps first .. last - 1, read ahead in threads, in order."""
+    for stream in self.streams.values():
+      if stream.moments:
+        stream.moments()  # before the threads ask for it
     steps = grain.MapDataset.range(first, last).map(self.host_batch)
     ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=READ_AHEAD)
     return map(self.on_mesh, steps.to_iter_dataset(ahead))
@@ -96,13 +120,18 @@ def build(config: ConfigDict) -> Setup:
   of_file = config.model.name == "pretrained"
   pretrained.adopt(config)
   fields.check(config)  # what a folder said
-  net = models.make(**config.model)
-  train, heldout, request = _records(config, net)
-  if train.image.shape[1:] != net.image_shape:
+  net, codec = models.make(**config.model), None
+  if config.model.name == pretrained.TEXT_TO_IMAGE:
+    codec = stable_diffusion.read_codec(config.codec.path, config.codec.batch)
+  shape = picture_shape(net, codec)
+  train, heldout, request = _records(config, net, shape)
+  if train.image.shape[1:] != shape:
     raise ValueError(
-      f"images are {train.image.shape[1:]} and the model takes {net.image_shape}; "
-      f"{size_advice(config, train.image.shape[1:], net.image_shape, of_file)}"
+      f"images are {train.image.shape[1:]} and the model takes {shape}; "
+      f"{size_advice(config, train.image.shape[1:], shape, of_file)}"
     )
+  if codec is not None:
+    net = with_prompts(config, net, train)
   forget = request.mask(train)
   request.warn_of_likes(train, forget)
   concept = request.concept(train) if check_conditions(net, train) else None
@@ -114,7 +143,7 @@ def build(config: ConfigDict) -> Setup:
     )
   takes = {name: config.streams[name] for name in method.streams}
   made = streams.make(
-    train, forget, takes, config.train.batch, config.seed, concept, bool(net.classes)
+    train, forget, takes, config.train.batch, config.seed, concept, bool(net.classes), codec
   )
   streams.check_attack(config.attack, made, train, forget)
   setup = Setup(
@@ -131,15 +160,46 @@ def build(config: ConfigDict) -> Setup:
     streams=made,
     sampler=sampling.Options.of(dict(config.sampler)),
     trained=adapters.Trained(**config.trained),
+    codec=codec,
   )
   check_needs(setup)
   return setup
 
 
-def _records(config: ConfigDict, net: Any) -> tuple[data.Records, data.Records, data.Forget]:
+def picture_shape(net: Any, codec: latents.Codec | None) -> tuple[int, int, int]:
+  """Of the pictures that the network makes: its own images, or what decodes of them."""
+  if codec is None:
+    return net.image_shape
+  height, width, channels = net.image_shape
+  if channels != codec.net.latent_channels:
+    raise ValueError(
+      f"the network takes {channels} channels and the autoencoder of config.codec.path has "
+      f"{codec.net.latent_channels}; name that of the model"
+    )
+  factor = codec.net.factor
+  return (height * factor, width * factor, codec.net.out_channels)
+
+
+def with_prompts(config: ConfigDict, net: Any, records: data.Records) -> Any:
+  """The text-to-image network with the prompts of the data's conditions."""
+  words = stable_diffusion.read_tokenizer(config.prompts.tokenizer)
+  if words.vocabulary != net.text.vocab_size:
+    raise ValueError(
+      f"the text encoder has {net.text.vocab_size} tokens and config.prompts.tokenizer "
+      f"{words.vocabulary}; name the tokenizer of the model"
+    )
+  book = prompts.write(records.vocabulary, config.prompts.template, words)
+  with config.unlocked():
+    config.model.classes = tuple(map(len, records.vocabulary))
+  return models.make(**config.model, book=book)
+
+
+def _records(
+  config: ConfigDict, net: Any, shape: tuple[int, int, int]
+) -> tuple[data.Records, data.Records, data.Forget]:
   """What to train on, what is held out, and what of it is to be forgotten."""
   if config.train.synthetic:
-    noise = synthetic.records(net.image_shape, tuple(net.classes))
+    noise = synthetic.records(shape, tuple(net.classes))
     return noise, noise, synthetic.FORGET
   train, heldout = data.load(**config.data)
   request = data.Forget(**config.forget)

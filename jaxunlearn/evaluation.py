@@ -53,7 +53,7 @@ def plan(setup: Any, asked: int, n: int) -> np.ndarray | None:
 
 
 def generate(setup: Any, eps_fn: EpsFn, i: int, c: np.ndarray | None = None) -> np.ndarray:
-  """The i-th batch of samples, from noise that depends on i and the evaluation seed alone.
+  """The i-th batch of pictures, from noise that depends on i and the evaluation seed alone.
 
   c are the conditions of all samples; after the last they start again.
   """
@@ -73,7 +73,7 @@ def generate(setup: Any, eps_fn: EpsFn, i: int, c: np.ndarray | None = None) -> 
     steps=options.steps,
     options=setup.sampler,
   )
-  return np.asarray(processes.local(batch))
+  return setup.shown(np.asarray(processes.local(batch)))
 
 
 class Evaluation:
@@ -183,7 +183,7 @@ class Evaluation:
     """The samples of an evaluation, in a file that a stopped one goes on filling."""
     size = batch_size(self._setup)
     n = self._setup.config.eval.samples if c is None else len(c)
-    shape = (size, *self._setup.net.image_shape)
+    shape = (size, *self._setup.picture_shape)
     path.parent.mkdir(parents=True, exist_ok=True)
     made = processes.from_first(lambda: _whole_parts(path, 4 * math.prod(shape)))
     quiet = n <= size or not processes.first()
@@ -249,6 +249,7 @@ class Evaluation:
         like_kept=heldout,
         like_deleted=like_deleted,
       ),
+      codec=setup.codec,
     )
 
 

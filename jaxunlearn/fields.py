@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from jaxunlearn import adapters, data, errors, methods, models, streams
+from jaxunlearn import adapters, data, errors, latents, methods, models, prompts, streams
 from jaxunlearn.cdm import routers, sources
 from jaxunlearn.diffusion import Diffusion, sampling
 from jaxunlearn.inputs import ranges
@@ -115,6 +115,7 @@ GROUPS: Mapping[str, tuple[str, Callable[[str], Any]] | type] = {
   "sources": sources.Split,
 }
 OF_SOURCES = ("compartment", "router", "sources")
+OF_TEXT = {"prompts": prompts.Options, "codec": latents.Options}  # of a text-to-image config
 # Of a config that trains an autoencoder: these rules, the optimiser's, and these groups alone.
 AUTOENCODER = (
   *("seed", "ema", "train.steps", "train.batch", "train.log_every", "train.checkpoint_every"),
@@ -176,6 +177,9 @@ def rules_of(config: ConfigDict) -> dict[str, Rule]:
   for group, kind in GROUPS.items():
     if group not in OF_SOURCES or of_sources:
       rules |= _of_group(config, group, kind)
+  for group, options in OF_TEXT.items():
+    if group in config:
+      rules |= of_dataclass(options, group)
   return rules
 
 
@@ -205,8 +209,14 @@ def _of_group(config: ConfigDict, group: str, kind: Any) -> dict[str, Rule]:
 def of_dataclass(cls: type, group: str) -> dict[str, Rule]:
   """The ranges in its types; of a field without one, the type of its default."""
   numbers = ranges.of_fields(cls)
-  rule = lambda field: numbers.get(field.name) or type(field.default)
-  return {f"{group}.{field.name}": rule(field) for field in dataclasses.fields(cls) if field.init}
+  rules: dict[str, Rule] = {}
+  for field in dataclasses.fields(cls):
+    name = f"{group}.{field.name}"
+    if field.default_factory is not dataclasses.MISSING and field.init:  # a dataclass again
+      rules |= of_dataclass(type(field.default_factory()), name)
+    elif field.init and not field.metadata:
+      rules[name] = numbers.get(field.name) or type(field.default)
+  return rules
 
 
 def leaves(config: ConfigDict, without: set[str], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,11 +10,10 @@ import itertools
 import string
 from collections.abc import Sequence
 
-import numpy as np
 from absl import logging
-from jaxtyping import Int
 
 from jaxunlearn import errors
+from jaxunlearn.models.text_to_image import Book
 from jaxunlearn.weights.tokenizer import Tokenizer
 
 FIELDS = ("class", "style")
@@ -22,11 +21,11 @@ SHOWN = 3  # prompts that are cut of which a warning tells
 
 
 @dataclasses.dataclass(frozen=True)
-class Book:
-  """Row i is the prompt of the i-th combination of conditions; the last is the empty prompt."""
+class Options:
+  """config.prompts."""
 
-  texts: tuple[str, ...]
-  ids: Int[np.ndarray, "P L"]
+  template: str = ""  # like "a {class} emoji in {style} style"; "": the name of the class
+  tokenizer: str = ""  # the model whose tokenizer it is; "": init_from
 
 
 def write(vocabulary: Sequence[Sequence[str]], template: str, words: Tokenizer) -> Book:
@@ -37,14 +36,14 @@ def write(vocabulary: Sequence[Sequence[str]], template: str, words: Tokenizer) 
   Raises:
     ValueError: a template with other fields than the conditions, or none where there are several.
   """
-  texts = (*prompts(vocabulary, template), "")
+  texts = [*prompts(vocabulary, template), ""]
   encoded = words.encode(texts)
   cut = [(text, rest) for text, rest in zip(texts, encoded.cut, strict=True) if rest]
   for text, rest in cut[:SHOWN]:
     logging.warning("%r is cut to %d tokens; left out is %r", text, words.length, rest)
   if len(cut) > SHOWN:
     logging.warning("%d prompts of %d are cut", len(cut), len(texts) - 1)
-  return Book(texts, encoded.ids)
+  return Book(encoded.ids)
 
 
 def prompts(vocabulary: Sequence[Sequence[str]], template: str) -> list[str]:

@@ -14,16 +14,18 @@ image under the condition to forget is one with c = forget.
 """
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxunlearn import data, errors
+from jaxunlearn import data, errors, latents
 from jaxunlearn.diffusion import NULL
 from jaxunlearn.inputs import ranges
+from jaxunlearn.latents import cache
 from jaxunlearn.methods import Rows
 
 SUBSETS = ("all", "retain", "forget")
@@ -66,6 +68,7 @@ class Stream:
   take: Take = Take()
   concept: data.Concept | None = None
   counts: tuple[int, ...] = ()  # the values of each of the model's conditions
+  moments: Callable[[], cache.Moments] | None = None  # of the records, where the model sees latents
 
   def at(self, step: int, rows: np.ndarray | slice = slice(None)) -> Rows:
     """The batch of a step: float32 images in [-1, 1], conditions if any, record numbers.
@@ -94,7 +97,7 @@ class Stream:
     return np.random.default_rng((*self.seed, epoch)).permutation(len(self.index))
 
   def _rows(self, index: np.ndarray, step: int, rows: np.ndarray | slice = slice(None)) -> Rows:
-    image = data.to_model(self.records.image[index[rows]])
+    image = self._images(index, step, rows)
     number = index[rows].astype(np.int32)
     if not self.conditional:
       return Rows(image, None, number)
@@ -102,6 +105,13 @@ class Stream:
     c = self._conditions(index, rng)  # of the whole batch: the draws are the same in any process
     to = self._targets(c, rng)
     return Rows(image, c[rows], number, to if to is None else to[rows])
+
+  def _images(self, index: np.ndarray, step: int, rows: np.ndarray | slice) -> np.ndarray:
+    """What the network sees of those records: pixels, or latents drawn anew at each step."""
+    if self.moments is None:
+      return data.to_model(self.records.image[index[rows]])
+    rng = np.random.default_rng((*self.seed, step, len(index), 4))
+    return self.moments().draw(index, rng, rows)
 
   def _conditions(self, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if self.take.c == "own":
@@ -144,13 +154,17 @@ def make(
   seed: int,
   concept: data.Concept | None = None,
   conditional: bool = False,
+  codec: latents.Codec | None = None,
 ) -> dict[str, Stream]:
   """The named streams of a run: `takes` maps each to the words or fields of a `Take`.
+
+  With a codec their images are latents, encoded when the first is asked for.
 
   Raises:
     ValueError: a subset that does not exist or is empty, or a condition that is not there.
   """
-  out = {}
+  out: dict[str, Stream] = {}
+  encoded: dict[int, Callable[[], cache.Moments]] = {}  # once for streams of the same records
   for name, what in takes.items():
     take = as_take(what)
     if (take.to or take.c in ("forget", "kept")) and not (conditional and concept):
@@ -172,7 +186,11 @@ def make(
       order = np.random.default_rng((*key, 0, 2)).permutation(len(index))
       index = index[np.sort(order[: take.first])]
     counts = tuple(map(len, records.vocabulary))
-    out[name] = Stream(chosen, index, batch, key, conditional, take, concept, counts)
+    moments = None
+    if codec is not None:
+      once = functools.cache(functools.partial(cache.fill, codec, chosen))
+      moments = encoded.setdefault(id(chosen), once)
+    out[name] = Stream(chosen, index, batch, key, conditional, take, concept, counts, moments)
   return out
 
 

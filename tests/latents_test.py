@@ -66,9 +66,9 @@ def test_psnr_of_a_known_error():
 
 def test_decoding_in_parts_is_decoding(params):
   z = np.random.default_rng(0).normal(size=(5, 8, 8, 4)).astype(np.float32)
-  codec = latents.Codec(NET, params)
+  codec = latents.Codec(NET, params, batch=2)
   whole = NET.decode(params, jnp.asarray(z))
-  np.testing.assert_allclose(codec.decode(z, batch=2), whole, atol=1e-5)
+  np.testing.assert_allclose(codec.decode(z), whole, atol=1e-5)
 
 
 def records(n=5):
@@ -80,12 +80,12 @@ def records(n=5):
 @pytest.fixture
 def codec(params, tmp_path, monkeypatch):
   monkeypatch.setenv(cache.HOME, str(tmp_path))
-  return latents.Codec(NET, params)
+  return latents.Codec(NET, params, batch=2)
 
 
 def test_moments_are_kept_and_latents_drawn_anew_from_them(codec, params):
   pictures = records()
-  moments = cache.fill(codec, pictures, batch=2)
+  moments = cache.fill(codec, pictures)
   x = jnp.asarray(data.to_model(pictures.image))
   mean, log_var = map(np.asarray, NET.encode(params, x))
   np.testing.assert_allclose(codec.encode(np.asarray(x)), NET.scaling_factor * mean, atol=1e-5)
@@ -101,11 +101,11 @@ def test_what_is_there_is_not_encoded_again(codec, monkeypatch, tmp_path):
   pictures, asked = records(), []
   real = latents.Codec.moments
   monkeypatch.setattr(
-    latents.Codec, "moments", lambda self, x, n: asked.append(len(x)) or real(self, x, n)
+    latents.Codec, "moments", lambda self, x: asked.append(len(x)) or real(self, x)
   )
-  first = cache.fill(codec, pictures.take(np.arange(3)), batch=2)
+  first = cache.fill(codec, pictures.take(np.arange(3)))
   assert asked == [2, 2] and cache.missing(codec, pictures).tolist() == [3, 4]
-  whole = cache.fill(codec, pictures, batch=2)
+  whole = cache.fill(codec, pictures)
   assert asked == [2, 2, 2] and not len(cache.missing(codec, pictures))
   np.testing.assert_array_equal(first.paths, whole.take(np.arange(3)).paths)
   assert not list(tmp_path.rglob(f"*.{os.getpid()}"))

@@ -32,10 +32,10 @@ def words(tmp_path_factory):
 
 def test_every_combination_has_its_row_and_the_empty_prompt_is_last(words):
   book = prompts.write(VOCABULARY, TEMPLATE, words)
-  first = ("a whale in noto style", "a whale in flat style", "a emoji in noto style")
-  assert book.texts[:3] == first
-  assert len(book.texts) == 7 and book.texts[-1] == ""
-  np.testing.assert_array_equal(book.ids, words.encode(book.texts).ids)
+  texts = prompts.prompts(VOCABULARY, TEMPLATE)
+  assert texts[:3] == ["a whale in noto style", "a whale in flat style", "a emoji in noto style"]
+  np.testing.assert_array_equal(book.ids, words.encode([*texts, ""]).ids)
+  assert book == prompts.write(VOCABULARY, TEMPLATE, words) and len(book.ids) == 7
   assert prompts.prompts((("a whale", "x"),), "") == ["a whale", "x"]
   assert prompts.prompts((("a", "b"),), "{{{class}}}") == ["{a}", "{b}"]
 
@@ -51,9 +51,8 @@ def test_the_network_reads_the_row_of_its_condition(words):
     num_attention_heads=2,
     max_position_embeddings=20,
   )
-  net = text_to_image.Net(UNET, text, (3, 2))
+  net = text_to_image.Net(UNET, text, (3, 2), book)
   params = {"unet": nets.random_params(UNET), "text_encoder": nets.random_params(text)}
-  params |= {"ids": jnp.asarray(book.ids)}
   c = jnp.array([[0, 0], [2, 1], [1, NULL], [NULL, NULL]])
   rows = [0, 5, 6, 6]
   assert net.rows(c).tolist() == rows and net.prompts == 6

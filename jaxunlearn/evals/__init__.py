@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxunlearn import data
+from jaxunlearn import data, latents
 from jaxunlearn.diffusion import Diffusion, EpsFn, sampling
 from jaxunlearn.inputs import plugins
 
@@ -97,6 +97,18 @@ class Task:
   sampler: sampling.Options = sampling.DEFAULT
   split: Split | None = None  # None: the records are not known
   before: Callable[[], EpsFn] | None = None  # the model before the run; None: there is none
+  codec: latents.Codec | None = None  # where `eps_fn` sees latents
+
+  def seen(self, images: np.ndarray) -> np.ndarray:
+    """What `eps_fn` sees of images: themselves, or the means of their latents."""
+    return images if self.codec is None else self.codec.encode(images)
+
+  def shown(self, made: np.ndarray) -> np.ndarray:
+    """The images [..., H, W, C] of what is made with `eps_fn`."""
+    if self.codec is None:
+      return made
+    shown = self.codec.decode(np.asarray(made).reshape(-1, *made.shape[-3:]))
+    return shown.reshape(*made.shape[:-3], *shown.shape[1:])
 
   def key(self, metric: str) -> jax.Array:
     """The random key of a metric, its own."""

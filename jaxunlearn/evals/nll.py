@@ -43,7 +43,8 @@ def evaluate(eps_fn: EpsFn, task: evals.Task) -> dict[str, evals.Value]:
     return {}
   probes, protocol = task.options.nll_probes, task.options.nll_protocol
   kind = {"tolerance": task.options.nll_tolerance, "protocol": protocol}
-  bits, solver = nll_bits(eps_fn, task.process, task.key("nll"), task.target, probes, **kind)
+  target = task.seen(task.target)
+  bits, solver = nll_bits(eps_fn, task.process, task.key("nll"), target, probes, **kind)
   bits = bits.mean(axis=0)
   identity = evals.identity(
     solver=solver, probes=probes, offset=f"{OFFSETS[protocol]:.3f}", dequantisation="none"

@@ -28,10 +28,11 @@ def score(
   """
   if not len(task.target):
     return {}
-  t, target = task.options.inject_t, jnp.asarray(task.target)
+  t, target = task.options.inject_t, jnp.asarray(task.seen(task.target))
   key, options = task.key(name), task.sampler
-  restored = sampling.inject(eps_fn, task.process, key, target, t, n=n, options=options)
-  scores = np.asarray(similarity(restored, target), np.float64).mean(axis=0)
+  made = sampling.inject(eps_fn, task.process, key, target, t, n=n, options=options)
+  restored = jnp.asarray(task.shown(made))
+  scores = np.asarray(similarity(restored, jnp.asarray(task.target)), np.float64).mean(axis=0)
   identity = evals.identity(
     **facts, inject_t=t, inject_n=n, sampler="ddpm", steps=t + 1, **options.facts()
   )

@@ -16,9 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from jaxunlearn.inputs import ranges
 from jaxunlearn.models import vae
 
 BATCH = 4  # pictures at a time: one of 512 px takes a gigabyte
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """config.codec."""
+
+  path: str = ""  # the model whose autoencoder it is; "": init_from
+  batch: ranges.Count = BATCH  # pictures encoded or decoded at a time
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,26 +36,21 @@ class Codec:
 
   net: vae.Autoencoder
   params: Any
+  batch: int = BATCH
 
-  def moments(
-    self, images: Float[np.ndarray, "N H W C"], batch: int = BATCH
-  ) -> Float[np.ndarray, "N h w z2"]:
+  def moments(self, images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N h w z2"]:
     """Mean and log variance side by side of the latents of images in [-1, 1], not scaled."""
-    parts = [_moments(self.net, self.params, part) for part in _parts(images, batch)]
+    parts = [_moments(self.net, self.params, part) for part in _parts(images, self.batch)]
     return np.concatenate([np.asarray(part) for part in parts])
 
-  def encode(
-    self, images: Float[np.ndarray, "N H W C"], batch: int = BATCH
-  ) -> Float[np.ndarray, "N h w z"]:
+  def encode(self, images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N h w z"]:
     """The means of the latents as the diffusion model sees them: scaled, without noise."""
-    mean, _ = np.split(self.moments(images, batch), 2, axis=-1)
+    mean, _ = np.split(self.moments(images), 2, axis=-1)
     return np.float32(self.net.scaling_factor) * mean
 
-  def decode(
-    self, z: Float[np.ndarray, "N h w z"], batch: int = BATCH
-  ) -> Float[np.ndarray, "N H W C"]:
+  def decode(self, z: Float[np.ndarray, "N h w z"]) -> Float[np.ndarray, "N H W C"]:
     """The pictures of latents as the diffusion model makes them, in [-1, 1] but for overshoot."""
-    parts = [_decode(self.net, self.params, part) for part in _parts(z, batch)]
+    parts = [_decode(self.net, self.params, part) for part in _parts(z, self.batch)]
     return np.concatenate([np.asarray(part) for part in parts])
 
   @functools.cached_property

@@ -30,15 +30,18 @@ class Moments:
   def __len__(self) -> int:
     return len(self.paths)
 
-  def draw(self, index: np.ndarray, rng: np.random.Generator) -> Float[np.ndarray, "n h w z"]:
-    """Latents of the rows `index`, drawn from their posteriors; float32.
+  def draw(
+    self, index: np.ndarray, rng: np.random.Generator, rows: np.ndarray | slice = slice(None)
+  ) -> Float[np.ndarray, "n h w z"]:
+    """Latents of the records `index`, drawn from their posteriors; float32. `rows` are the ones
+    wanted of them: the draws are those of all, and the files of others are not read.
 
     Raises:
       ValueError: a file is lost or damaged.
     """
-    both = np.stack([_read(path) for path in self.paths[index].tolist()]).astype(np.float32)
+    both = np.stack([_read(path) for path in self.paths[index[rows]].tolist()]).astype(np.float32)
     mean, log_var = np.split(both, 2, axis=-1)
-    noise = rng.standard_normal(mean.shape, np.float32)
+    noise = rng.standard_normal((len(index), *mean.shape[1:]), np.float32)[rows]
     return np.float32(self.scaling_factor) * (mean + np.exp(log_var / 2) * noise)
 
   def take(self, index: np.ndarray) -> "Moments":
@@ -56,15 +59,15 @@ def missing(codec: latents.Codec, records: data.Records) -> np.ndarray:
   return np.flatnonzero([not pathlib.Path(path).is_file() for path in paths.tolist()])
 
 
-def fill(codec: latents.Codec, records: data.Records, batch: int = latents.BATCH) -> Moments:
+def fill(codec: latents.Codec, records: data.Records) -> Moments:
   """The moments of all records, those that are missing computed now."""
   paths = _paths(codec, records)
-  rows = missing(codec, records)
+  rows, batch = missing(codec, records), codec.batch
   bar = tqdm(range(0, len(rows), batch), desc="encode", disable=not len(rows))
   for start in bar:
     mine = rows[start : start + batch]
     full = np.resize(mine, batch)  # one shape for all: the last is filled up with its own
-    found = codec.moments(data.to_model(records.image[full]), batch)
+    found = codec.moments(data.to_model(records.image[full]))
     for row, moments in zip(mine, found, strict=False):
       _write(pathlib.Path(paths[row]), moments)
   return Moments(paths, codec.net.scaling_factor)

@@ -5,12 +5,13 @@ which the condition NULL leads. Of several conditions (an object, a style) each 
 row. The parameters are
 
     unet            text_unet.Net's
-    text_encoder    clip.Text's, with ids [P + 1, L]: what each row of the book is in tokens
-    states          [P + 1, L, D] in the place of both: the book encoded once, a frozen encoder's
+    text_encoder    clip.Text's, which encodes `book`: the tokens of each row
+    states          [P + 1, L, D] in its place: the book encoded once
 """
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,17 +19,50 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Real
 
+from jaxunlearn import errors
 from jaxunlearn.diffusion import NULL
+from jaxunlearn.inputs import ranges
 from jaxunlearn.models import clip, text_unet
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Book:
+  """The token ids of each prompt, the empty one last; equal ones are equal, as jit needs."""
+
+  ids: Int[np.ndarray, "P L"]
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, Book) and np.array_equal(self.ids, other.ids)
+
+  def __hash__(self) -> int:
+    return hash((self.ids.shape, self.ids.tobytes()))
 
 
 @dataclasses.dataclass(frozen=True)
 class Net:
   """Conditions are int32 [B] or [B, n], of `classes` values each; or the states of texts."""
 
-  unet: text_unet.Net
-  text: clip.Text
-  classes: tuple[int, ...]
+  unet: Any = dataclasses.field(default_factory=text_unet.Net)  # a text_unet.Net, or its fields
+  text: Any = dataclasses.field(default_factory=clip.Text)  # a clip.Text, or its fields
+  classes: Sequence[ranges.Count] = ()
+  book: Book | None = dataclasses.field(default=None, metadata={"of": "data"})  # no config's
+
+  def __post_init__(self) -> None:
+    for name, kind in (("unet", text_unet.Net), ("text", clip.Text)):
+      if not isinstance(given := getattr(self, name), kind):
+        object.__setattr__(self, name, errors.build(kind, f"model.{name}", dict(given)))
+    object.__setattr__(self, "classes", tuple(self.classes))
+    ranges.check(self)
+
+  @property
+  def dtype(self) -> str:
+    """Of the UNet's computations."""
+    return self.unet.dtype
+
+  @property
+  def dropout(self) -> float:
+    """None: Stable Diffusion trains without."""
+    return 0.0
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
@@ -62,7 +96,9 @@ class Net:
     rows = self.rows(c)
     if "states" in params:
       return params["states"][rows]
-    return self.text.states(params["text_encoder"], params["ids"][rows])
+    if self.book is None:
+      raise ValueError("this network has no prompts; give it a book, or the states of texts")
+    return self.text.states(params["text_encoder"], jnp.asarray(self.book.ids)[rows])
 
   def rows(self, c: Int[Array, "B ..."]) -> Int[Array, " B"]:
     """Their rows of the book; the last is the empty prompt, which any NULL leads to."""

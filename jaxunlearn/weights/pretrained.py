@@ -19,12 +19,20 @@ import safetensors.numpy
 from absl import logging
 from ml_collections import ConfigDict
 
-from jaxunlearn import models
+from jaxunlearn import latents, models, prompts
 from jaxunlearn.diffusion import Diffusion, sampling
 from jaxunlearn.models import unet, uvit
-from jaxunlearn.weights import diffusers_config, layout, scheduler_config
+from jaxunlearn.weights import (
+  diffusers_config,
+  layout,
+  pipeline_config,
+  scheduler_config,
+  tokenizer,
+)
 from jaxunlearn.weights.layout import CONFIG, PIPELINE, SCHEDULER, WEIGHTS
 
+TEXT_TO_IMAGE = "text_to_image"
+TEXT_PREFIX = "text_model."  # before the names of a text encoder's weights
 NAME = "pretrained"  # the config.model.name that takes model and process from init_from
 
 _LISTS = re.compile(
@@ -146,7 +154,19 @@ def load(folder: pathlib.Path, target: Any) -> Any:
   Raises:
     ValueError: no weights there, a damaged file, or weights of another architecture.
   """
-  return from_state_dict(layout.state(folder), target)
+  if "text_encoder" not in target:
+    return from_state_dict(layout.state(folder), target)
+  return {
+    "unet": from_state_dict(layout.state(folder, "unet"), target["unet"]),
+    "text_encoder": text_encoder(layout.state(folder, "text_encoder"), target["text_encoder"]),
+  }
+
+
+def text_encoder(state: Mapping[str, np.ndarray], target: Any) -> Any:
+  """As `from_state_dict`, with or without the prefix; the places of tokens are no weights."""
+  names = {name: name.removeprefix(TEXT_PREFIX) for name in state}
+  places = "embeddings.position_ids"
+  return from_state_dict({n: state[old] for old, n in names.items() if n != places}, target)
 
 
 # Configs.
@@ -161,9 +181,27 @@ def read_config(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     ValueError: a file is missing or damaged, or holds a field that is not implemented.
   """
   path = layout.part(folder, "unet") / CONFIG
-  model = diffusers_config.model_fields(layout.read_json(path), path)
+  if layout.is_text_to_image(folder):
+    model = _text_to_image(folder)
+  else:
+    model = diffusers_config.model_fields(layout.read_json(path), path)
   found = read_scheduler(folder)
   return model, found.process if found else {}
+
+
+def _text_to_image(folder: pathlib.Path) -> dict[str, Any]:
+  """The fields of models.text_to_image.Net; how many prompts there are the data say."""
+  paths = {name: folder / name / CONFIG for name in ("unet", "text_encoder")}
+  unet, text = (layout.read_json(path) for path in paths.values())
+  words = tokenizer.load(folder / "tokenizer")
+  return {
+    "name": TEXT_TO_IMAGE,
+    "unet": pipeline_config.read_unet(unet, paths["unet"]),
+    "text": {
+      **pipeline_config.read_text(text, paths["text_encoder"]),
+      "end": words.id_of(tokenizer.END),
+    },
+  }
 
 
 def read_scheduler(folder: pathlib.Path) -> scheduler_config.Scheduler | None:
@@ -173,7 +211,10 @@ def read_scheduler(folder: pathlib.Path) -> scheduler_config.Scheduler | None:
     ValueError: the file is damaged, or holds a field that is not implemented.
   """
   path = layout.scheduler(folder)
-  return scheduler_config.read(layout.read_json(path), path) if path else None
+  if not path:
+    return None
+  found = scheduler_config.read(layout.read_json(path), path)
+  return scheduler_config.of_latents(found) if layout.is_text_to_image(folder) else found
 
 
 class Described(NamedTuple):
@@ -183,6 +224,7 @@ class Described(NamedTuple):
   process: dict[str, Any]
   sampler: dict[str, Any]
   rest: dict[str, Any]  # config.scheduler
+  text: dict[str, dict[str, Any]]  # config.prompts and config.codec, of a text-to-image run
 
 
 def adopt(config: ConfigDict) -> None:
@@ -198,11 +240,30 @@ def adopt(config: ConfigDict) -> None:
   described = _described(layout.locate(config.init_from)) if config.init_from else None
   _adopt_model(config, described)
   given, rest = (described.sampler, described.rest) if described else ({}, {})
+  if config.model.get("name") == TEXT_TO_IMAGE:
+    _adopt_text(config, described.text if described else {})
   with config.unlocked():
     for name, value in (dataclasses.asdict(sampling.DEFAULT) | given).items():
       if config.sampler[name] is None:
         config.sampler[name] = value
     config.scheduler = config.scheduler or rest
+
+
+def _adopt_text(config: ConfigDict, given: Mapping[str, Mapping[str, Any]]) -> None:
+  """Fills in whose tokenizer and autoencoder they are: those of init_from, if none are named."""
+  for group, options, field in (
+    ("prompts", prompts.Options(), "tokenizer"),
+    ("codec", latents.Options(), "path"),
+  ):
+    with config.unlocked():
+      own = dict(config.get(group, {}))
+      fields = dataclasses.asdict(options) | own
+      fields[field] = own.get(field) or given.get(group, {}).get(field) or config.init_from
+      config[group] = fields
+    if not fields[field]:
+      raise ValueError(
+        f"config.{group}.{field} is empty and so is init_from; name the model whose {group} it is"
+      )
 
 
 def _adopt_model(config: ConfigDict, described: Described | None) -> None:
@@ -222,8 +283,11 @@ def _adopt_model(config: ConfigDict, described: Described | None) -> None:
       "%s has no %s, and none lies beside it: the noise is taken to be config.process, %s",
       *(config.init_from, SCHEDULER, Diffusion(**config.process)),
     )
+  own = dict(config.model)
+  if described.model["name"] == TEXT_TO_IMAGE:
+    own["unet"] = {**described.model["unet"], "dtype": own.pop("dtype", "float32")}
   with config.unlocked():
-    config.model = {**described.model, **config.model, "name": described.model["name"]}
+    config.model = {**described.model, **own, "name": described.model["name"]}
     config.process.update(described.process)
 
 
@@ -237,9 +301,11 @@ def _described(folder: pathlib.Path) -> Described | None:
     parts: list[Any] = [run.get(name) for name in ("model", "process", "sampler", "scheduler")]
     if not all(isinstance(part, dict) for part in parts):
       raise ValueError(f"{path} is not a run's; name a run's working directory")
-    return Described(*parts)
+    return Described(*parts, {name: run[name] for name in ("prompts", "codec") if name in run})
   model, _ = read_config(folder)
-  return Described(model, *(read_scheduler(folder) or ({}, {}, {})))
+  found = read_scheduler(folder)
+  process, sampler, rest = found or ({}, {}, {})
+  return Described(model, process, sampler, rest, {})
 
 
 def _check_same(config: ConfigDict, model: Mapping[str, Any], process: Mapping[str, Any]) -> None:
@@ -257,6 +323,8 @@ def _check_same(config: ConfigDict, model: Mapping[str, Any], process: Mapping[s
 def _meaning(model: Mapping[str, Any], process: Mapping[str, Any]) -> dict[str, Any]:
   """The fields of both that say which function the weights are; image size and dtype do not."""
   net, means = dataclasses.asdict(models.make(**model)), dataclasses.asdict(Diffusion(**process))
-  free = ("sample_size", "dropout", "dtype")
-  fields = {f"model.{name}": v for name, v in net.items() if name not in free}
+  if model["name"] == TEXT_TO_IMAGE:  # how many prompts there are is the data's
+    net = {f"{part}.{k}": v for part in ("unet", "text") for k, v in net[part].items()}
+  free = ("sample_size", "dropout", "dtype", "remat")
+  fields = {f"model.{name}": v for name, v in net.items() if name.split(".")[-1] not in free}
   return {"model.name": model["name"], **fields, **{f"process.{k}": v for k, v in means.items()}}

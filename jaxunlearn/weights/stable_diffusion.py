@@ -23,8 +23,9 @@ import numpy as np
 import safetensors.numpy
 from absl import logging
 
-from jaxunlearn import latents, weights
+from jaxunlearn import checkpoint, latents, weights
 from jaxunlearn.diffusion import Diffusion, EpsFn, guidance, sampling
+from jaxunlearn.mesh import sharding
 from jaxunlearn.models import clip, text_to_image, text_unet, vae
 from jaxunlearn.weights import layout, pipeline_config, pretrained, scheduler_config, tokenizer
 from jaxunlearn.weights.layout import CONFIG, NAMED, PIPELINE, SCHEDULER, WEIGHTS
@@ -32,7 +33,6 @@ from jaxunlearn.weights.tokenizer import Tokenizer
 
 Tree = Any
 PARTS = ("unet", "vae", "text_encoder")
-PREFIX = "text_model."  # before the names of a text encoder's weights
 PUBLISHED = {  # bytes of a file -> the first digits of its SHA-256, and whose weights it has
   3_438_167_534: ("145a07e0f05e", "the UNet of CompVis/stable-diffusion-v1-4"),
   3_438_167_536: ("ac3d1bff03f9", "the UNet of CompVis/stable-diffusion-v1-4, without average"),
@@ -98,7 +98,6 @@ def load(folder: pathlib.Path) -> Pipeline:
   found = pretrained.read_scheduler(folder)
   if found is None:
     raise ValueError(f"{folder / 'scheduler' / SCHEDULER} does not exist; fetch it with the model")
-  found = scheduler_config.of_latents(found)
   shapes: Callable[[Any], Any] = lambda net: jax.eval_shape(net.init, jax.random.key(0))
   return Pipeline(
     unet=net,
@@ -111,7 +110,7 @@ def load(folder: pathlib.Path) -> Pipeline:
     params={
       "unet": pretrained.from_state_dict(_state(folder, "unet"), shapes(net)),
       "vae": pretrained.from_state_dict(_state(folder, "vae"), shapes(autoencoder)),
-      "text_encoder": _text_params(_state(folder, "text_encoder"), shapes(text)),
+      "text_encoder": pretrained.text_encoder(_state(folder, "text_encoder"), shapes(text)),
     },
     folder=folder,
   )
@@ -168,12 +167,36 @@ def _state(folder: pathlib.Path, name: str) -> dict[str, np.ndarray]:
   return layout.state(folder, name)
 
 
-def _text_params(state: Mapping[str, np.ndarray], target: Tree) -> Tree:
-  """With or without the prefix; the places of tokens are no weights."""
-  names = {name: name.removeprefix(PREFIX) for name in state}
-  return pretrained.from_state_dict(
-    {name: state[old] for old, name in names.items() if name != "embeddings.position_ids"}, target
+def read_codec(origin: str, batch: int) -> latents.Codec:
+  """The autoencoder of a model, or one that a run trained: configs/pretrain_little_vae.py.
+
+  Raises:
+    ValueError: none is there, or it is damaged.
+  """
+  folder = layout.locate(origin)
+  if (folder / "checkpoints").is_dir():
+    return _trained_codec(folder, batch)
+  path = layout.part(folder, "vae") / CONFIG
+  net = vae.Autoencoder(**pipeline_config.read_vae(layout.read_json(path), path))
+  shapes = jax.eval_shape(net.init, jax.random.key(0))
+  return latents.Codec(net, pretrained.from_state_dict(_state(folder, "vae"), shapes), batch)
+
+
+def _trained_codec(run: pathlib.Path, batch: int) -> latents.Codec:
+  """The average that a run of an autoencoder ended with, and its scale of the latents."""
+  config, results = (layout.read_json(run / name) for name in (CONFIG, "results.json"))
+  if "autoencoder" not in config:
+    raise ValueError(f"{run} trained no autoencoder; name a run that did, or a model with one")
+  net = vae.Autoencoder(
+    **{**config["autoencoder"], "scaling_factor": float(results["scaling_factor"])}
   )
+  shapes = sharding.shaped(sharding.make_mesh(1), jax.eval_shape(net.init, jax.random.key(0)))
+  return latents.Codec(net, checkpoint.read_params(run, shapes, "ema"), batch)
+
+
+def read_tokenizer(origin: str) -> Tokenizer:
+  """The tokenizer of a model, or the one in a folder; raises ValueError where there is none."""
+  return tokenizer.load(layout.part(layout.locate(origin), "tokenizer"))
 
 
 def save(folder: pathlib.Path, model: Pipeline) -> None:
@@ -183,7 +206,9 @@ def save(folder: pathlib.Path, model: Pipeline) -> None:
   """
   folder = pathlib.Path(folder)
   params = {name: pretrained.to_state_dict(model.params[name]) for name in PARTS}
-  text = {f"{PREFIX}{name}": value for name, value in params["text_encoder"].items()}
+  text = {
+    f"{pretrained.TEXT_PREFIX}{name}": value for name, value in params["text_encoder"].items()
+  }
   _write_part(folder / "unet", pipeline_config.write_unet(model.unet), params["unet"], WEIGHTS)
   _write_part(folder / "vae", pipeline_config.write_vae(model.vae), params["vae"], WEIGHTS)
   _write_part(folder / "text_encoder", pipeline_config.write_text(model.text), text, NAMED)

@@ -1,0 +1,102 @@
+"""A text-to-image model as any other: unlearned, evaluated, resumed, attacked, from its folder."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import common
+from jaxunlearn import build, train
+from jaxunlearn.weights import of_run
+from tests import tiny_pipeline
+
+COLOURS = {"a red whale": (200, 30, 30), "the emoji": (30, 200, 30), "a hand": (30, 30, 200)}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+  """(a pipeline's folder, a folder of twelve captioned pictures)."""
+  model, pictures = (tmp_path_factory.mktemp(name) for name in ("model", "pictures"))
+  tiny_pipeline.write(model)
+  rng, lines = np.random.default_rng(0), []
+  for i in range(12):
+    text, colour = list(COLOURS.items())[i % 3]
+    pixels = np.clip(colour + rng.normal(0, 10, (16, 16, 3)), 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(pictures / f"{i:02}.png")
+    lines.append(json.dumps({"file_name": f"{i:02}.png", "text": text}))
+  (pictures / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+  return model, pictures
+
+
+@pytest.fixture
+def config(places, tmp_path, monkeypatch):
+  """Two steps of SISS that delete one picture from the UNet."""
+  monkeypatch.setenv("JAXUNLEARN_CACHE", str(tmp_path / "cache"))
+  model, pictures = places
+  config = common.get_config()
+  config.init_from = str(model)
+  with config.unlocked():
+    config.model = {"name": "pretrained"}
+  config.data = common.source("captions", path=str(pictures), size=16)
+  config.forget.ids = ("00.png",)
+  config.method = common.method("siss", forget_norm=1.0)
+  config.streams = {"x": "retain", "a": "forget"}
+  config.trained.pattern = "^unet/"
+  config.train.update(steps=2, batch=8, checkpoint_every=1)
+  config.optimizer.learning_rate = 1e-3
+  config.eval.update(before=False, after=False, metrics=(), samples=8, batch=8, steps=2)
+  return config
+
+
+def paths(tree):
+  return {"/".join(k.key for k in path) for path, _ in jax.tree.leaves_with_path(tree)}
+
+
+def test_what_a_folder_says(config):
+  setup = build.build(config)
+  assert setup.net.classes == (3,) and setup.net.image_shape == (8, 8, 4)
+  assert setup.picture_shape == (16, 16, 3) and setup.net.book.ids.shape == (4, 12)
+  assert setup.process.schedule == "scaled_linear" and not setup.sampler.clip_sample
+  batch = setup.host_batch(0)
+  assert batch["x"].image.shape == (8, 8, 8, 4) and batch["x"].c.max() <= 2
+  again, other = setup.host_batch(0), setup.host_batch(1)
+  np.testing.assert_array_equal(batch["x"].image, again["x"].image)
+  row = lambda batch: batch["a"].image[0]  # the same record: its posterior is drawn anew
+  assert 0 < np.abs(row(batch) - row(other)).max() < 5
+  params, frozen = setup.split(build.start_params(setup))
+  assert {path.split("/")[0] for path in paths(params)} == {"unet"}
+  assert {path.split("/")[0] for path in paths(frozen)} == {"text_encoder"}
+
+
+def test_a_run_is_evaluated_in_pictures_and_an_attack_starts_from_it(config, tmp_path):
+  config.eval.update(
+    after=True,
+    metrics=("target_rate", "copy_score", "nll", "stationarity"),
+    inject_t=3,
+    inject_n=2,
+    nll_probes=1,
+    nll_tolerance=0.5,
+    guidance=6.5,
+    keep=True,
+  )
+  results = train.run(config, tmp_path / "run")
+  after = results["phases"]["after"] if "phases" in results else results
+  assert json.dumps(after)
+  with np.load(tmp_path / "run" / "samples.npz") as npz:
+    assert npz["image"].shape[1:] == (16, 16, 3) and npz["c"].max() <= 2
+  attack = config.copy_and_resolve_references()
+  attack.update(init_from=str(tmp_path / "run"), attack="dimra")
+  with attack.unlocked():
+    attack.model = {"name": "pretrained"}
+    attack.prompts, attack.codec = {}, {}
+  attack.method = common.method("denoising")
+  attack.streams = {"x": "retain"}
+  attack.eval.update(after=False)
+  setup = build.build(attack)
+  assert setup.config.codec.path == setup.config.prompts.tokenizer == config.init_from
+  found = build.start_params(setup)
+  want = of_run.whole(tmp_path / "run", setup.net, setup.mesh, "params")
+  jax.tree.map(np.testing.assert_array_equal, found, want)
+  train.run(attack, tmp_path / "attack")
