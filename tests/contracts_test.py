@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn import data, models
+from jaxunlearn.models import text_to_image
 
 every_model = pytest.mark.parametrize("name", models.names())
 every_source = pytest.mark.parametrize("name", data.names())
@@ -23,7 +24,8 @@ def test_a_model_is_hashable_and_made_once(name):
 
 @every_model
 def test_a_model_gives_float32_noise_of_its_images_shape(name):
-  net = models.make(name)
+  book = {"classes": (2,), "book": text_to_image.Book(np.zeros((3, 77), np.int32))}
+  net = models.make(name, **book if name == "text_to_image" else {})
   params = jax.eval_shape(net.init, jax.random.key(0))
   x = jax.ShapeDtypeStruct((2, *net.image_shape), jnp.float32)
   t = jax.ShapeDtypeStruct((2,), jnp.int32)

@@ -44,6 +44,7 @@ def config(places, tmp_path, monkeypatch):
   config.method = common.method("siss", forget_norm=1.0)
   config.streams = {"x": "retain", "a": "forget"}
   config.trained.pattern = "^unet/"
+  config.mesh.data = 1
   config.train.update(steps=2, batch=8, checkpoint_every=1)
   config.optimizer.learning_rate = 1e-3
   config.eval.update(before=False, after=False, metrics=(), samples=8, batch=8, steps=2)
@@ -73,24 +74,22 @@ def test_what_a_folder_says(config):
 def test_a_run_is_evaluated_in_pictures_and_an_attack_starts_from_it(config, tmp_path):
   config.eval.update(
     after=True,
-    metrics=("target_rate", "copy_score", "nll", "stationarity"),
-    inject_t=3,
+    metrics=("target_rate", "copy_score"),
+    target_name="red",
+    inject_t=1,
     inject_n=2,
-    nll_probes=1,
-    nll_tolerance=0.5,
     guidance=6.5,
     keep=True,
   )
   results = train.run(config, tmp_path / "run")
-  after = results["phases"]["after"] if "phases" in results else results
-  assert json.dumps(after)
+  assert {"red_rate", "copy_score"} <= results["after"].keys()
   with np.load(tmp_path / "run" / "samples.npz") as npz:
     assert npz["image"].shape[1:] == (16, 16, 3) and npz["c"].max() <= 2
   attack = config.copy_and_resolve_references()
   attack.update(init_from=str(tmp_path / "run"), attack="dimra")
   with attack.unlocked():
     attack.model = {"name": "pretrained"}
-    attack.prompts, attack.codec = {}, {}
+    del attack.prompts, attack.codec
   attack.method = common.method("denoising")
   attack.streams = {"x": "retain"}
   attack.eval.update(after=False)

@@ -103,7 +103,7 @@ class Task:
     """What `eps_fn` sees of images: themselves, or the means of their latents."""
     return images if self.codec is None else self.codec.encode(images)
 
-  def shown(self, made: np.ndarray) -> np.ndarray:
+  def shown(self, made: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
     """The images [..., H, W, C] of what is made with `eps_fn`."""
     if self.codec is None:
       return made

@@ -301,7 +301,8 @@ def _described(folder: pathlib.Path) -> Described | None:
     parts: list[Any] = [run.get(name) for name in ("model", "process", "sampler", "scheduler")]
     if not all(isinstance(part, dict) for part in parts):
       raise ValueError(f"{path} is not a run's; name a run's working directory")
-    return Described(*parts, {name: run[name] for name in ("prompts", "codec") if name in run})
+    parts.append({name: run[name] for name in ("prompts", "codec") if name in run})
+    return Described(*parts)
   model, _ = read_config(folder)
   found = read_scheduler(folder)
   process, sampler, rest = found or ({}, {}, {})
