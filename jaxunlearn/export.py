@@ -71,19 +71,20 @@ def export(
 
   from jaxunlearn import diffusion
   from jaxunlearn.diffusion import sampling
-  from jaxunlearn.models import unet, uvit
+  from jaxunlearn.models import text_to_image, unet, uvit
   from jaxunlearn.proofs import export_signature
   from jaxunlearn.reports import model_card, writer
-  from jaxunlearn.weights import of_run, pretrained
+  from jaxunlearn.weights import of_run, pretrained, stable_diffusion
 
   if out.is_file():
     raise ValueError(f"{out} is a file; give --out another name")
   options = model_card.Options(**card)
-  config, net, params, item, step = of_run.read(run, raw, model_card.FIELDS)
-  if not isinstance(net, unet.Net | uvit.Net):
+  newest = of_run.read(run, raw, model_card.FIELDS)
+  config, net, params, item, step = newest
+  if not isinstance(net, unet.Net | uvit.Net | text_to_image.Net):
     raise ValueError(
-      f"model {config['model']['name']} has no layout of files here; export a unet or a uvit, and "
-      "read others by checkpoint.read_params"
+      f"model {config['model']['name']} has no layout of files here; export another, and read this "
+      "one by checkpoint.read_params"
     )
   curve = loss_curve(writer.read(run / "metrics.jsonl"), step)
   training = {"weights": item, "final_step": step, "train": config["train"], **curve}
@@ -91,14 +92,19 @@ def export(
   out.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=out) as temporary:
     made = pathlib.Path(temporary)
-    process = diffusion.Diffusion(**config["process"])
-    sampler = sampling.Options.of(config.get("sampler", {}))
-    pretrained.save(made, net, params, process, sampler, config.get("scheduler", {}))
+    if isinstance(net, text_to_image.Net):
+      stable_diffusion.save(made, stable_diffusion.of_newest(newest))
+    else:
+      process = diffusion.Diffusion(**config["process"])
+      sampler = sampling.Options.of(config.get("sampler", {}))
+      pretrained.save(made, net, params, process, sampler, config.get("scheduler", {}))
     (made / "training.json").write_text(json.dumps(training) + "\n")
     (made / "README.md").write_text(readme, encoding="utf-8")
     (out / export_signature.FILE).unlink(missing_ok=True)
-    for path in made.iterdir():
-      path.replace(out / path.name)
+    for path in filter(pathlib.Path.is_file, sorted(made.rglob("*"))):
+      target = out / path.relative_to(made)
+      target.parent.mkdir(exist_ok=True)
+      path.replace(target)
   if sign_key:
     export_signature.sign(out, sign_key)
   count = sum(leaf.size for leaf in jax.tree.leaves(params))

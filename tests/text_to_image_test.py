@@ -2,14 +2,17 @@
 
 import json
 
+import diffusers
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from configs import common
-from jaxunlearn import build, train
-from jaxunlearn.weights import of_run
+from jaxunlearn import build, export, train
+from jaxunlearn.commands import sample
+from jaxunlearn.commands.sample import Asked
+from jaxunlearn.weights import of_run, pretrained
 from tests import tiny_pipeline
 
 COLOURS = {"a red whale": (200, 30, 30), "the emoji": (30, 200, 30), "a hand": (30, 30, 200)}
@@ -99,3 +102,20 @@ def test_a_run_is_evaluated_in_pictures_and_an_attack_starts_from_it(config, tmp
   want = of_run.whole(tmp_path / "run", setup.net, setup.mesh, "params")
   jax.tree.map(np.testing.assert_array_equal, found, want)
   train.run(attack, tmp_path / "attack")
+  # Its export, in diffusers; and what it draws.
+  export.export(tmp_path / "run", tmp_path / "out")
+  pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out")
+  theirs = {name: leaf.detach().numpy() for name, leaf in pipe.unet.named_parameters()}
+  for name, leaf in pretrained.to_state_dict(want["unet"]).items():
+    np.testing.assert_array_equal(leaf, theirs[name])
+  base = diffusers.StableDiffusionPipeline.from_pretrained(config.init_from)
+  for part in ("vae", "text_encoder"):
+    for a, b in zip(
+      getattr(pipe, part).parameters(), getattr(base, part).parameters(), strict=True
+    ):
+      np.testing.assert_array_equal(a.detach(), b.detach())
+  assert "- text-to-image" in (tmp_path / "out" / "README.md").read_text()
+  by = lambda origin: sample.draw(
+    sample.find(asked := Asked(str(origin), ("a hand",), n=1, batch=1, steps=2)), asked
+  )
+  np.testing.assert_allclose(by(tmp_path / "run"), by(tmp_path / "out"), atol=1e-5)

@@ -27,6 +27,7 @@ from jaxunlearn import data, library
 from jaxunlearn.cdm import cli
 from jaxunlearn.diffusion import Diffusion, EpsFn, guidance, sampling
 from jaxunlearn.inputs import ranges
+from jaxunlearn.models import text_to_image
 from jaxunlearn.reports import pictures
 from jaxunlearn.weights import layout, of_run, pretrained, scheduler_config, stable_diffusion
 
@@ -141,21 +142,23 @@ def find(asked: Asked) -> Subject:
     )
   folder = layout.locate(asked.origin)
   if layout.is_text_to_image(folder):
-    return _of_pipeline(folder, asked)
+    return _of_pipeline(stable_diffusion.load(folder), asked)
+  run = of_run.read(folder) if (folder / "checkpoints").is_dir() else None
+  if run and isinstance(run.net, text_to_image.Net):
+    return _of_pipeline(stable_diffusion.of_newest(run), asked)
   if asked.prompts:
     raise ValueError(
       f"{asked.origin} is no text-to-image model and was given a prompt; use --label"
     )
-  return (_of_run if (folder / "checkpoints").is_dir() else _of_folder)(folder, asked)
+  return _of_run(run, asked) if run else _of_folder(folder, asked)
 
 
-def _of_pipeline(folder: pathlib.Path, asked: Asked) -> Subject:
+def _of_pipeline(model: stable_diffusion.Pipeline, asked: Asked) -> Subject:
   """A text-to-image model with the prompts asked for, encoded once."""
   if asked.labels or asked.styles:
     raise ValueError("a text-to-image model was given a label or a style; use --prompt")
   if not asked.prompts:
     raise ValueError("--prompt is missing; say what to draw")
-  model = stable_diffusion.load(folder)
   sampler, options = _sampler(asked, model.sampler, model.scheduler)
   return Subject(
     eps_fn=model.eps_fn(asked.prompts),
@@ -169,9 +172,9 @@ def _of_pipeline(folder: pathlib.Path, asked: Asked) -> Subject:
   )
 
 
-def _of_run(folder: pathlib.Path, asked: Asked) -> Subject:
+def _of_run(run: of_run.Newest, asked: Asked) -> Subject:
   """A run's newest weights; its data say the names of classes and styles."""
-  config, net, params, _, _ = of_run.read(folder)
+  config, net, params, _, _ = run
   by_number = all(value.isdigit() for value in (*asked.labels, *asked.styles))
   names = () if by_number else data.load(**config["data"])[0].vocabulary
   rest = config.get("scheduler", {})

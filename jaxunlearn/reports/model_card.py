@@ -20,7 +20,7 @@ import numpy as np
 from jaxunlearn import data, errors
 from jaxunlearn.reports import limits as limits_of
 from jaxunlearn.reports import report, rows, subject, verdict, writer
-from jaxunlearn.weights import diffusers_config
+from jaxunlearn.weights import diffusers_config, stable_diffusion
 
 DELETED = ("ids", "sha256", "count")
 FIELDS = (  # of a run's config that a card is made from
@@ -77,7 +77,10 @@ def render(run: pathlib.Path, config: Mapping[str, Any], item: str, step: int, o
   labelled = bool(config["model"].get("num_class_embeds"))
   ours = config["model"].get("classes") and not labelled
   kind = "Class-conditional UNet" if ours else diffusers_config.UNET
-  kind = diffusers_config.UVIT if config["model"]["name"] == "uvit" else kind
+  kind = {
+    "uvit": diffusers_config.UVIT,
+    "text_to_image": stable_diffusion.PIPELINE_CLASS,
+  }.get(config["model"]["name"], kind)
   return env.get_template("model_card.md.j2").render(
     license=o.license,
     base_model=hub_id if _HUB_ID.fullmatch(hub_id) else "",
@@ -96,7 +99,8 @@ def render(run: pathlib.Path, config: Mapping[str, Any], item: str, step: int, o
     rows=table,
     identities=rows.identities(table),
     kind=kind,
-    foreign=kind != diffusers_config.UNET,
+    foreign=kind not in (diffusers_config.UNET, stable_diffusion.PIPELINE_CLASS),
+    text=kind == stable_diffusion.PIPELINE_CLASS,
     labelled=labelled,
     patch=config["model"].get("patch_size", 1),
     limits=limits(config, results, item, now.count + earlier.count),

@@ -27,11 +27,19 @@ from jaxunlearn import checkpoint, latents, weights
 from jaxunlearn.diffusion import Diffusion, EpsFn, guidance, sampling
 from jaxunlearn.mesh import sharding
 from jaxunlearn.models import clip, text_to_image, text_unet, vae
-from jaxunlearn.weights import layout, pipeline_config, pretrained, scheduler_config, tokenizer
+from jaxunlearn.weights import (
+  layout,
+  of_run,
+  pipeline_config,
+  pretrained,
+  scheduler_config,
+  tokenizer,
+)
 from jaxunlearn.weights.layout import CONFIG, NAMED, PIPELINE, SCHEDULER, WEIGHTS
 from jaxunlearn.weights.tokenizer import Tokenizer
 
 Tree = Any
+PIPELINE_CLASS = "StableDiffusionPipeline"
 PARTS = ("unet", "vae", "text_encoder")
 PUBLISHED = {  # bytes of a file -> the first digits of its SHA-256, and whose weights it has
   3_438_167_534: ("145a07e0f05e", "the UNet of CompVis/stable-diffusion-v1-4"),
@@ -167,6 +175,27 @@ def _state(folder: pathlib.Path, name: str) -> dict[str, np.ndarray]:
   return layout.state(folder, name)
 
 
+def of_newest(run: of_run.Newest) -> Pipeline:
+  """The whole model of a run: what it trained, with the parts that it was given.
+
+  Raises:
+    ValueError: the model that it began with is not there any more, or has no such part.
+  """
+  config, net = run.config, run.net
+  codec = read_codec(config["codec"]["path"], config["codec"]["batch"])
+  return Pipeline(
+    unet=net.unet,
+    vae=codec.net,
+    text=net.text,
+    tokenizer=read_tokenizer(config["prompts"]["tokenizer"]),
+    process=Diffusion(**config["process"]),
+    sampler=sampling.Options.of(config["sampler"]),
+    scheduler=config["scheduler"],
+    params={**run.params, "vae": codec.params},
+    folder=layout.locate(config["codec"]["path"]),
+  )
+
+
 def read_codec(origin: str, batch: int) -> latents.Codec:
   """The autoencoder of a model, or one that a run trained: configs/pretrain_little_vae.py.
 
@@ -224,7 +253,7 @@ def save(folder: pathlib.Path, model: Pipeline) -> None:
 def index(scheduler: Mapping[str, Any]) -> dict[str, Any]:
   """model_index.json: what is what."""
   return {
-    "_class_name": "StableDiffusionPipeline",
+    "_class_name": PIPELINE_CLASS,
     "_diffusers_version": scheduler_config.VERSION,
     "feature_extractor": [None, None],
     "requires_safety_checker": False,
