@@ -115,7 +115,10 @@ class Stream:
 
   def _conditions(self, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if self.take.c == "own":
-      return self.records.conditions[index]
+      if self.records.also is None:
+        return self.records.conditions[index]
+      view = rng.integers(0, self.records.also.shape[1], len(index))
+      return self.records.also[index, view]
     c = np.full((len(index), len(self.counts)), NULL, np.int32)
     if self.take.c == "kept":
       c = kept(self.counts, self.concept, rng, len(index))

@@ -37,7 +37,8 @@ PIPELINES = (
 AUTOENCODERS = ("pretrain_little_vae",)  # tests/latents_test.py steps one
 OF_THE_USER = ("siss_folder",)  # tests/your_model_test.py runs it
 FULL = re.compile(r".*_(cifar10|canvas)_full")  # tests/full_configs_test.py steps them
-OTHERS = PIPELINES + AUTOENCODERS
+TEXT = ("pretrain_little_sd",)  # on what another run made; tests/text_to_image_test.py runs one
+OTHERS = PIPELINES + AUTOENCODERS + TEXT
 RUNS = [name for name in NAMES if name not in OTHERS + OF_THE_USER and not FULL.fullmatch(name)]
 
 

@@ -89,3 +89,17 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path, files, why):
     ValueError, match=rf"holds no CLIP tokenizer \(.*{why}.*\); give the tokenizer"
   ):
     tokenizer.load(tmp_path)
+
+
+def test_few_tokens_segment_their_texts_as_many_do(folder):
+  texts = ["The whale emoji", "it's an emoji 7"]
+  whole = tokenizer.load(folder)
+  few = whole.cut_to(texts, length=16)
+  assert few.length == 16 and few.vocabulary < whole.vocabulary
+  tokens = lambda one, text: [
+    {i: token for token, i in one.words.items()}[i] for i in one.encode([text]).ids[0][:12]
+  ]
+  for text in texts:
+    assert tokens(few, text) == tokens(whole, text)
+  assert not any("and" in "".join(pair) for pair in few.merges)
+  assert END not in tokens(few, "and the hand")[1:6]  # other words have tokens too

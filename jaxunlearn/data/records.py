@@ -57,6 +57,7 @@ class Records:
   style: np.ndarray | None = None  # [N] int32, into styles; None: of one style
   styles: tuple[str, ...] = ()
   aside: Mapping[str, str] = dataclasses.field(default_factory=dict)  # id of no record -> why not
+  also: np.ndarray | None = None  # [N, K] int32: the labels that views of each have in turn
 
   def __post_init__(self) -> None:
     dtype = self.image.dtype if isinstance(self.image, np.ndarray) else np.uint8
@@ -71,6 +72,10 @@ class Records:
       )
     if self.style is not None and len(self.style) != len(self.ids):
       raise ValueError(f"{len(self.style)} styles of {len(self.ids)} records; give one of each")
+    if self.also is not None and len(self.also) != len(self.ids):
+      raise ValueError(
+        f"{len(self.also)} lists of labels of {len(self.ids)} records; give one each"
+      )
     if len(np.unique(self.ids)) < len(self.ids):
       raise ValueError("ids repeat; give each record an id of its own")
 
@@ -82,8 +87,10 @@ class Records:
     pixels = self.image
     image = pixels[index] if isinstance(pixels, np.ndarray) else pixels.select(index)
     style = None if self.style is None else self.style[index]
-    label = self.label[index]
-    return dataclasses.replace(self, ids=self.ids[index], image=image, label=label, style=style)
+    label, also = self.label[index], None if self.also is None else self.also[index]
+    return dataclasses.replace(
+      self, ids=self.ids[index], image=image, label=label, style=style, also=also
+    )
 
   @property
   def conditions(self) -> np.ndarray:

@@ -9,6 +9,7 @@ The work is the `tokenizers` library's. Text that does not fit is cut, and what 
 
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from jaxtyping import Int
 from tokenizers import models, normalizers, pre_tokenizers
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+SPECIAL_TOKENS = (START, END)
 FILES = ("vocab.json", "merges.txt")
 WHOLE, CONFIG, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 LENGTH = 77
@@ -81,6 +83,29 @@ class Tokenizer:
       cut.append(text[found.offsets[room][0] :] if len(found.ids) > room else "")
     return Encoded(np.array(rows, np.int32).reshape(-1, self.length), tuple(cut))
 
+  def cut_to(self, texts: Sequence[str], length: int) -> "Tokenizer":
+    """One of few tokens that segments these texts as this one does, at most `length` of them.
+
+    It has the letters, the merges that the texts need, in their order, and the special tokens:
+    other words fall into smaller pieces.
+    """
+    rank = {pair: i for i, pair in enumerate(self.merges)}
+    used = set[int]()
+    for word in {word for text in texts for word in self._words_of(text)}:
+      used |= _merges_of([*word[:-1], f"{word[-1]}</w>"], rank)
+    merges = [self.merges[i] for i in sorted(used)]
+    whole = {"".join(pair) for pair in self.merges}
+    letters = [token for token in self.words if token not in whole and token not in SPECIAL_TOKENS]
+    tokens = [*letters, *("".join(pair) for pair in merges), *SPECIAL_TOKENS]
+    words = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    return dataclasses.replace(self, words=words, merges=merges, length=length)
+
+  def _words_of(self, text: str) -> list[str]:
+    """The words of a text, in the letters that merges are of."""
+    normalizer, splitter = self._bpe.normalizer, self._bpe.pre_tokenizer
+    assert normalizer is not None and splitter is not None
+    return [word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))]
+
   def save(self, folder: pathlib.Path) -> None:
     """Writes its files into a folder, as transformers reads them."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,6 +117,18 @@ class Tokenizer:
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": self.length, **special}
     for name, content in ((CONFIG, config), (SPECIAL, special)):
       (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _merges_of(pieces: list[str], rank: Mapping[tuple[str, str], int]) -> set[int]:
+  """The merges that make one token after the other of a word's letters: the lowest rank first."""
+  used = set[int]()
+  while True:
+    found = [(rank[pair], i) for i, pair in enumerate(itertools.pairwise(pieces)) if pair in rank]
+    if not found:
+      return used
+    lowest, i = min(found)
+    pieces = [*pieces[:i], pieces[i] + pieces[i + 1], *pieces[i + 2 :]]
+    used.add(lowest)
 
 
 def load(folder: pathlib.Path) -> Tokenizer:
