@@ -71,10 +71,11 @@ def export(
 
   from jaxunlearn import diffusion
   from jaxunlearn.diffusion import sampling
+  from jaxunlearn.mesh import sharding
   from jaxunlearn.models import text_to_image, unet, uvit
   from jaxunlearn.proofs import export_signature
   from jaxunlearn.reports import model_card, writer
-  from jaxunlearn.weights import of_run, pretrained, stable_diffusion
+  from jaxunlearn.weights import lora, of_run, pretrained, stable_diffusion
 
   if out.is_file():
     raise ValueError(f"{out} is a file; give --out another name")
@@ -94,6 +95,9 @@ def export(
     made = pathlib.Path(temporary)
     if isinstance(net, text_to_image.Net):
       stable_diffusion.save(made, stable_diffusion.of_newest(newest))
+      kind, own, _ = of_run.parts(run, net, sharding.make_mesh(1), item)
+      if kind.rank:
+        lora.save(made, kind, own)
     else:
       process = diffusion.Diffusion(**config["process"])
       sampler = sampling.Options.of(config.get("sampler", {}))

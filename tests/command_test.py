@@ -18,7 +18,7 @@ FLAGS = {
   "run": "config workdir dry_run topology distributed",
   "export": "run out raw license deleted base sign_key",
   "verify-export": "key",
-  "sample": "from out prompt label style n batch steps sampler scale guidance seed",
+  "sample": "from out prompt label style n batch steps sampler lora scale guidance seed",
   "weights": "help",
   "cdm delete": "run ids file source resume plan prove receipt out",
   "cdm add": "run source",

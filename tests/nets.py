@@ -7,6 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn.models import text_unet
+
+TEXT_UNET = text_unet.Net(
+  sample_size=4,
+  block_out_channels=(8,),
+  down_block_types=("CrossAttnDownBlock2D",),
+  up_block_types=("CrossAttnUpBlock2D",),
+  layers_per_block=1,
+  norm_num_groups=4,
+  attention_head_dim=2,
+  cross_attention_dim=12,
+)
+
 
 @functools.cache
 def random_params(net):

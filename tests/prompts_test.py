@@ -7,22 +7,12 @@ import pytest
 
 from jaxunlearn import prompts
 from jaxunlearn.diffusion import NULL
-from jaxunlearn.models import clip, text_to_image, text_unet
+from jaxunlearn.models import clip, text_to_image
 from jaxunlearn.weights import tokenizer
 from tests import nets, tiny_pipeline
 
 VOCABULARY = (("whale", "emoji", "hand"), ("noto", "flat"))
 TEMPLATE = "a {class} in {style} style"
-UNET = text_unet.Net(
-  sample_size=4,
-  block_out_channels=(8,),
-  down_block_types=("CrossAttnDownBlock2D",),
-  up_block_types=("CrossAttnUpBlock2D",),
-  layers_per_block=1,
-  norm_num_groups=4,
-  attention_head_dim=2,
-  cross_attention_dim=12,
-)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +41,8 @@ def test_the_network_reads_the_row_of_its_condition(words):
     num_attention_heads=2,
     max_position_embeddings=20,
   )
-  net = text_to_image.Net(UNET, text, (3, 2), book)
-  params = {"unet": nets.random_params(UNET), "text_encoder": nets.random_params(text)}
+  net = text_to_image.Net(nets.TEXT_UNET, text, (3, 2), book)
+  params = {"unet": nets.random_params(nets.TEXT_UNET), "text_encoder": nets.random_params(text)}
   c = jnp.array([[0, 0], [2, 1], [1, NULL], [NULL, NULL]])
   rows = [0, 5, 6, 6]
   assert net.rows(c).tolist() == rows and net.prompts == 6

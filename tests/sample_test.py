@@ -77,7 +77,7 @@ def test_conditions_by_name():
   [
     (
       {"origin": FASHION, "prompts": ("x",)},
-      "no text-to-image model and was given a prompt",
+      "no text-to-image model and was given a prompt or a LoRA",
     ),
     ({"origin": FASHION, "labels": ("10",)}, "no class or style '10'; use one of: 0 to 9"),
     ({"origin": FASHION, "styles": ("1",)}, "the model knows no style and was given one"),

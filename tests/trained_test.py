@@ -15,16 +15,6 @@ from jaxunlearn.weights import of_run
 from tests import methods_test as toys
 from tests import nets, tiny_config
 
-NET = text_unet.Net(
-  sample_size=4,
-  block_out_channels=(8,),
-  down_block_types=("CrossAttnDownBlock2D",),
-  up_block_types=("CrossAttnUpBlock2D",),
-  layers_per_block=1,
-  norm_num_groups=4,
-  attention_head_dim=2,
-  cross_attention_dim=6,
-)
 KEY = jax.random.key(0)
 SUBSET = Trained("class|^w$")
 plain = toys.methods_with(lambda method: type(method).gradients is methods.Objective.gradients)
@@ -36,7 +26,7 @@ def paths(tree):
 
 @functools.cache
 def whole():
-  return {"unet": nets.random_params(NET)}
+  return {"unet": nets.random_params(nets.TEXT_UNET)}
 
 
 @pytest.mark.parametrize("pattern", ["", *PATTERNS, "mid_block.*kernel"])

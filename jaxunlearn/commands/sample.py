@@ -29,7 +29,14 @@ from jaxunlearn.diffusion import Diffusion, EpsFn, guidance, sampling
 from jaxunlearn.inputs import ranges
 from jaxunlearn.models import text_to_image
 from jaxunlearn.reports import pictures
-from jaxunlearn.weights import layout, of_run, pretrained, scheduler_config, stable_diffusion
+from jaxunlearn.weights import (
+  layout,
+  lora,
+  of_run,
+  pretrained,
+  scheduler_config,
+  stable_diffusion,
+)
 
 COMPILING = "compile"  # what the bar says until the first call is done
 FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -48,6 +55,7 @@ class Asked:
   batch: ranges.Count = 8
   steps: ranges.Count = STEPS
   sampler: str = ""
+  lora: str = ""
   scale: float | None = None
   guidance: float | None = None
   seed: ranges.Seed = 0
@@ -146,15 +154,18 @@ def find(asked: Asked) -> Subject:
   run = of_run.read(folder) if (folder / "checkpoints").is_dir() else None
   if run and isinstance(run.net, text_to_image.Net):
     return _of_pipeline(stable_diffusion.of_newest(run), asked)
-  if asked.prompts:
+  if asked.prompts or asked.lora:
     raise ValueError(
-      f"{asked.origin} is no text-to-image model and was given a prompt; use --label"
+      f"{asked.origin} is no text-to-image model and was given a prompt or a LoRA; use --label"
     )
   return _of_run(run, asked) if run else _of_folder(folder, asked)
 
 
 def _of_pipeline(model: stable_diffusion.Pipeline, asked: Asked) -> Subject:
   """A text-to-image model with the prompts asked for, encoded once."""
+  if asked.lora:
+    moved = lora.merge({"unet": model.params["unet"]}, pathlib.Path(asked.lora))
+    model = dataclasses.replace(model, params={**model.params, **moved})
   if asked.labels or asked.styles:
     raise ValueError("a text-to-image model was given a label or a style; use --prompt")
   if not asked.prompts:
@@ -263,6 +274,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   add("--batch", type=int, default=8, help="samples at a time")
   add("--steps", type=int, default=STEPS, help=f"of the sampler; {STEPS}")
   add("--sampler", default="", help=f"one of {', '.join(sampling.SAMPLERS)}; else the scheduler's")
+  add("--lora", default="", help="a LoRA of its UNet, .safetensors by PEFT's names")
   add("--scale", type=float, help=f"s in eps_null + s (eps_c - eps_null); of prompts {SCALE}")
   add("--guidance", type=float, help="w = s - 1, as config.eval.guidance has it")
   add("--seed", type=int, default=0, help="of the noise")

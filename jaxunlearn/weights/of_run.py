@@ -55,16 +55,23 @@ def start(origin: str, net: Any, seed: int, mesh: jax.sharding.Mesh) -> Any:
 
 def whole(run: pathlib.Path, net: Any, mesh: jax.sharding.Mesh, item: str) -> Any:
   """All parameters of a run: those that it trained, and those that it began with and left alone."""
+  trained, params, frozen = parts(run, net, mesh, item)
+  return params if trained.everything else jax.device_get(trained.whole(frozen, params))
+
+
+def parts(
+  run: pathlib.Path, net: Any, mesh: jax.sharding.Mesh, item: str
+) -> tuple[adapters.Trained, Any, Any]:
+  """What a run trained: in words, as it came to be, and what it left alone."""
   shapes = jax.eval_shape(net.init, jax.random.key(0))
   target = lambda tree: sharding.shaped(mesh, tree, sharding.replicated(mesh))
   trained, config = _trained(run)
   if trained.everything:
-    return checkpoint.read_params(run, target(shapes), item)
+    return trained, checkpoint.read_params(run, target(shapes), item), {}
   base = start(config["init_from"], net, config["seed"], mesh)
   params, frozen = trained.split(split_key(config["seed"]), base)
   shapes = jax.eval_shape(lambda: params)
-  found = checkpoint.read_params(run, target(shapes), item, frozen=frozen)
-  return jax.device_get(trained.whole(frozen, found))
+  return trained, checkpoint.read_params(run, target(shapes), item, frozen=frozen), frozen
 
 
 def split_key(seed: int) -> jax.Array:

@@ -10,7 +10,7 @@ import json
 import pathlib
 import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -110,8 +110,12 @@ def _axes(path: Any, leaf: Any) -> tuple[int, ...]:
 
 def _torch_name(path: Any) -> str:
   *module, kind = (key.key for key in path)
-  name = ".".join([*module, "weight" if kind in _WEIGHTS else kind])
-  return _LISTS.sub(r"\1.\2", name)
+  return module_name([*module, "weight" if kind in _WEIGHTS else kind])
+
+
+def module_name(path: Sequence[str]) -> str:
+  """PyTorch's name of a module, by the names in ours: `down_blocks.0.resnets.1`."""
+  return _LISTS.sub(r"\1.\2", ".".join(path))
 
 
 # Folders.
