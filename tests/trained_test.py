@@ -1,5 +1,6 @@
 """What a run trains of a network: all, the parameters that a pattern finds, LoRA on its kernels."""
 
+import dataclasses
 import functools
 import json
 
@@ -10,6 +11,7 @@ import pytest
 
 from jaxunlearn import adapters, build, checkpoint, methods, step, train
 from jaxunlearn.adapters import PATTERNS, Trained
+from jaxunlearn.compiled import topology
 from jaxunlearn.models import text_unet
 from jaxunlearn.weights import of_run
 from tests import methods_test as toys
@@ -113,7 +115,7 @@ def test_a_pattern_that_finds_nothing_is_refused(fields, error):
 def test_the_gradient_of_a_part_is_that_part_of_the_gradient(name):
   """On the same draws; the loss of frozen parameters has none."""
   setup = toys.make_setup(name)
-  part = build.dataclasses.replace(setup, trained=SUBSET)
+  part = dataclasses.replace(setup, trained=SUBSET)
   state = build.make_state(part, toys.random_params())
   assert paths(state.params) == {"w", "class_embedding_0/embedding"}
   assert paths(state.frozen) == {"b"}
@@ -123,6 +125,16 @@ def test_the_gradient_of_a_part_is_that_part_of_the_gradient(name):
   for got, want in zip(grads, full, strict=True):
     chosen = adapters.part(want, lambda path, _: path != "b")
     toys.assert_trees_close(got, chosen)
+
+
+def test_a_dry_run_knows_what_is_frozen():
+  """The shapes of step 0, without a parameter: those of a run."""
+  net = nets.Attentive(width=8)
+  part = dataclasses.replace(toys.make_setup("denoising"), net=net, trained=Trained("conv"))
+  told, state = topology.state_of(part), build.make_state(part, nets.random_params(net))
+  shape = lambda leaf: (leaf.shape, leaf.dtype)
+  assert jax.tree.map(shape, told) == jax.tree.map(shape, state)
+  assert told.frozen.keys() == {"time", "scale", "q", "k", "v"}
 
 
 # A run.

@@ -101,14 +101,13 @@ def setup_on(config: ConfigDict, name: str) -> build.Setup:
 
 def state_of(setup: build.Setup) -> State:
   """The shapes and layouts of step 0. What a method prepares is computed here, from zeros."""
-  params = jax.eval_shape(setup.net.init, jax.random.key(0))
+  whole = jax.eval_shape(setup.net.init, jax.random.key(0))
+  params, frozen = jax.eval_shape(setup.split, whole)
   extras: Tree = {}
   if type(setup.method).prepare is not methods.Objective.prepare:
-    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), params)
-    key = jax.random.key(0)
-    extras = setup.method.prepare(
-      setup.predictor.bound({}), zeros, setup.process, setup.streams, key
-    )
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), (params, frozen))
+    apply, key = setup.predictor.bound(zeros[1]), jax.random.key(0)
+    extras = setup.method.prepare(apply, zeros[0], setup.process, setup.streams, key)
   number: Any = jax.ShapeDtypeStruct((), jnp.int32)
   state = State(
     step=number,
@@ -116,6 +115,7 @@ def state_of(setup: build.Setup) -> State:
     ema=params if setup.config.ema else {},
     opt=jax.eval_shape(setup.tx.init, params),
     extras=extras,
+    frozen=frozen,
   )
   return sharding.shaped(setup.mesh, state)
 
