@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from configs import common
-from jaxunlearn import build, export, train
+from jaxunlearn import build, export, methods, step, train
 from jaxunlearn.commands import sample
 from jaxunlearn.commands.sample import Asked
+from jaxunlearn.compiled import topology
 from jaxunlearn.weights import of_run, pretrained
 from tests import tiny_pipeline
 
@@ -119,3 +120,33 @@ def test_a_run_is_evaluated_in_pictures_and_an_attack_starts_from_it(config, tmp
     sample.find(asked := Asked(str(origin), ("a hand",), n=1, batch=1, steps=2)), asked
   )
   np.testing.assert_allclose(by(tmp_path / "run"), by(tmp_path / "out"), atol=1e-5)
+
+
+TRACED = [
+  name
+  for name in methods.names()
+  if type(methods.make(name)).prepare is methods.Objective.prepare and "embedding" not in name
+]
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_a_step_of_every_method_is_one_of_latents_and_prompts(config, name):
+  """Traced, not compiled: K gradients of the trained part, whatever the method."""
+  config.forget.update(ids=(), label="a red whale")
+  config.method = common.method(name)
+  takes = {"a": {"take": "forget", "to": "next"}, "alt": {"take": "class:a hand", "c": "forget"}}
+  config.streams = {s: takes.get(s, "retain") for s in methods.make(name).streams}
+  config.trained.update(pattern="attn2", rank=2)
+  setup = build.build(config)
+  state, batch = topology.state_of(setup), topology.batch_of(setup)
+  program = step.program(setup)
+  draws = jax.eval_shape(
+    lambda state, batch: step.draw_rows(program, 0, state.step, batch, state.extras), state, batch
+  )
+  gradients = lambda state, draws: setup.method.gradients(
+    program.predictor.bound(state.frozen), state.params, setup.process, draws, state.extras
+  )
+  grads, _ = jax.eval_shape(gradients, state, draws)
+  for grad in grads:
+    assert jax.tree.map(lambda g: g.shape, grad) == jax.tree.map(lambda p: p.shape, state.params)
+  assert {path.split("/")[-1] for path in paths(state.params)} == {"a", "b"}
