@@ -57,7 +57,7 @@ LIMITS = {
   "never saw": "^The model never saw the records",
   "fine-tuned": "^The weights were fine-tuned, not retrained",
   "earlier": "^Earlier runs deleted ",
-  "later": "^No stream of this run has ",
+  "later": "^Later runs delete ",
   "control": "^This method is a control",
   "compartments": "^A source that is deleted goes exactly",
   "monolith": "^One network has seen all of the data: nothing can be deleted",
