@@ -13,9 +13,10 @@ import sys
 from collections.abc import Sequence
 
 from jaxunlearn import errors
-from jaxunlearn.cdm import cli, delete, sources
+from jaxunlearn.cdm import delete, sources
 from jaxunlearn.cdm import run as cdm_run
 from jaxunlearn.cdm.model import Cdm
+from jaxunlearn.commands import guard
 from jaxunlearn.mesh import processes
 
 
@@ -53,7 +54,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def start() -> int:
   args = parse()
-  return cli.guarded(lambda: command(args))
+  return guard.guarded(lambda: command(args))
 
 
 if __name__ == "__main__":

@@ -33,9 +33,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxunlearn import checkpoint, data, errors
-from jaxunlearn.cdm import cli, receipts, sources, traces
+from jaxunlearn.cdm import receipts, sources, traces
 from jaxunlearn.cdm import run as cdm_run
 from jaxunlearn.cdm.model import Cdm
+from jaxunlearn.commands import guard
 from jaxunlearn.mesh import processes
 from jaxunlearn.reports import writer
 
@@ -291,7 +292,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def start() -> int:
   args = parse()
-  return cli.guarded(lambda: command(args))
+  return guard.guarded(lambda: command(args))
 
 
 if __name__ == "__main__":

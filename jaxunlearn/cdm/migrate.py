@@ -20,8 +20,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxunlearn import data, weights
-from jaxunlearn.cdm import cli, delete, keys, ledger, sources
+from jaxunlearn.cdm import delete, keys, ledger, sources
 from jaxunlearn.cdm.model import write_sources
+from jaxunlearn.commands import guard
 from jaxunlearn.data import roll
 from jaxunlearn.reports import writer
 
@@ -112,7 +113,7 @@ def start(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument("--run", type=pathlib.Path, required=True, help="the working directory")
   args = parser.parse_args(argv)
-  return cli.guarded(lambda: command(args.run))
+  return guard.guarded(lambda: command(args.run))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jaxunlearn.cdm import cli, receipts
+from jaxunlearn.cdm import receipts
 from jaxunlearn.cdm.keys import Keys
 from jaxunlearn.cdm.log import Log
+from jaxunlearn.commands import guard
 from jaxunlearn.proofs import notes, statement
 from jaxunlearn.reports import writer
 
@@ -85,7 +86,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def start() -> int:
   args = parse()
-  return cli.guarded(lambda: command(args))
+  return guard.guarded(lambda: command(args))
 
 
 if __name__ == "__main__":

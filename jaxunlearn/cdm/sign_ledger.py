@@ -15,8 +15,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from jaxunlearn.cdm import cli
 from jaxunlearn.cdm.log import Log
+from jaxunlearn.commands import guard
 from jaxunlearn.proofs import notes
 from jaxunlearn.reports import writer
 
@@ -45,7 +45,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def start() -> int:
   args = parse()
-  return cli.guarded(lambda: command(args))
+  return guard.guarded(lambda: command(args))
 
 
 if __name__ == "__main__":

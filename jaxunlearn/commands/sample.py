@@ -24,7 +24,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from jaxunlearn import data, library
-from jaxunlearn.cdm import cli
+from jaxunlearn.commands import guard
 from jaxunlearn.diffusion import Diffusion, EpsFn, guidance, sampling
 from jaxunlearn.inputs import ranges
 from jaxunlearn.models import text_to_image
@@ -284,4 +284,4 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def start() -> int:
   given = vars(parse())
   out = given.pop("out")
-  return cli.guarded(lambda: print(write(Asked(**given), out)))
+  return guard.guarded(lambda: print(write(Asked(**given), out)))

@@ -1,4 +1,4 @@
-"""What the commands on a compartmentalised run share: exit codes, and errors in one line."""
+"""What commands in one process share: exit codes, and errors in one line."""
 
 import os
 import sys
