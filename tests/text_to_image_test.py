@@ -13,6 +13,7 @@ from jaxunlearn import build, export, methods, step, train
 from jaxunlearn.commands import sample
 from jaxunlearn.commands.sample import Asked
 from jaxunlearn.compiled import topology
+from jaxunlearn.latents import cache
 from jaxunlearn.weights import of_run, pretrained
 from tests import tiny_pipeline
 
@@ -139,6 +140,8 @@ def test_a_step_of_every_method_is_one_of_latents_and_prompts(config, name):
   config.trained.update(pattern="attn2", rank=2)
   setup = build.build(config)
   state, batch = topology.state_of(setup), topology.batch_of(setup)
+  assert len(cache.missing(setup.codec, setup.train)) == 12  # nothing was encoded for it
+  assert batch["x" if "x" in batch else "a"].image.shape == (8, 8, 8, 4)
   program = step.program(setup)
   draws = jax.eval_shape(
     lambda state, batch: step.draw_rows(program, 0, state.step, batch, state.extras), state, batch

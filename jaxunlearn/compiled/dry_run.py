@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxunlearn import build, fields, step
 from jaxunlearn.compiled import topology
+from jaxunlearn.latents import cache
 
 CHEAP = 1e11  # FLOPs of a step that is run to be timed
 
@@ -42,6 +43,7 @@ def describe(config: ConfigDict, name: str = "") -> str:
     "parameters": f"{sum(s.size for s in jax.tree.leaves(shapes)):,}",
     "records": f"{len(setup.train):,} to train on, {int(setup.forget.sum()):,} of them to forget; "
     f"{len(setup.heldout):,} held out",
+    **_latents(setup),
     "steps": f"{steps.steps} of {steps.batch} rows in {steps.micro_batches} micro-batches",
     "passes of a step": f"{method.forwards} forward and at most {method.backwards} backward",
     **(topology.lines(setup, name) if name else _here(setup)),
@@ -51,8 +53,20 @@ def describe(config: ConfigDict, name: str = "") -> str:
   return "\n".join([*config, "", *(f"{name:<{width}}  {text}" for name, text in lines.items())])
 
 
-def _seconds(setup: build.Setup) -> str:
+def _latents(setup: build.Setup) -> dict[str, str]:
+  """What a run on latents has yet to encode."""
+  if setup.codec is None:
+    return {}
+  count, missing = len(setup.train), len(cache.missing(setup.codec, setup.train))
+  return {"latents": f"{count - missing:,} of {count:,} pictures are encoded, in {cache.folder()}"}
+
+
+def _seconds(setup: build.Setup, flops: float) -> str:
   """The second of two steps from random parameters, and what all steps would take."""
+  if flops >= CHEAP:
+    return f"not measured: over {CHEAP:.0e} FLOPs"
+  if setup.codec is not None:
+    return "not measured: it would encode all pictures first"
   params = jax.jit(setup.net.init)(jax.random.key(0))
   state = build.make_state(setup, params)
   update, batches = step.make_update(setup, state), [setup.batch(i) for i in range(2)]
@@ -76,9 +90,7 @@ def _here(setup: build.Setup) -> dict[str, str]:
   gib = lambda size: f"{size / topology.GIB:.3f} GiB"
   return {
     "FLOPs of a step": f"{flops:.4g} (every pass of every row)",
-    "seconds of a step": _seconds(setup)
-    if flops < CHEAP
-    else f"not measured: over {CHEAP:.0e} FLOPs",
+    "seconds of a step": _seconds(setup, flops),
     "memory of a step": f"state {gib(size)} over all devices; of one micro-batch, per device: "
     f"{gib(memory.argument_size_in_bytes)} arguments, {gib(memory.output_size_in_bytes)} outputs, "
     f"{gib(memory.temp_size_in_bytes)} temporaries",

@@ -121,9 +121,10 @@ def state_of(setup: build.Setup) -> State:
 
 
 def batch_of(setup: build.Setup) -> methods.Batch:
-  """The shapes and layouts of a batch of the run's streams."""
-  size = setup.config.train.batch
-  rows = {name: stream.at(0, np.arange(1)) for name, stream in setup.streams.items()}
+  """The shapes and layouts of a batch of the run's streams; nothing is encoded for it."""
+  size, image = setup.config.train.batch, np.zeros((1, *setup.net.image_shape), np.float32)
+  of_pixels = {k: dataclasses.replace(s, moments=None) for k, s in setup.streams.items()}
+  rows = {k: s.at(0, np.arange(1))._replace(image=image) for k, s in of_pixels.items()}
   whole = jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), rows)
   return sharding.shaped(setup.mesh, whole, sharding.batch_sharding(setup.mesh))
 
