@@ -82,7 +82,7 @@ def variants(fields: dict[str, Any], counts: Sequence[int], batch: int) -> list[
       "log_share": jnp.full((n, router.k), -np.log(router.k), jnp.float32),
     }
     for name, kind, mode in ways():
-      one = compartment.make(kind, net)
+      one = compartment.make(kind, net, PROCESS)
       shapes = jax.eval_shape(one.init, key, backbone)
       params = [random_params(shapes, rng) for _ in range(n)]
       stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)

@@ -13,7 +13,14 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from benchmarks import cdm_sampling, class_methods, siss_step, torch_reference, verdict_level
+from benchmarks import (
+  cdm_sampling,
+  class_methods,
+  siss_step,
+  stable_diffusion,
+  torch_reference,
+  verdict_level,
+)
 from jaxunlearn import methods, models
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.weights import pretrained
@@ -43,6 +50,24 @@ def test_the_committed_level_of_the_verdict_test_is_what_is_asked_for():
     assert not row["null"] or (row["draws"] == 1000 and low <= row["both"] <= high), row["name"]
   measured = verdict_level.measure(verdict_level.CASES[0], 2)
   assert measured["identity"].startswith("test=relative-f-divergence features=given n=100:100:100")
+
+
+def test_a_pipeline_goes_in_and_out_and_is_timed(tmp_path):
+  """The parts of benchmarks/stable_diffusion.py in one process, on tiny networks."""
+  parts = {n: part(tmp_path, "tiny", 2) for n, part in stable_diffusion.PARTS.items()}
+  assert parts["make"]["parameters"] == parts["read"]["parameters"] == parts["back"]["parameters"]
+  assert parts["read"]["largest_difference"] < 1e-4 and parts["back"]["largest_difference"] < 1e-6
+  run = {"seconds": 1.0, "peak_gib": 1.0}
+  table = stable_diffusion.markdown(
+    {
+      "environment": {"machine": "one", "load_before": 0.0},
+      "command": "python",
+      "steps": 2,
+      "parts": {name: run | part for name, part in parts.items()},
+      "speed": {"forward": stable_diffusion.in_turn(lambda: sum(range(9)), lambda: None, 3)},
+    }
+  )
+  assert all(f"| {title} | 1 |" in table for title in stable_diffusion.TITLES.values())
 
 
 def test_quick_writes_every_step(tmp_path):

@@ -171,7 +171,7 @@ PROCESS_REFUSED = {
   "variance_type": "learned_range",
   "thresholding": True,
   "timestep_spacing": "log",
-  "prediction_type": "v_prediction",
+  "prediction_type": "sample",
   "rescale_betas_zero_snr": True,
   "beta_end": 1.5,
   "_class_name": "ScoreSdeVeScheduler",

@@ -103,7 +103,7 @@ def test_a_metric_sees_the_records_of_the_run_and_the_model_before_it(setup, tmp
   monkeypatch.setattr(evals, "metric", lambda name: lambda _, task: [seen.append(task), {}][1])
   params = nets.random_params(setup.net)
   start = lambda: jax.tree.map(lambda leaf: 2 * leaf, params)
-  Evaluation(setup, tmp_path, lambda: False).once("after", params, start)
+  Evaluation(setup, tmp_path, lambda: False).once("after", params, {}, lambda: (start(), {}))
   task = seen[0]
   assert not set(task.split.kept.ids) & set(task.split.deleted.ids)
   assert len(task.split.kept) + len(task.split.deleted) == len(setup.train)

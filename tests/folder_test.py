@@ -342,7 +342,7 @@ def test_without_verify_only_headers_are_read(faces):
     ({"size": 0}, "size is 0; use a whole number, 1 or more"),
     ({"threads": 0}, "threads is 0; use a whole number, 1 or more"),
     ({"channels": 4}, "channels is 4; use 3 .RGB. or 1"),
-    ({"heldout": 1}, "one image in 1 held out"),
+    ({"heldout": 1}, "heldout is 1; use 0 for none, or 2 or more"),
     ({"heldout": 10}, "heldout is 10 and .* has 9 images.*2 to 9"),
     ({"layout": "style"}, r"no layout of a folder 'style'.*; there are: class, style/class"),
     ({"resize": "bicubi"}, r"no resize filter 'bicubi' \(did you mean 'bicubic'\?\)"),

@@ -32,8 +32,10 @@ FIELDS = {
   "path": "at",
 }
 SOURCES = {
+  "captions": "pictures with captions",
   "digits_clothes": "digits and clothes",
   "emoji": "emoji",
+  "emoji_captions": "emoji with captions",
   "fashion": "Fashion-MNIST",
   "folder": "a folder of images",
   "mnist_tshirt": "digits and a T-shirt",

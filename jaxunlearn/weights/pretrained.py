@@ -196,6 +196,11 @@ def read_config(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _text_to_image(folder: pathlib.Path) -> dict[str, Any]:
   """The fields of models.text_to_image.Net; how many prompts there are the data say."""
   paths = {name: folder / name / CONFIG for name in ("unet", "text_encoder")}
+  if not paths["text_encoder"].is_file():
+    raise ValueError(
+      f"{layout.part(folder, 'unet') / CONFIG} is a {pipeline_config.UNET!r}, of a text-to-image "
+      "model; give the whole folder: unet, vae, text_encoder, tokenizer and scheduler"
+    )
   unet, text = (layout.read_json(path) for path in paths.values())
   words = tokenizer.load(folder / "tokenizer")
   return {
