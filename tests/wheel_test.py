@@ -38,7 +38,7 @@ def test_it_holds_the_package_its_assets_templates_and_configs_and_nothing_else(
   info = next(wheel.glob("*.dist-info"))
   assert files(wheel) - files(info, f"{info.name}/") == want
   kinds = {pathlib.Path(name).suffix for name in want}
-  assert kinds == {".py", ".json", ".j2", ".md", ".npz", ".safetensors"}
+  assert kinds == {".py", ".json", ".j2", ".md", ".npz", ".safetensors", ".txt"}
   says = (info / "entry_points.txt").read_text().split()
   assert says == ["[console_scripts]", "jaxunlearn", "=", "jaxunlearn.__main__:main"]
 

@@ -1,13 +1,14 @@
-"""Makes the embedded data: digits, fashion, emoji and emoji64.npz; THIRD_PARTY.md has the origins.
+"""Makes the embedded data: digits, fashion, emoji, a tokenizer; THIRD_PARTY.md has the origins.
 
     python -m jaxunlearn.assets.make --mnist=mnist10k.npz --fashion=fashion10k.npz \\
-        --emoji=emoji32.npz --emoji64=emoji64.npz
+        --emoji=emoji32.npz --emoji64=emoji64.npz --clip=clip_tokenizer
 
 mnist10k.npz    `image` uint8 [10000, 28, 28] and `label` [10000]
 fashion10k.npz  `image` and `label` likewise; `tshirt` uint8 [28, 28], image 1 of the training set
 emoji32.npz     `image` uint8 [2, N, 32, 32, 3], `style` [2] and for each of the N pictures `name`,
                 `codepoint`, `group` and `subgroup` (into `group_names`, `subgroup_names`)
 emoji64.npz     likewise, of 64 px
+clip_tokenizer  a folder with CLIP's vocab.json and merges.txt
 """
 
 import argparse
@@ -15,6 +16,9 @@ import pathlib
 from typing import Any
 
 import numpy as np
+
+from jaxunlearn.data import emoji_captions
+from jaxunlearn.weights import tokenizer
 
 FOLDER = pathlib.Path(__file__).parent
 STYLES = {"google": "noto", "twitter": "twemoji"}  # by the packages that they come from
@@ -25,6 +29,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   for name in ("mnist", "fashion", "emoji", "emoji64"):
     parser.add_argument(f"--{name}", required=True, type=np.load, help=f"the {name} npz")
+  parser.add_argument("--clip", required=True, type=pathlib.Path, help="CLIP's tokenizer")
   args = parser.parse_args()
   _write(
     "digits.npz",
@@ -35,6 +40,8 @@ def main() -> None:
   _write("fashion.npz", **{name: args.fashion[name] for name in ("image", "label")})
   _write("emoji.npz", **emoji(args.emoji))
   _write("emoji64.npz", **emoji(args.emoji64))
+  captions = emoji_captions.Source().load()[0].classes
+  tokenizer.load(args.clip).cut_to(captions, 32).save(FOLDER / "little_sd" / "tokenizer")
 
 
 def emoji(npz: Any) -> dict[str, np.ndarray]:
