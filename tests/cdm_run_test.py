@@ -14,7 +14,6 @@ from jaxunlearn import evaluation, step, weights
 from jaxunlearn.adapters import Full, Lora, Prompts
 from jaxunlearn.cdm import (
   add,
-  cli,
   compartment,
   delete,
   keys,
@@ -26,6 +25,7 @@ from jaxunlearn.cdm import (
 )
 from jaxunlearn.cdm import run as cdm_run
 from jaxunlearn.cdm.model import Cdm
+from jaxunlearn.commands import guard
 from jaxunlearn.mesh import sharding
 from tests import nets, tiny_config, traces
 
@@ -372,7 +372,7 @@ def test_only_what_sources_hold_has_to_be_as_it_was(pictures, tmp_path):
 def test_a_command_of_one_process_is_not_run_by_several(run, monkeypatch, capsys):
   monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
   parse = lambda: delete.command(delete.parse([f"--run={run}", "--source=a"]))
-  assert cli.guarded(parse) == 2
+  assert guard.guarded(parse) == 2
   assert "this command runs in one process" in capsys.readouterr().err
   assert "a" in set(delete.open_run(run).sources.values())
 
