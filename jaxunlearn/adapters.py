@@ -73,11 +73,11 @@ class Trained:
     if self.everything:
       return whole, {}
     if self.rank:
-      return low_rank(key, whole, self._finds, self.rank), whole
-    chosen = lambda path, leaf: self._finds(path)
+      return low_rank(key, whole, self._regex, self.rank), whole
+    chosen = lambda path, leaf: re.search(self._regex, path) is not None
     trained, frozen = part(whole, chosen), part(whole, lambda *at: not chosen(*at))
     if not trained:
-      raise ValueError(_nothing(self.pattern, whole))
+      raise ValueError(_nothing(self.pattern, "parameter", whole))
     return trained, frozen
 
   def whole(self, frozen: Tree, params: Tree) -> Tree:
@@ -88,9 +88,6 @@ class Trained:
   @property
   def _regex(self) -> str:
     return PATTERNS.get(self.pattern, self.pattern)
-
-  def _finds(self, path: str) -> bool:
-    return re.search(self._regex, path) is not None
 
 
 ALL = Trained()
@@ -139,15 +136,16 @@ def joined(a: Tree, b: Tree) -> Tree:
   return {**a, **{name: both(a[name], y) if name in a else y for name, y in b.items()}}
 
 
-def low_rank(key: Array, whole: Tree, finds: Callable[[str], bool], rank: int) -> Tree:
+def low_rank(key: Array, whole: Tree, regex: str, rank: int) -> Tree:
   """`a` [..., I, rank] of N(0, 1 / fan in) and `b` [rank, O] of zeros, in the place of each kernel.
 
   Raises:
     ValueError: there is no kernel whose path is found.
   """
-  kernels = part(whole, lambda path, leaf: path.endswith("/kernel") and finds(path))
+  chosen = lambda path, leaf: path.endswith("/kernel") and re.search(regex, path) is not None
+  kernels = part(whole, chosen)
   if not kernels:
-    raise ValueError(_nothing("kernel", whole))
+    raise ValueError(_nothing(regex, "kernel", whole))
   keys = iter(jax.random.split(key, len(jax.tree.leaves(kernels))))
 
   def product(kernel: Any) -> Tree:
@@ -173,10 +171,10 @@ def merged(whole: Tree, params: Tree, scale: float) -> Tree:
   return {**whole, **{name: merged(whole[name], own, scale) for name, own in params.items()}}
 
 
-def _nothing(what: str, whole: Tree) -> str:
+def _nothing(pattern: str, what: str, whole: Tree) -> str:
   first = "/".join(key.key for key in jax.tree.leaves_with_path(whole)[0][0])
   return (
-    f"config.trained finds no parameter by {what!r}; its pattern is looked for in paths like "
+    f"config.trained.pattern {pattern!r} finds no {what}; it is looked for in paths like "
     f"{first!r}, so use another, or one of: {', '.join(PATTERNS)}"
   )
 
@@ -271,7 +269,7 @@ class Lora:
       ValueError: no U-ViT, or no backbone.
     """
     _check(net, backbone)
-    return low_rank(key, backbone, lambda path: re.search(_BLOCKS, path) is not None, self.rank)
+    return low_rank(key, backbone, _BLOCKS, self.rank)
 
   def merge(self, backbone: Tree, params: Tree) -> Tree:
     """The backbone with W + (alpha / rank) A B for W."""

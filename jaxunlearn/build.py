@@ -51,16 +51,7 @@ class Setup:
   streams: dict[str, streams.Stream]
   sampler: sampling.Options = sampling.DEFAULT
   trained: adapters.Trained = adapters.ALL
-  codec: latents.Codec | None = None  # of a model of latents
-
-  @property
-  def picture_shape(self) -> tuple[int, int, int]:
-    """Of what a sample is for people."""
-    return picture_shape(self.net, self.codec)
-
-  def shown(self, made: np.ndarray) -> np.ndarray:
-    """The pictures of what the network makes."""
-    return made if self.codec is None else self.codec.decode(made)
+  codec: latents.Pixels | latents.Codec = latents.PIXELS
 
   @property
   def predictor(self) -> adapters.Predictor:
@@ -120,17 +111,18 @@ def build(config: ConfigDict) -> Setup:
   of_file = config.model.name == "pretrained"
   pretrained.adopt(config)
   fields.check(config)  # what a folder said
-  net, codec = models.make(**config.model), None
-  if config.model.name == pretrained.TEXT_TO_IMAGE:
+  net, text = models.make(**config.model), config.model.name == pretrained.TEXT_TO_IMAGE
+  codec: latents.Pixels | latents.Codec = latents.PIXELS
+  if text:
     codec = stable_diffusion.read_codec(config.codec.path, config.codec.batch)
-  shape = picture_shape(net, codec)
+  shape = codec.shape(net.image_shape)
   train, heldout, request = _records(config, net, shape)
   if train.image.shape[1:] != shape:
     raise ValueError(
       f"images are {train.image.shape[1:]} and the model takes {shape}; "
       f"{size_advice(config, train.image.shape[1:], shape, of_file)}"
     )
-  if codec is not None:
+  if text:
     net = with_prompts(config, net, train)
   forget = request.mask(train)
   request.warn_of_likes(train, forget)
@@ -164,20 +156,6 @@ def build(config: ConfigDict) -> Setup:
   )
   check_needs(setup)
   return setup
-
-
-def picture_shape(net: Any, codec: latents.Codec | None) -> tuple[int, int, int]:
-  """Of the pictures that the network makes: its own images, or what decodes of them."""
-  if codec is None:
-    return net.image_shape
-  height, width, channels = net.image_shape
-  if channels != codec.net.latent_channels:
-    raise ValueError(
-      f"the network takes {channels} channels and the autoencoder of config.codec.path has "
-      f"{codec.net.latent_channels}; name that of the model"
-    )
-  factor = codec.net.factor
-  return (height * factor, width * factor, codec.net.out_channels)
 
 
 def with_prompts(config: ConfigDict, net: Any, records: data.Records) -> Any:

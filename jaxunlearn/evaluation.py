@@ -73,7 +73,7 @@ def generate(setup: Any, eps_fn: EpsFn, i: int, c: np.ndarray | None = None) -> 
     steps=options.steps,
     options=setup.sampler,
   )
-  return setup.shown(np.asarray(processes.local(batch)))
+  return setup.codec.decode(np.asarray(processes.local(batch)))
 
 
 class Evaluation:
@@ -183,7 +183,7 @@ class Evaluation:
     """The samples of an evaluation, in a file that a stopped one goes on filling."""
     size = batch_size(self._setup)
     n = self._setup.config.eval.samples if c is None else len(c)
-    shape = (size, *self._setup.picture_shape)
+    shape = (size, *self._setup.codec.shape(self._setup.net.image_shape))
     path.parent.mkdir(parents=True, exist_ok=True)
     made = processes.from_first(lambda: _whole_parts(path, 4 * math.prod(shape)))
     quiet = n <= size or not processes.first()

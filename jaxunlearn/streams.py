@@ -157,11 +157,11 @@ def make(
   seed: int,
   concept: data.Concept | None = None,
   conditional: bool = False,
-  codec: latents.Codec | None = None,
+  codec: latents.Pixels | latents.Codec = latents.PIXELS,
 ) -> dict[str, Stream]:
   """The named streams of a run: `takes` maps each to the words or fields of a `Take`.
 
-  With a codec their images are latents, encoded when the first is asked for.
+  Where the codec makes latents, they are encoded when the first is asked for.
 
   Raises:
     ValueError: a subset that does not exist or is empty, or a condition that is not there.
@@ -190,7 +190,7 @@ def make(
       index = index[np.sort(order[: take.first])]
     counts = tuple(map(len, records.vocabulary))
     moments = None
-    if codec is not None:
+    if isinstance(codec, latents.Codec):
       once = functools.cache(functools.partial(cache.fill, codec, chosen))
       moments = encoded.setdefault(id(chosen), once)
     out[name] = Stream(chosen, index, batch, key, conditional, take, concept, counts, moments)

@@ -1,4 +1,4 @@
-"""The only training loop: restore, update, log, checkpoint, evaluate.
+"""The training loop of every noise predictor: restore, update, log, checkpoint, evaluate.
 
 Pretraining, retraining, unlearning and attacks are all runs of this loop; they differ in their
 streams, their method and where they start from. Every random number comes from (seed, step) and

@@ -5,15 +5,13 @@ import pathlib
 import sys
 
 import pytest
-
-from jaxunlearn.proofs import export_signature
-from tests import export_test
-
-pytest.importorskip("model_signing")
 from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from model_signing import _cli
+
+from jaxunlearn.proofs import export_signature
+from tests import export_test
 
 PEM = serialization.Encoding.PEM
 

@@ -9,15 +9,13 @@ import sys
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from jaxunlearn import data
 from jaxunlearn.cdm import keys, ledger, proof, receipts, sign_ledger
 from jaxunlearn.cdm.log import Log
 from jaxunlearn.proofs import notes, statement
 from tests.proving import ORIGIN, VERIFIER, signer, verifier
-
-pytest.importorskip("cryptography")
-from cryptography.hazmat.primitives import serialization
 
 
 class Case:
@@ -144,7 +142,6 @@ def test_the_forms_are_those_of_the_specifications(proved):
 
 
 def test_others_libraries_read_the_statement_and_its_signature(proved):
-  pytest.importorskip("model_signing")  # brings both
   from google.protobuf import json_format
   from in_toto_attestation.v1 import statement as intoto
   from in_toto_attestation.v1 import statement_pb2

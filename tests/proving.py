@@ -3,12 +3,9 @@
 import importlib.util
 import pathlib
 
-import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from jaxunlearn.proofs import notes
-
-pytest.importorskip("cryptography")
-from cryptography.hazmat.primitives.asymmetric import ed25519
 
 VERIFIER = pathlib.Path(__file__).parents[1] / "docs/verify_deletion.py"
 ORIGIN = "example.org/runs/7"

@@ -63,7 +63,10 @@ def paths(tree):
 def test_what_a_folder_says(config):
   setup = build.build(config)
   assert setup.net.classes == (3,) and setup.net.image_shape == (8, 8, 4)
-  assert setup.picture_shape == (16, 16, 3) and setup.net.book.ids.shape == (4, 12)
+  assert setup.codec.shape(setup.net.image_shape) == (16, 16, 3) and setup.net.book.ids.shape == (
+    4,
+    12,
+  )
   assert setup.process.schedule == "scaled_linear" and not setup.sampler.clip_sample
   batch = setup.host_batch(0)
   assert batch["x"].image.shape == (8, 8, 8, 4) and batch["x"].c.max() <= 2
@@ -74,6 +77,13 @@ def test_what_a_folder_says(config):
   params, frozen = setup.split(build.start_params(setup))
   assert {path.split("/")[0] for path in paths(params)} == {"unet"}
   assert {path.split("/")[0] for path in paths(frozen)} == {"text_encoder"}
+
+
+def test_noise_in_the_place_of_data_has_the_shape_of_pictures(config):
+  config.train.synthetic, config.forget.ids = True, ()
+  setup = build.build(config)
+  assert setup.train.image.shape[1:] == (16, 16, 3)
+  assert setup.net.classes == (len(setup.train.classes),)
 
 
 def test_a_run_is_evaluated_in_pictures_and_an_attack_starts_from_it(config, tmp_path):

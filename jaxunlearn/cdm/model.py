@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxunlearn import adapters, build, data, errors, train
+from jaxunlearn import adapters, build, data, errors, latents, train
 from jaxunlearn.cdm import compartment, compose, routers, sources
 from jaxunlearn.cdm.compose import Compartments, Mode
 from jaxunlearn.cdm.keys import Keys, listed
@@ -260,6 +260,16 @@ def write_sources(run: pathlib.Path, named: dict[str, str]) -> list[pathlib.Path
 def _check_step(setup: build.Setup) -> None:
   """Raises ValueError where the config asks for another step than the one that sources take."""
   config = setup.config
+  if isinstance(setup.codec, latents.Codec):
+    raise ValueError(
+      "a compartmentalised model of latents is not implemented; use a model of pixels, or a run "
+      "of one model"
+    )
+  if not setup.trained.everything:
+    raise ValueError(
+      "config.trained is set, and what a source trains is config.compartment; leave "
+      "config.trained.pattern empty and rank 0"
+    )
   if setup.method.streams != ("x",):
     raise ValueError(
       f"method {config.method.name} reads streams {', '.join(setup.method.streams)}, and a source "

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from jaxunlearn import build, fields, step
+from jaxunlearn import build, fields, latents, step
 from jaxunlearn.compiled import topology
 from jaxunlearn.latents import cache
 
@@ -33,7 +33,7 @@ def describe(config: ConfigDict, name: str = "") -> str:
       f"this config lists {len(config.runs)} runs; --dry_run takes the config of one"
     )
   if "autoencoder" in config:
-    raise ValueError("this config trains an autoencoder, of which there is no --dry_run; run it")
+    raise ValueError("--dry_run does not take the config of an autoencoder; run it without")
   setup = topology.setup_on(config, name) if name else build.build(config)
   shapes = jax.eval_shape(setup.net.init, jax.random.key(0))
   method, steps = setup.method, setup.config.train
@@ -55,7 +55,7 @@ def describe(config: ConfigDict, name: str = "") -> str:
 
 def _latents(setup: build.Setup) -> dict[str, str]:
   """What a run on latents has yet to encode."""
-  if setup.codec is None:
+  if not isinstance(setup.codec, latents.Codec):
     return {}
   count, missing = len(setup.train), len(cache.missing(setup.codec, setup.train))
   return {"latents": f"{count - missing:,} of {count:,} pictures are encoded, in {cache.folder()}"}
@@ -65,7 +65,7 @@ def _seconds(setup: build.Setup, flops: float) -> str:
   """The second of two steps from random parameters, and what all steps would take."""
   if flops >= CHEAP:
     return f"not measured: over {CHEAP:.0e} FLOPs"
-  if setup.codec is not None:
+  if isinstance(setup.codec, latents.Codec):
     return "not measured: it would encode all pictures first"
   params = jax.jit(setup.net.init)(jax.random.key(0))
   state = build.make_state(setup, params)

@@ -56,9 +56,8 @@ class Source(folder.Source):
         f"{walk.listed(missing)}; add them to {path or 'a .txt beside each'}, or remove them"
       )
     if lost := sorted(found.keys() - set(ids)):
-      logging.warning(
-        "%d captions of %s are of no picture there: %s", len(lost), path, walk.listed(lost)
-      )
+      told = f"{walk.listed(lost)} ({len(lost)})"
+      logging.warning("%s has captions of pictures that are not there: %s", path, told)
     return found
 
   def _list(self, root: pathlib.Path) -> pathlib.Path | None:

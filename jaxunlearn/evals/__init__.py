@@ -97,18 +97,7 @@ class Task:
   sampler: sampling.Options = sampling.DEFAULT
   split: Split | None = None  # None: the records are not known
   before: Callable[[], EpsFn] | None = None  # the model before the run; None: there is none
-  codec: latents.Codec | None = None  # where `eps_fn` sees latents
-
-  def seen(self, images: np.ndarray) -> np.ndarray:
-    """What `eps_fn` sees of images: themselves, or the means of their latents."""
-    return images if self.codec is None else self.codec.encode(images)
-
-  def shown(self, made: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
-    """The images [..., H, W, C] of what is made with `eps_fn`."""
-    if self.codec is None:
-      return made
-    shown = self.codec.decode(np.asarray(made).reshape(-1, *made.shape[-3:]))
-    return shown.reshape(*made.shape[:-3], *shown.shape[1:])
+  codec: latents.Pixels | latents.Codec = latents.PIXELS  # images <-> what `eps_fn` sees
 
   def key(self, metric: str) -> jax.Array:
     """The random key of a metric, its own."""

@@ -107,7 +107,7 @@ def _scores(
   out = np.empty(-(-len(records) // BATCH) * BATCH)
   for i, start in enumerate(range(0, len(records), BATCH)):
     index = np.minimum(np.arange(start, start + BATCH), len(records) - 1)
-    x = jnp.asarray(task.seen(data.to_model(records.image[index])))
+    x = jnp.asarray(task.codec.encode(data.to_model(records.image[index])))
     c = None if task.c is None else jnp.asarray(records.conditions[index])
     out[start : start + BATCH] = attack.score(
       predict, task.process, x, c, jax.random.fold_in(rng, i)

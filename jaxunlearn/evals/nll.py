@@ -43,7 +43,7 @@ def evaluate(eps_fn: EpsFn, task: evals.Task) -> dict[str, evals.Value]:
     return {}
   probes, protocol = task.options.nll_probes, task.options.nll_protocol
   kind = {"tolerance": task.options.nll_tolerance, "protocol": protocol}
-  target = task.seen(task.target)
+  target = task.codec.encode(task.target)
   bits, solver = nll_bits(eps_fn, task.process, task.key("nll"), target, probes, **kind)
   bits = bits.mean(axis=0)
   identity = evals.identity(

@@ -28,10 +28,11 @@ def score(
   """
   if not len(task.target):
     return {}
-  t, target = task.options.inject_t, jnp.asarray(task.seen(task.target))
+  t, target = task.options.inject_t, jnp.asarray(task.codec.encode(task.target))
   key, options = task.key(name), task.sampler
   made = sampling.inject(eps_fn, task.process, key, target, t, n=n, options=options)
-  restored = jnp.asarray(task.shown(made))
+  pictures = task.codec.decode(np.asarray(made).reshape(-1, *made.shape[2:]))
+  restored = jnp.asarray(pictures.reshape(*made.shape[:2], *pictures.shape[1:]))
   scores = np.asarray(similarity(restored, jnp.asarray(task.target)), np.float64).mean(axis=0)
   identity = evals.identity(
     **facts, inject_t=t, inject_n=n, sampler="ddpm", steps=t + 1, **options.facts()

@@ -39,7 +39,7 @@ def evaluate(eps_fn: EpsFn, task: evals.Task) -> dict[str, evals.Value]:
   for i, part in enumerate(parts):
     records = task.reference.take(part)
     c = records.conditions if task.c is not None else None
-    image = task.seen(data.to_model(records.image[np.arange(len(part))]))
+    image = task.codec.encode(data.to_model(records.image[np.arange(len(part))]))
     value, grad = _gradient(eps_fn, task.process, image, c, jax.random.fold_in(rng, i))
     share = len(part) / len(index)
     loss += share * float(value)

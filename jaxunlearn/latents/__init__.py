@@ -30,6 +30,24 @@ class Options:
   batch: ranges.Count = BATCH  # pictures encoded or decoded at a time
 
 
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+  """The codec of a network that sees pixels: pictures are what it sees and makes."""
+
+  def shape(self, seen: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Of the pictures, where the network sees arrays of the shape `seen`."""
+    return seen
+
+  def encode(self, images: np.ndarray) -> np.ndarray:
+    return images
+
+  def decode(self, made: np.ndarray) -> np.ndarray:
+    return made
+
+
+PIXELS = Pixels()
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Codec:
   """An autoencoder with its parameters."""
@@ -37,6 +55,16 @@ class Codec:
   net: vae.Autoencoder
   params: Any
   batch: int = BATCH
+
+  def shape(self, seen: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Of the pictures; raises ValueError for latents of another autoencoder."""
+    height, width, channels = seen
+    if channels != self.net.latent_channels:
+      raise ValueError(
+        f"the network takes {channels} channels and the autoencoder of config.codec.path has "
+        f"{self.net.latent_channels}; name that of the model"
+      )
+    return (height * self.net.factor, width * self.net.factor, self.net.out_channels)
 
   def moments(self, images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N h w z2"]:
     """Mean and log variance side by side of the latents of images in [-1, 1], not scaled."""

@@ -42,6 +42,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     Stopped: a signal; the state is saved.
   """
   fields.check(config)
+  if jax.process_count() > 1:
+    raise ValueError("an autoencoder is trained by one process; launch it without a launcher")
   records, heldout = data.load(**config.data)
   net, loss = vae.Autoencoder(**config.autoencoder), Loss(**config.loss)
   _check_sizes(net, loss, records.image.shape[1:])
