@@ -74,7 +74,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     state = saves.restore(state) or state
     writer = stack.enter_context(Writer(workdir / "metrics.jsonl", int(state.step)))
     state = train(setup, state, saves, writer, stopped, evaluation.probe, origin)
-    _save(saves, state)
+    save_finite(saves, state)
     saves.wait()
     if config.eval.after:
       start = (lambda: setup.split(build.start_params(setup))) if config.init_from else None
@@ -172,7 +172,7 @@ def train(
       if origin is not None:
         writer.write_scalars(step, {"distance": float(_distance(state.params, origin))})
     if save:
-      _save(saves, state)
+      save_finite(saves, state)
     if save or probing:
       clock.start(step)
     if stop:
@@ -182,7 +182,7 @@ def train(
   return state
 
 
-def _save(saves: checkpoint.Checkpoints, state: State) -> None:
+def save_finite(saves: checkpoint.Checkpoints, state: State) -> None:
   """Starts a checkpoint; raises Diverged where the state is not finite."""
   if not _finite((state.params, state.ema, state.opt)):
     raise Diverged(

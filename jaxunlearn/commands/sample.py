@@ -6,8 +6,8 @@
 --from takes a run's working directory, a folder in diffusers' layout (a UNet, or a whole
 StableDiffusionPipeline), assets:NAME or hub:OWNER/NAME. --prompt is for text-to-image models,
 --label and --style for conditional ones; each may be given several times, and has a row of the
-picture. Sampler, steps and guidance are the scheduler's, 50, and 7.5 for prompts, unless they are
-given. The module is `python -m jaxunlearn.sample`.
+picture. Unless you name them, the sampler is the one of the model's scheduler, the steps are 50,
+and the scale of prompts is 7.5. The module is `python -m jaxunlearn.sample`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from jaxunlearn import data, library
+from jaxunlearn import data, latents, library
 from jaxunlearn.commands import guard
 from jaxunlearn.diffusion import Diffusion, EpsFn, guidance, sampling
 from jaxunlearn.inputs import ranges
@@ -210,7 +210,6 @@ def _of_net(
   asked: Asked,
 ) -> Subject:
   """A model of pixels."""
-
   made = Diffusion(**process)
   name, options = _sampler(asked, sampling.Options.of(sampler), scheduler)
   return Subject(
@@ -221,7 +220,7 @@ def _of_net(
     scale=1.0,
     shape=net.image_shape,
     c=_conditions(tuple(net.classes), names, asked),
-    decode=lambda made: made,
+    decode=latents.PIXELS.decode,
   )
 
 

@@ -60,7 +60,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     Writer(workdir / "metrics.jsonl", int(state.step)) as log,
   ):
     state = _train(config, net, loss, tx, records, state, saves, log, stopped)
-  saves.save(state)
+  train.save_finite(saves, state)
   saves.close()
   results = evaluate(net, state.ema, records, heldout, workdir)
   replace(workdir / "results.json", json.dumps(results, indent=2) + "\n")
@@ -99,7 +99,7 @@ def _train(
           f"loss is {scalars['loss']} at step {done}; lower config.optimizer.learning_rate"
         )
     if stop or done % config.train.checkpoint_every == 0:
-      saves.save(state)
+      train.save_finite(saves, state)
     if stop:
       saves.wait()
       raise Stopped(STOPPED)
