@@ -1,14 +1,16 @@
 """A run as a folder that diffusers loads: weights, configs, a model card and its loss curve.
 
-    jaxunlearn export --run=runs/siss_celeba --out=FOLDER [--raw] [--license=apache-2.0]
+    jaxunlearn export --run=runs/siss_celeba --out=FOLDER [--raw] [--half] [--license=apache-2.0]
       [--deleted=ids|sha256|count] [--base=OWNER/NAME] [--sign_key=PEM]
 
 Takes the newest checkpoint: its averaged parameters (EMA), or the raw ones where the run keeps no
-average. training.json holds the step, the losses at up to 200 steps and the run's config.train.
-README.md is the card; model_card.py says what stands in it. With --sign_key, an elliptic key,
-model.sig is a signature of every file in the folder: `jaxunlearn verify-export` checks it.
+average; --half writes them in float16. training.json holds the step, the losses at up to 200 steps
+and the run's config.train. README.md is the card; model_card.py says what stands in it. With
+--sign_key, an elliptic key, model.sig is a signature of every file in the folder: `jaxunlearn
+verify-export` checks it.
 """
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -25,6 +27,7 @@ from jaxunlearn.errors import BAD_INPUT
 _RUN = flags.DEFINE_string("run", None, "The working directory of the run.")
 _OUT = flags.DEFINE_string("out", None, "The folder to write; made if need be.")
 _RAW = flags.DEFINE_bool("raw", False, "Take the raw parameters even where the run keeps an EMA.")
+_HALF = flags.DEFINE_bool("half", False, "Write the weights in float16: half the size.")
 _SIGN_KEY = flags.DEFINE_string("sign_key", "", "Sign the folder with this key, a PEM file.")
 _CARD = {
   "license": flags.DEFINE_string("license", "unknown", "The licence of the weights."),
@@ -44,7 +47,8 @@ def main(argv: list[str]) -> None:
       raise ValueError("--run or --out is missing; try --run=runs/NAME --out=FOLDER")
     card = {name: flag.value for name, flag in _CARD.items()}
     key = pathlib.Path(_SIGN_KEY.value) if _SIGN_KEY.value else None
-    print(export(pathlib.Path(_RUN.value), pathlib.Path(_OUT.value), _RAW.value, key, **card))
+    run, out = pathlib.Path(_RUN.value), pathlib.Path(_OUT.value)
+    print(export(run, out, _RAW.value, key, _HALF.value, **card))
   except (ValueError, OSError, checkpoint.Damaged) as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(BAD_INPUT)
@@ -55,6 +59,7 @@ def export(
   out: pathlib.Path,
   raw: bool = False,
   sign_key: pathlib.Path | None = None,
+  half: bool = False,
   **card: str,
 ) -> str:
   """Writes the folder `out` from the newest checkpoint of `run`; returns what was done, in a line.
@@ -82,6 +87,7 @@ def export(
   options = model_card.Options(**card)
   newest = of_run.read(run, raw, model_card.FIELDS)
   config, net, params, item, step = newest
+  stored = lambda tree: jax.tree.map(lambda x: np.asarray(x, np.float16), tree) if half else tree
   if not isinstance(net, unet.Net | uvit.Net | text_to_image.Net):
     raise ValueError(
       f"model {config['model']['name']} has no layout of files here; export another, and read this "
@@ -94,14 +100,15 @@ def export(
   with tempfile.TemporaryDirectory(dir=out) as temporary:
     made = pathlib.Path(temporary)
     if isinstance(net, text_to_image.Net):
-      stable_diffusion.save(made, stable_diffusion.of_newest(newest))
+      model = stable_diffusion.of_newest(newest)
+      stable_diffusion.save(made, dataclasses.replace(model, params=stored(model.params)))
       kind, own, _ = of_run.parts(run, net, sharding.make_mesh(1), item)
       if kind.rank:
         lora.save(made, kind, own)
     else:
       process = diffusion.Diffusion(**config["process"])
       sampler = sampling.Options.of(config.get("sampler", {}))
-      pretrained.save(made, net, params, process, sampler, config.get("scheduler", {}))
+      pretrained.save(made, net, stored(params), process, sampler, config.get("scheduler", {}))
     (made / "training.json").write_text(json.dumps(training) + "\n")
     (made / "README.md").write_text(readme, encoding="utf-8")
     (out / export_signature.FILE).unlink(missing_ok=True)
@@ -124,7 +131,7 @@ def loss_curve(lines: Sequence[dict[str, Any]], last: int) -> dict[str, list]:
 
 
 def start() -> None:
-  flag_help.answer(sys.argv, __doc__, [_RUN, _OUT, _RAW, _SIGN_KEY, *_CARD.values()])
+  flag_help.answer(sys.argv, __doc__, [_RUN, _OUT, _RAW, _HALF, _SIGN_KEY, *_CARD.values()])
   # Orbax's infos and warnings would bury the one line.
   app.call_after_init(lambda: logging.set_verbosity(logging.ERROR))
   app.run(main)

@@ -106,6 +106,15 @@ def test_raw_parameters_on_request_and_where_there_is_no_average(run, run_withou
   assert_holds(tmp_path / "no_ema", PARAMS)
 
 
+def test_half_precision_on_request(run, tmp_path):
+  sizes = {}
+  for half in (False, True):
+    export.export(run, tmp_path / f"{half}", half=half)
+    sizes[half] = (tmp_path / f"{half}" / pretrained.WEIGHTS).stat().st_size
+  assert sizes[True] < 0.6 * sizes[False]
+  assert_holds(tmp_path / "True", jax.tree.map(lambda x: np.float32(np.float16(x)), EMA))
+
+
 def test_the_run_is_left_as_it_was(run, tmp_path):
   files = lambda: {p: p.stat().st_mtime_ns for p in run.rglob("*")}
   before = files()

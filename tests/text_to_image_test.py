@@ -127,6 +127,13 @@ def test_a_run_is_evaluated_in_pictures_and_an_attack_starts_from_it(config, tmp
     ):
       np.testing.assert_array_equal(a.detach(), b.detach())
   assert "- text-to-image" in (tmp_path / "out" / "README.md").read_text()
+  export.export(tmp_path / "run", tmp_path / "half", half=True)
+  halved = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "half")
+  for part in ("unet", "vae", "text_encoder"):  # the pipeline refuses parts of several types
+    for a, b in zip(
+      getattr(halved, part).parameters(), getattr(pipe, part).parameters(), strict=True
+    ):
+      np.testing.assert_array_equal(a.detach(), b.detach().half().float())
   by = lambda origin: sample.draw(
     sample.find(asked := Asked(str(origin), ("a hand",), n=1, batch=1, steps=2)), asked
   )

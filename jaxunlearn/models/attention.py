@@ -30,12 +30,19 @@ def attend(
 
 
 def _rows(q: Array, k: Array, v: Array, places: Array | None) -> Array:
-  """All keys for some queries; `places` are the queries' own, where later keys are hidden."""
-  scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+  """All keys for some queries; `places` are the queries' own, where later keys are hidden.
+
+  Heads come first, and the sums are divided last: with narrow heads half the time on CPU.
+  """
+  q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
+  scores = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
   scores *= q.shape[-1] ** -0.5
   if places is not None:
-    scores = jnp.where(places[:, None] >= jnp.arange(k.shape[1]), scores, -jnp.inf)
-  return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(v.dtype), v)
+    scores = jnp.where(places[:, None] >= jnp.arange(k.shape[2]), scores, -jnp.inf)
+  shares = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+  y = jnp.einsum("bhqk,bhkd->bhqd", shares.astype(v.dtype), v, preferred_element_type=jnp.float32)
+  y /= jnp.sum(shares, axis=-1, keepdims=True)
+  return jnp.moveaxis(y, 1, 2).astype(v.dtype)
 
 
 def _blocks(q: Array, k: Array, v: Array, causal: bool) -> Array:

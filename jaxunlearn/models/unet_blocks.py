@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxunlearn.diffusion import NULL
-from jaxunlearn.models import attention
+from jaxunlearn.models import attention, convolution
 
 MIDDLE = -1  # the level between the way down and the way up
 
@@ -42,6 +42,8 @@ class Conv(nn.Module):
       return x @ kernel[0, 0] + bias
     if self.doubled:
       return _conv_doubled(x, kernel) + bias
+    if self.stride == 1:
+      return convolution.convolve(x, kernel, self.padding) + bias
     y = jax.lax.conv_general_dilated(
       x, kernel, (self.stride,) * 2, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -327,12 +329,8 @@ def _conv_doubled(x: Array, kernel: Array) -> Array:
   2x2 convolution whose taps are sums of the kernel's.
   """
   taps = lambda k, p: jnp.stack([k[0] + k[1], k[2]] if p else [k[0], k[1] + k[2]])
-  phase = lambda p, q: jax.lax.conv_general_dilated(
-    x,
-    jnp.swapaxes(taps(jnp.swapaxes(taps(kernel, p), 0, 1), q), 0, 1),
-    (1, 1),
-    ((1 - p, p), (1 - q, q)),
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  phase = lambda p, q: convolution.convolve(
+    x, jnp.swapaxes(taps(jnp.swapaxes(taps(kernel, p), 0, 1), q), 0, 1), ((1 - p, p), (1 - q, q))
   )
   rows = [jnp.stack([phase(p, 0), phase(p, 1)], axis=3) for p in (0, 1)]
   return einops.rearrange(jnp.stack(rows, axis=2), "b h p w q c -> b (h p) (w q) c")
