@@ -61,10 +61,18 @@ def make_step(
   lam: float,
   forget_norm: float,
   layout: torch.memory_format,
+  device: str = "cpu",
+  half: bool = False,
+  compiled: bool = False,
 ) -> Callable[[dict[str, Any]], float]:
-  """A whole optimiser step on NumPy streams [B, H, W, C], which returns its cost in forwards."""
+  """A whole optimiser step on NumPy streams [B, H, W, C], which returns its cost in forwards.
+
+  `half` computes the network in bfloat16; `compiled` by torch.compile.
+  """
   torch.manual_seed(0)
-  unet = UNet2DModel(**fields).to(memory_format=layout)
+  unet: Any = UNet2DModel(**fields).to(device, memory_format=layout)
+  if compiled:
+    unet = torch.compile(unet)
   params = list(unet.parameters())
   adamw = torch.optim.AdamW(
     params,
@@ -76,19 +84,20 @@ def make_step(
 
   def step(batch: dict[str, Any]) -> float:
     streams = {
-      k: torch.from_numpy(v).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+      k: torch.from_numpy(v).to(device).permute(0, 3, 1, 2).contiguous(memory_format=layout)
       for k, v in batch.items()
     }
     x = streams["x"]
-    t = torch.randint(0, len(ABAR), (len(x),))
+    t = torch.randint(0, len(ABAR), (len(x),), device=device)
     noise = torch.randn_like(x)
-    if kind == "plain":
-      direction = plain_direction(unet, x, t, noise)
-    else:
-      a = streams["a"]
-      source = torch.where(torch.rand(len(x), 1, 1, 1) < lam, a, x)
-      m_t = q_sample(source, t, noise)
-      direction = siss_direction(unet, x, a, t, m_t, lam, forget_norm)
+    with torch.autocast(device, torch.bfloat16, enabled=half):
+      if kind == "plain":
+        direction = plain_direction(unet, x, t, noise)
+      else:
+        a = streams["a"]
+        source = torch.where(torch.rand(len(x), 1, 1, 1, device=device) < lam, a, x)
+        m_t = q_sample(source, t, noise)
+        direction = siss_direction(unet, x, a, t, m_t, lam, forget_norm)
     for param, g in zip(params, direction, strict=True):
       param.grad = g
     torch.nn.utils.clip_grad_norm_(params, optimizer["clip"])
@@ -112,7 +121,8 @@ def size(fields: dict[str, Any], batch: int) -> dict[str, float]:
 
 
 def _at(t: Tensor) -> tuple[Tensor, Tensor]:
-  return GAMMA[t].view(-1, 1, 1, 1), SIGMA[t].view(-1, 1, 1, 1)
+  gamma, sigma = (values.to(t.device)[t].view(-1, 1, 1, 1) for values in (GAMMA, SIGMA))
+  return gamma, sigma
 
 
 def _sum(difference: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ class UViT(nn.Module):
     n = t.to(self.pos_embed.dtype) + 1
     time = n if self.net.time == "discrete" else n / 1000 * 999
     half = self.net.width // 2
-    freqs = torch.exp(-np.log(10000) * torch.arange(half, dtype=time.dtype) / half)
+    freqs = torch.exp(-np.log(10000) * torch.arange(half, dtype=time.dtype, device=t.device) / half)
     return torch.cat([torch.cos(time[:, None] * freqs), torch.sin(time[:, None] * freqs)], dim=-1)
 
   def forward(self, x, t):

@@ -1,0 +1,359 @@
+"""What one GPU tells in ten minutes: right numbers, a kill that loses nothing, and how fast it is.
+
+  python -m benchmarks.gpu --out=results                    (one GPU, 10 minutes)
+  python -m benchmarks.gpu --out=results --parts numbers "CIFAR-10 UNet, plain step"
+  python -m benchmarks.gpu --quick                          (a dry run on tiny networks, on CPU too)
+
+numbers: one step of every method, its direction beside that on this machine's CPU, in float32; and
+of three of them in TF32 and in bfloat16. resume: a run is killed and started again, its parameters
+beside those of a run that was left alone. The other parts are those of gpu_cases.py: runs of this
+project and of PyTorch take turns, each framework in a process of its own, and a ratio is between
+neighbours in time. After each part gpu_NAME.{md,json} are written anew, so that a run which is cut
+short keeps what it has. `benchmarks/gpu_wheels.sh FOLDER` fetches what an image may lack.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import pathlib
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks import gpu_cases, siss_step
+
+ROOT = pathlib.Path(__file__).parents[1]
+PRECISIONS = {"float32": "highest", "TF32": "tensorfloat32", "bfloat16": "bfloat16"}
+FEW = ("denoising", "siss", "dimum")  # methods that are stepped in every precision
+SECONDS = 2.0  # of counted runs, at least, for each variant
+ROUNDS = 5
+KILLED = (
+  "--config.train.steps=24",
+  "--config.train.checkpoint_every=6",
+  "--config.eval.metrics=()",
+)
+KILLED += ("--config.eval.before=False", "--config.eval.after=False", "--config.train.log_every=1")
+SAME = {"XLA_FLAGS": "--xla_gpu_deterministic_ops=true"}  # sums in one order
+
+
+# Numbers.
+
+
+def directions(precision: str, names: list[str] | None, to: pathlib.Path) -> None:
+  """Writes the direction of one step of each method, on this process's first device."""
+  import jax
+  import optax
+
+  from jaxunlearn import build, methods, step
+  from tests import cuda_test, nets
+
+  found = {}
+  with jax.default_matmul_precision(PRECISIONS[precision]):
+    for name in names or methods.names():
+      setup = cuda_test.conditional_setup(name)
+      state = build.make_state(setup, nets.random_params(setup.net))
+      update = step.make_update(setup, state)
+      after, _ = update(state, setup.batch(0))
+      mean = optax.tree.get(after.opt, "mu")  # the first moment is a share of the direction
+      found[name] = np.concatenate([np.asarray(v).ravel() for v in jax.tree.leaves(mean)])
+  np.savez(to, **found)
+
+
+def numbers(quick: bool) -> list[dict[str, Any]]:
+  """How far each direction is from that of a CPU, relative to its norm."""
+  few = list(FEW)
+  with tempfile.TemporaryDirectory() as folder:
+    run = lambda name, precision, names, env: _child(
+      folder, name, ["--directions", precision, *(names or ())], env
+    )
+    cpu = run("cpu", "float32", few if quick else None, {"JAX_PLATFORMS": "cpu"})
+    there = {"float32": run("float32", "float32", few if quick else None, {})}
+    for precision in ("TF32", "bfloat16"):
+      there[precision] = run(precision, precision, few, {})
+  return [
+    {"method": name, "precision": precision, "distance": _distance(values, cpu[name])}
+    for precision, found in there.items()
+    for name, values in found.items()
+  ]
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+  return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30))
+
+
+def _child(folder: str, name: str, arguments: list[str], env: dict[str, str]) -> dict[str, Any]:
+  to = pathlib.Path(folder) / f"{name}.npz"
+  command = [sys.executable, "-m", "benchmarks.gpu", f"--to={to}", *arguments]
+  subprocess.run(command, check=True, cwd=ROOT, env=os.environ | env)
+  with np.load(to) as npz:
+    return dict(npz)
+
+
+# Kill and resume.
+
+
+def resume(quick: bool) -> list[dict[str, Any]]:
+  """The parameters of a run that was killed at half, beside those of one that was not."""
+  config = "tests/tiny_config.py:siss" if quick else "configs/siss_mnist.py"
+  with tempfile.TemporaryDirectory() as folder:
+    whole, killed = (pathlib.Path(folder) / name for name in ("whole", "killed"))
+    _launch(config, whole).wait()
+    child = _launch(config, killed)
+    while child.poll() is None and _lines(killed / "metrics.jsonl") < 12:
+      time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    reached = _lines(killed / "metrics.jsonl")
+    _launch(config, killed).wait()
+    a, b = (_parameters(run) for run in (killed, whole))
+  return [{"killed_after_step": reached, "largest_difference": float(np.abs(a - b).max())}]
+
+
+def _launch(config: str, workdir: pathlib.Path) -> subprocess.Popen:
+  command = [sys.executable, "-m", "jaxunlearn.main", f"--config={config}"]
+  return subprocess.Popen(
+    [*command, f"--workdir={workdir}", *KILLED], cwd=ROOT, env=os.environ | SAME
+  )
+
+
+def _lines(path: pathlib.Path) -> int:
+  return len(path.read_bytes().splitlines()) if path.is_file() else 0
+
+
+def _parameters(run: pathlib.Path) -> np.ndarray:
+  import jax
+
+  from jaxunlearn.weights import of_run
+
+  params = of_run.read(run, True, ()).params
+  return np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(params)])
+
+
+# Speed.
+
+
+def work(pipe: Any, framework: str, case: gpu_cases.Case, device: str) -> None:
+  """A process: builds each variant that it is sent, then runs it as often as it is told."""
+  while (variant := pipe.recv()) is not None:
+    try:
+      run = (
+        gpu_cases.ours(case, **gpu_cases.OURS[variant])
+        if framework == "ours"
+        else gpu_cases.theirs(case, device, **gpu_cases.TORCH[variant])
+      )
+      run(), run()  # compiles, warms up
+      pipe.send({"seconds": _seconds(run)})
+      while (times := pipe.recv()) is not None:
+        pipe.send(min(_seconds(run) for _ in range(times)))
+      pipe.send({"peak_gib": _peak(framework, device)})
+      del run
+    except Exception:  # out of memory, or not compiled: the other variants go on
+      pipe.send({"error": traceback.format_exc(limit=1).splitlines()[-1][:200]})
+
+
+def _seconds(run: gpu_cases.Run) -> float:
+  begin = time.perf_counter()
+  run()
+  return time.perf_counter() - begin
+
+
+def _peak(framework: str, device: str) -> float | None:
+  """GiB of the device's memory that the process held at most."""
+  if device == "cpu":
+    return None
+  if framework == "ours":
+    import jax
+
+    return jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 2**30
+  import torch
+
+  peak = torch.cuda.max_memory_allocated() / 2**30
+  torch.cuda.reset_peak_memory_stats()
+  return peak
+
+
+def speed(case: gpu_cases.Case, device: str, rounds: int, quick: bool) -> list[dict[str, Any]]:
+  """A row for each variant of both frameworks; all PyTorch's beside this project's fastest.
+
+  With `quick` nothing is compiled by PyTorch, which takes minutes on a CPU.
+  """
+  others = [v for v, how in gpu_cases.TORCH.items() if not (quick and how["compiled"])]
+  ours = _Worker("ours", case, device)
+  rows = [_alone(ours, variant, rounds) for variant in gpu_cases.OURS]
+  alive = [row for row in rows if "seconds" in row]
+  if case.torch_rows and alive:
+    best = min(alive, key=lambda row: row["seconds"])
+    ours.start(best["variant"])
+    torch = _Worker("torch", case, device)
+    rows += [_beside(torch, ours, variant, rounds) for variant in others]
+    ours.end()
+    torch.stop()
+  ours.stop()
+  return rows
+
+
+def _alone(worker: "_Worker", variant: str, rounds: int) -> dict[str, Any]:
+  first = worker.start(variant)
+  if "error" in first:
+    return worker.row(variant) | first
+  times = [worker.run(_times(first["seconds"])) for _ in range(rounds)]
+  return worker.row(variant) | {"seconds": statistics.median(times), **worker.end()}
+
+
+def _beside(worker: "_Worker", ours: "_Worker", variant: str, rounds: int) -> dict[str, Any]:
+  """PyTorch's variant; `ratio` is this project's time for a picture over its time."""
+  first = worker.start(variant)
+  if "error" in first:
+    return worker.row(variant) | first
+  each = _times(first["seconds"])
+  both = [(ours.run(each), worker.run(each)) for _ in range(rounds)]
+  share = worker.rows / ours.rows
+  return worker.row(variant) | {
+    "seconds": statistics.median(b for _, b in both),
+    "ratio": statistics.median(a * share / b for a, b in both),
+    **worker.end(),
+  }
+
+
+def _times(seconds: float) -> int:
+  """Runs of a turn, so that all turns together take SECONDS."""
+  return max(1, min(20, int(SECONDS / ROUNDS / max(seconds, 1e-4))))
+
+
+class _Worker:
+  """A process of one framework for one case."""
+
+  def __init__(self, framework: str, case: gpu_cases.Case, device: str):
+    context = multiprocessing.get_context("spawn")
+    self.pipe, there = context.Pipe()
+    self.framework = framework
+    self.rows = case.rows if framework == "ours" else case.torch_rows
+    given = (there, framework, case, device)
+    self.process = context.Process(target=work, args=given, daemon=True)
+    self.process.start()
+    there.close()
+
+  def start(self, variant: str) -> dict[str, Any]:
+    self.pipe.send(variant)
+    return self.pipe.recv()
+
+  def run(self, times: int) -> float:
+    self.pipe.send(times)
+    return self.pipe.recv()
+
+  def end(self) -> dict[str, Any]:
+    self.pipe.send(None)
+    return self.pipe.recv()
+
+  def row(self, variant: str) -> dict[str, Any]:
+    return {"framework": self.framework, "variant": variant, "rows": self.rows}
+
+  def stop(self) -> None:
+    self.pipe.send(None)
+    self.process.join()
+
+
+# The page.
+
+
+def markdown(result: dict[str, Any]) -> str:
+  env = result["environment"]
+  lines = [f"# {result['device']}: numbers, a kill, and speed beside PyTorch", ""]
+  lines += [f"`{result['command']}`; jax {env['jax']}, torch {env['torch']}.", ""]
+  parts = result["parts"]
+  if "numbers" in parts:
+    lines += ["Distance of one step's direction from that of the CPU, over its norm:", ""]
+    lines += ["| method | precision | distance |", "|---|---|---|"]
+    lines += [
+      f"| {row['method']} | {row['precision']} | {row['distance']:.1e} |"
+      for row in parts["numbers"]
+    ]
+  for row in parts.get("resume", ()):
+    lines += ["", f"Killed after step {row['killed_after_step']} and started again: parameters "]
+    lines[-1] += f"differ by at most {row['largest_difference']:.1e}."
+  rows = [(name, row) for name, part in parts.items() if name in gpu_cases.CASES for row in part]
+  if rows:
+    lines += [
+      "",
+      "`ratio` is this project's fastest variant's time for a picture over PyTorch's.",
+      "",
+    ]
+    lines += ["| what | by | pictures a run | ms | pictures a second | ratio | peak, GiB |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    lines += [_line(name, row) for name, row in rows]
+  return "\n".join(lines) + "\n"
+
+
+def _line(name: str, row: dict[str, Any]) -> str:
+  start = f"| {name} | {row['framework']}, {row['variant']} | {row['rows']} | "
+  if "error" in row:
+    return f"{start}{row['error'].replace('|', ' ')} | - | - | - |"
+  ratio = f"{row['ratio']:.2f}" if "ratio" in row else "-"
+  peak = f"{row['peak_gib']:.1f}" if row["peak_gib"] else "-"
+  per_second = row["rows"] / row["seconds"]
+  return f"{start}{1e3 * row['seconds']:.2f} | {per_second:,.0f} | {ratio} | {peak} |"
+
+
+def device_name() -> tuple[str, str]:
+  """(cuda or cpu, the device's name), asked in a process of its own: this one holds no device."""
+  code = "import jax; d = jax.devices()[0]; print(d.platform, d.device_kind, sep='|')"
+  command = [sys.executable, "-c", code]
+  said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+  platform, name = said.split("|")
+  return ("cpu" if platform == "cpu" else "cuda"), name
+
+
+def main() -> None:
+  described = argparse.RawDescriptionHelpFormatter
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=described)
+  parser.add_argument("--out", type=pathlib.Path, help="write gpu_NAME.{md,json} there")
+  parser.add_argument("--parts", nargs="+", help="these alone", metavar="PART")
+  parser.add_argument("--quick", action="store_true", help="tiny networks, one round")
+  parser.add_argument("--directions", nargs="+", help="for the processes that it starts")
+  parser.add_argument("--to", type=pathlib.Path, help="for those")
+  args = parser.parse_args()
+  if args.directions:
+    directions(args.directions[0], args.directions[1:] or None, args.to)
+    return
+  os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two frameworks on one GPU
+  device, name = device_name()
+  cases = gpu_cases.SMALL if args.quick else gpu_cases.CASES
+  rounds = 1 if args.quick else ROUNDS
+  timed = lambda case: lambda: speed(case, device, rounds, args.quick)
+  parts: dict[str, Callable[[], Any]] = {
+    "numbers": lambda: numbers(args.quick),
+    **{title: timed(case) for title, case in cases.items()},
+    "resume": lambda: resume(args.quick),
+  }
+  if unknown := set(args.parts or ()) - set(parts):
+    parser.error(f"{min(unknown)!r} is no part; use one of {', '.join(map(repr, parts))}")
+  result: dict[str, Any] = {
+    "command": " ".join(["python -m benchmarks.gpu", *sys.argv[1:]]),
+    "device": name,
+    "environment": siss_step.environment(),
+    "parts": {},
+  }
+  for title in args.parts or parts:
+    begin = time.perf_counter()
+    result["parts"][title] = parts[title]()
+    print(f"{title}: {time.perf_counter() - begin:.0f} s", flush=True)
+    if args.out:
+      args.out.mkdir(parents=True, exist_ok=True)
+      path = args.out / f"gpu_{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}"
+      path.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+      path.with_suffix(".md").write_text(markdown(result))
+  print(markdown(result))
+
+
+if __name__ == "__main__":
+  main()
