@@ -92,10 +92,10 @@ def test_harm_to_what_is_kept_is_told():
 @pytest.mark.parametrize(
   ("before", "after", "side", "words"),
   [
-    (pia(0.5, 0.5), pia(0.4, 0.6, kept=SEES), FOR, "no longer finds the deleted records, and sees"),
+    (pia(0.5, 0.5), pia(0.4, 0.6, kept=SEES), FOR, "does not find the deleted records, and sees"),
     (pia(0.001, 1.0), pia(0.4, 0.6, kept=BLIND), FOR, "found the deleted records before (p 0.001"),
-    (pia(0.5, 0.5), pia(0.4, 0.6, kept=BLIND), UNKNOWN, "does not see in this model (AUC of the"),
-    (None, pia(0.4, 0.6), UNKNOWN, "does not see in this model (the kept were not measured)"),
+    (pia(0.5, 0.5), pia(0.4, 0.6, kept=BLIND), UNKNOWN, "is blind in this model (AUC of the kept"),
+    (None, pia(0.4, 0.6), UNKNOWN, "is blind in this model (the kept were not measured)"),
     (None, pia(0.001, 1.0, kept=BLIND), AGAINST, "finds the deleted records still: p 0.001"),
     (None, pia(1.0, 0.001, kept=SEES), AGAINST, "by the other end: they were pushed away"),
     (None, pia(0.04, 0.96, kept=SEES), UNKNOWN, "gives no clear answer on the deleted"),
@@ -132,7 +132,7 @@ def test_several_attacks_ask_for_smaller_p_values():
 def test_what_a_model_without_the_records_does_too_is_no_sign_of_memory():
   after = pia(1.0, 0.001, kept=SEES)
   side, text = said(None, after, P, yardstick=pia(1.0, 0.002))
-  assert side == UNKNOWN and "does so in a model that was trained without them too (p 1" in text
+  assert side == UNKNOWN and "in a model that was trained without them too (p 1" in text
   for other in (pia(0.4, 0.6), pia(1.0, 0.002, records="cd"), pia(0.001, 1.0)):
     assert said(None, after, P, yardstick=other)[0] == AGAINST
 

@@ -26,6 +26,17 @@ from jaxunlearn.reports.said import Said
 from jaxunlearn.weights import stable_diffusion
 
 RECEIPT = "receipt.json"
+FURTHER = (
+  "The model was trained further so that it forgets the records. It was not trained again from the "
+  "start. So we tell you what we measured, and what we cannot say."
+)
+HOW = {
+  "": "",
+  "retraining": "The model was trained from the start without the records.",
+  "naive": FURTHER,
+  "unlearning": FURTHER,
+  "compartments": "What had seen the records was removed, and trained again without them.",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +82,7 @@ class Case:
   method: str
   found: Sequence[Found]
   deleted: bool  # from the model, all of them
-  exact: bool  # by training again without them
+  how: str  # they were deleted, in a sentence for the person
   plan: plan.Plan
   done: Sequence[tuple[str, str]]  # UTC, what
   evidence: Sequence[Said]
@@ -97,7 +108,7 @@ class Case:
       "request": [one._asdict() for one in self.found],
       "records": list(self.records),
       "deleted_from_the_model": self.deleted,
-      "exactly": self.exact,
+      "how": self.how,
       "plan": self.plan.as_data(),
       "done": [{"time": time, "what": what} for time, what in self.done],
       "evidence": evidence.as_data(self.evidence),
@@ -137,6 +148,10 @@ def _find(asked: Asked, train: data.Records, heldout: data.Records, source: Any)
 def _of_model(asked: Asked, config: dict[str, Any]) -> Case:
   if asked.request is None:
     raise ValueError("--receipt is for runs of compartments; give --ids, --files or --pictures")
+  if config.get("attack"):
+    raise ValueError(
+      f"{asked.run} is an attack; answer for the model that it attacked, {config['init_from']}"
+    )
   standing.check_finished(asked.run, config)
   section = fields.restored(config["data"])
   train, heldout = data.load(**section)
@@ -170,7 +185,7 @@ def _of_model(asked: Asked, config: dict[str, Any]) -> Case:
     method=names.method(config["method"]["name"]),
     found=found,
     deleted=not pending,
-    exact=subject.kind(config) == "retraining",
+    how=HOW[subject.kind(config) if not pending else ""],
     plan=made,
     done=_done(run, config) if not pending else [],
     evidence=said,
@@ -305,7 +320,7 @@ def _of_sources(asked: Asked) -> Case:
     method="training again without the records",
     found=found,
     deleted=not left,
-    exact=True,
+    how=HOW["compartments"],
     plan=plan.Plan(lines, cost, cost * cdm.config.train.batch * 3, anew),
     done=exact.done(log, at),
     evidence=exact.sentences(log, at, cdm.config.init_from) if at else [],

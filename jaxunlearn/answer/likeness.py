@@ -1,8 +1,9 @@
 """Records that look like a picture which was cropped, resized or saved again.
 
 First by looks (data/looks.py): the bits that differ from the whole record, or from a window of it
-of 90, 80 or 70% a side, at nine places. Then the nearest by looks are ordered by pixels: the root
-mean square between the picture and that window, in [0, 1].
+of 90, 80 or 70% a side, at nine places. Records that are near in pixels, and have little to be told
+by looks, count too. All are ordered by pixels: the root mean square between the picture and that
+window, in [0, 1].
 """
 
 import itertools
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
 from jaxunlearn.data import Records, looks
@@ -19,6 +20,7 @@ NEAR = 12  # bits of 63 from here on are another picture: others differ in about
 CLOSE = 4  # bits at which no window is looked at
 SHARES = (0.9, 0.8, 0.7)  # of a side
 PLACES = (0.0, 0.5, 1.0)  # of a window: at the start, in the middle, at the end
+ALIKE = 0.1  # in pixels: as near as another picture seldom is
 FIRST = 64  # records by looks that are ordered by pixels
 CHUNK = 1024
 
@@ -35,20 +37,23 @@ class Like(NamedTuple):
 
 
 def like(picture: UInt8[np.ndarray, "H W C"], records: Records, most: int = 5) -> list[Like]:
-  """The records within NEAR bits, the likest first; [] where none is, or the picture is flat."""
+  """The records within NEAR bits or ALIKE in pixels, the likest first.
+
+  [] where none is, or the picture is of one colour.
+  """
   mine = looks.looks(picture[None])[0]
   if mine == looks.FLAT or not len(records):
     return []
-  whole = _bits(mine, _whole(records))
-  best, of = whole, np.zeros(len(records), int)
-  windows = [WHOLE]
-  if whole.min() > CLOSE:
+  best = _bits(mine, _whole(records))
+  of, alike, windows = np.zeros(len(records), int), best > looks.BITS, [WHOLE]
+  if best.min() > CLOSE:
     windows += list(itertools.product(SHARES, PLACES, PLACES))
-    best, of = _nearest(mine, records, windows)
-  order = [i for i in np.argsort(best, kind="stable")[:FIRST].tolist() if best[i] <= NEAR]
+    best, of, alike = _nearest(mine, picture, records, windows)
+  order = np.lexsort((best, ~alike))  # those alike in pixels first, then by bits
+  near = [i for i in order[:FIRST].tolist() if alike[i] or best[i] <= NEAR]
   found = [
     Like(i, int(best[i]), _distance(picture, records.image[np.array([i])][0], windows[of[i]]))
-    for i in order
+    for i in near
   ]
   return sorted(found, key=lambda one: (one.distance, one.bits))[:most]
 
@@ -62,15 +67,20 @@ def _whole(records: Records) -> np.ndarray:
 
 
 def _nearest(
-  mine: np.uint64, records: Records, windows: list[Window]
-) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
-  """The fewest bits to any window of each record, and which window that is."""
-  best, of = [], []
+  mine: np.uint64, picture: np.ndarray, records: Records, windows: list[Window]
+) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
+  """The fewest bits to any window of each record, which window that is, and who is ALIKE.
+
+  Of a record that is alike the window is the whole of it.
+  """
+  best, of, alike = [], [], []
   for pixels in records.chunks(CHUNK):
     bits = np.stack([_bits(mine, looks.looks(_cut(pixels, window))) for window in windows])
+    gap = pixels.astype(np.float32) - picture
+    alike.append(np.sqrt(np.mean(gap**2, axis=(1, 2, 3))) <= 255 * ALIKE)
     best.append(bits.min(axis=0))
-    of.append(bits.argmin(axis=0))
-  return np.concatenate(best), np.concatenate(of)
+    of.append(np.where(alike[-1], 0, bits.argmin(axis=0)))
+  return np.concatenate(best), np.concatenate(of), np.concatenate(alike)
 
 
 def _bits(one: np.uint64, others: np.ndarray) -> np.ndarray:

@@ -80,40 +80,39 @@ def _of_p(low: float, high: float, level: float) -> str:
 def _of_attack(
   group: str, here: Found, before: Found | None, after: Values, yardstick: Values, level: float
 ) -> Said:
-  name = group.removeprefix(ATTACKED)
-  say = lambda side, text: Said(side, f"{text}: {here.values}.", here.metric, here.identity)
-  if _too_few(here, level):
-    return say(UNKNOWN, f"The membership attack {name} has too few held-out records to find any")
+  attack = f"An attack that guesses what the model was trained on ({group.removeprefix(ATTACKED)})"
   same = found(yardstick, group, level)
-  if here.end in (LOW, HIGH) and same and same.end == here.end and _alike(same, here):
+  if _too_few(here, level):
+    side, text = UNKNOWN, "has too few held-out records to find any"
+  elif here.end == OPEN:
+    side, text = UNKNOWN, "gives no clear answer on the deleted"
+  elif here.end == SILENT:
+    side, text = _of_silence(after.get(f"{group}/kept-auc"), before)
+  elif same and same.end == here.end and _alike(same, here):
+    side = UNKNOWN
     text = (
-      f"The membership attack {name} tells the deleted records from others, and does so in a model "
-      f"that was trained without them too ({same.values})"
+      "tells the deleted records from others, and does so in a model that was trained without them "
+      f"too ({same.values})"
     )
-    return say(UNKNOWN, text)
-  if here.end == LOW:
-    return say(AGAINST, f"The membership attack {name} finds the deleted records still")
-  if here.end == HIGH:
+  elif here.end == LOW:
+    side, text = AGAINST, "finds the deleted records still"
+  else:
+    side = AGAINST
     text = (
-      f"The membership attack {name} tells the deleted records from others by the other end: they "
-      "were pushed away, which can betray them, unless a model trained without them does the same"
+      "tells the deleted records from others by the other end: they were pushed away, which can "
+      "betray them, unless a model trained without them does the same"
     )
-    return say(AGAINST, text)
-  if here.end == OPEN:
-    return say(UNKNOWN, f"The membership attack {name} gives no clear answer on the deleted")
-  kept = after.get(f"{group}/kept-auc")
+  return Said(side, f"{attack} {text}: {here.values}.", here.metric, here.identity)
+
+
+def _of_silence(kept: Values | None, before: Found | None) -> tuple[str, str]:
+  """What it means that an attack finds nothing: (side, text)."""
   told = f"AUC of the kept {valued(kept)}" if kept else "the kept were not measured"
   if kept and _of_auc(kept) == LOW:
-    text = f"The membership attack {name} no longer finds the deleted records, and sees ({told})"
-    return say(FOR, text)
+    return FOR, f"does not find the deleted records, and sees in this model ({told})"
   if before and before.end == LOW:
-    text = f"The membership attack {name} found the deleted records before ({before.values})"
-    return say(FOR, f"{text} and does so no more")
-  text = (
-    f"The membership attack {name} finds nothing, but does not see in this model ({told}): its "
-    "silence says nothing"
-  )
-  return say(UNKNOWN, text)
+    return FOR, f"found the deleted records before ({before.values}) and does so no more"
+  return UNKNOWN, f"finds nothing, but is blind in this model ({told}): its silence says nothing"
 
 
 def _too_few(here: Found, level: float) -> bool:
