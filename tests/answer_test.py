@@ -85,14 +85,14 @@ def test_what_the_run_did_already_is_the_answer(root, tmp_path, capsys):
   for one in annex["evidence"]:
     assert one["text"].replace("[", "\\[") in letter
   assert "`mnist/00005`, found by its name" in letter and case.FURTHER in letter
-  assert "the 1 records that the run deleted together; 1 of them are" in letter
+  assert "The measurements are of all that the run deleted: 1 record." in letter
   assert {one["what"] for one in annex["done"]} >= {"the results were written"}
   assert all(one["time"] for one in annex["done"])
   index = (out / "README.md").read_text()
   assert all(f"| {problem} | [{file}]({file}) |" in index for problem, file in folder.PROBLEMS)
   assert all((out / file).exists() for _, file in folder.PROBLEMS)
   assert len(folder.PROBLEMS) == 7
-  assert capsys.readouterr().out.startswith("1 records; deleted\n")
+  assert capsys.readouterr().out.startswith("1 record; deleted\n")
   how = {(row["what"], row["path"].rpartition("/")[2]): row["how"] for row in rows}
   assert how["checkpoint", "1"] == "with --purge" and ("checkpoint", "2") not in how
   assert how["samples", "target.png"] == how["page", "report.html"] == "with --purge"
@@ -196,7 +196,9 @@ def test_a_plan_takes_the_method_of_the_run_where_it_can(kind, method, tmp_path)
 @pytest.fixture(scope="module")
 def cdm(pictures, tmp_path_factory):  # noqa: F811
   workdir = tmp_path_factory.mktemp("compartments") / "cdm"
-  cdm_run.run(config_of(pictures), workdir)
+  config = config_of(pictures)
+  config.compose.update(modes=("soft",), alone=False)
+  cdm_run.run(config, workdir)
   return workdir
 
 
@@ -253,8 +255,8 @@ def test_bad_requests_are_one_line(named, message, finished, tmp_path):
 
 def test_bad_folders_are_one_line(finished, tmp_path):
   run = finished / "first"
-  assert "is no run's working directory; give one that has" in refused(
-    tmp_path, tmp_path / "o", ids="x"
+  assert "is no run's working directory; give one" in refused(
+    tmp_path / "a", tmp_path / "o", ids="x"
   )
   said = refused(run, run / "answer", ids="mnist/00005")
   assert said.endswith("is inside the run; use a folder outside of it")

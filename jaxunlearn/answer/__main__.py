@@ -34,7 +34,9 @@ def command(args: argparse.Namespace) -> None:
 
 def said(made: Case, asked: Asked) -> str:
   """What the terminal says at the end."""
-  lines = [f"{len(made.found)} records; {'deleted' if made.deleted else 'not deleted yet'}"]
+  count = len(made.found)
+  what = "deleted" if made.deleted else "not deleted yet"
+  lines = [f"{count} record{'s' * (count != 1)}; {what}"]
   lines += made.plan.lines if not made.deleted else ()
   lines += [made.plan.anew] if made.plan.anew and not made.deleted else []
   if not made.deleted:

@@ -262,7 +262,9 @@ def _scope(config: dict[str, Any], train: data.Records, ids: Sequence[str]) -> s
   state = standing.of_run(config, train, train.ids.tolist())
   count = sum(what == standing.DELETED for what in state.values())
   mine = sum(state[name] == standing.DELETED for name in ids)
-  return f"the {count} records that the run deleted together; {mine} of them are this request's"
+  if count == mine:
+    return f"all that the run deleted: {count} record{'s' * (count != 1)}"
+  return f"all {count} records that the run deleted together, {mine} of them of this request"
 
 
 def _openings(train: data.Records, ids: Sequence[str]) -> list[Opening]:

@@ -79,17 +79,17 @@ class Runs:
     if "sources" in config:
       found = keys.Keys(run).of_ids(self._marks) if (run / keys.FILE).exists() else {}
       return TRAINED if any(one.mark == self._marks[name] for name, one in found.items()) else ""
-    parts = self._parts(run)
-    if "forget" in parts:
-      if subject.deletes(config):
-        return DELETED
-      takes = [take.take for take in subject.takes(config).values()]
-      if config.get("attack"):
-        return SHOWN if "forget" in takes else ""
-      return TRAINED if {"forget", "all"} & set(takes) and config["train"]["steps"] else ""
-    if "kept" in parts and config.get("train", {}).get("steps"):
+    parts, steps = self._parts(run), config.get("train", {}).get("steps")
+    if "kept" in parts and steps:
       return TRAINED
-    return ""
+    if "forget" not in parts:
+      return ""
+    if subject.deletes(config):
+      return DELETED
+    takes = {take.take for take in subject.takes(config).values()}
+    if config.get("attack"):
+      return SHOWN if "forget" in takes else ""
+    return TRAINED if {"forget", "all"} & takes and steps else ""
 
   def _parts(self, run: pathlib.Path) -> set[str]:
     """The sets of a run that one of the records is in."""
