@@ -1,7 +1,7 @@
 """Ten requests to delete, one after the other: cost, evidence and harm after each, by method.
 
-  python -m benchmarks.sequence --out=results       (about an hour on 2 idle cores; resumes)
-  python -m benchmarks.sequence --quick --out=FOLDER (a smoke test: two requests, tiny networks)
+  python -m benchmarks.sequence --out=results     (about an hour on 2 idle cores; resumes)
+  python -m benchmarks.sequence --quick           (a smoke test: two requests, tiny networks)
 
 The embedded base model of digits first deletes the T-shirt, which it draws, then single digits.
 Each request is a run that starts from the one before; what was deleted is in no stream any more, as
@@ -37,13 +37,14 @@ METHODS = {
   "neggrad": "NegGrad",
   "naive": "naive deletion",
 }
-CDM, MODE = "CDM, 4 sources", "top1"
+CDM, MODE = "CDM", "top1"
 REQUESTS, STEPS = 10, 40
 SHARD_STEPS, SLICES = 200, 4
 P, P_HIGH = "membership_pia/deleted-p", "membership_pia/deleted-p-high"
 METRICS = ("target_rate", "inception_score", "feature_fid", "membership")
 TINY = {
   "patch_size": 4,
+  "attention_head_dim": 8,
   "block_out_channels": (8,),
   "down_block_types": ("DownBlock2D",),
   "up_block_types": ("UpBlock2D",),
@@ -102,6 +103,9 @@ def base(first: str, quick: bool) -> ConfigDict:
 def measured(config: ConfigDict, name: str, gone: Sequence[str], quick: bool) -> ConfigDict:
   """The config with its request, and the evaluation that all share."""
   config.forget.update(label="", ids=(name,), earlier=tuple(gone))
+  config.eval.target_name = "target"
+  if not name.startswith("tshirt"):  # the radius of the base model is the T-shirt's
+    config.eval.target_radius = plan.radius(data.load(**config.data)[0], [name])
   config.eval.update(metrics=METRICS, samples=256, before=False, every=0)
   config.eval.update(membership_attacks=("pia",), membership_kept=64, membership_heldout=1000)
   if quick:
@@ -168,14 +172,15 @@ def of_sources(workdir: pathlib.Path, requests: int, quick: bool) -> dict[str, A
 
 
 def sources_config(quick: bool) -> ConfigDict:
-  config = cdm_digits_clothes.compartments("class", 4)
+  config = cdm_digits_clothes.compartments("class", 2 if quick else 4)
   config.train.update(steps=SHARD_STEPS, checkpoint_every=SHARD_STEPS // SLICES)
   config.eval.samples = 256
   config.compose.update(modes=(MODE,), alone=False, attributed=1, attribution_probes=2)
   if quick:
     config.model.update(TINY)
     config.init_from, config.data.digits, config.data.heldout = "", 400, 50
-    config.train.update(steps=4, batch=4, checkpoint_every=1)
+    config.train.update(steps=2, batch=4, checkpoint_every=1)
+    config.sources.slices = 2
     config.router = ConfigDict({"name": "kmeans", "k": 2})
     config.eval.update(samples=8, batch=8, steps=2)
     config.compose.calibration_levels = 1
@@ -264,7 +269,8 @@ def markdown(result: dict[str, Any]) -> str:
     later = "" if one["seen"] else ", by extrapolation"
     ends = [_change(one, name) for name in ("is", "fid")]
     shirt = [_value(one["before"].get("rate")), _value(one["again"].get("rate"))]
-    cells = [f"{one['share']:.1%}", f"{one['anew_from']}{later}", *ends, *shirt]
+    dear = f"{one['anew_from']}{later}" if one["anew_from"] else "none"
+    cells = [f"{one['share']:.1%}", dear, *ends, *shirt]
     lines.append(f"| {one['method']} | {' | '.join(cells)} |")
   lines += [
     "",
@@ -285,7 +291,8 @@ def markdown(result: dict[str, Any]) -> str:
   lines += [
     "",
     f"{CDM}: every bit of each shard that was trained again equals one that never had the record, "
-    f"in {sum(row.get('equal', False) for row in result['rows'])} of its requests.",
+    f"in {sum(row.get('equal', False) for row in result['rows'])} of "
+    f"{sum(row['method'] == CDM for row in result['rows'])} requests.",
   ]
   return "\n".join(lines)
 
@@ -313,7 +320,7 @@ def measure(
     pipeline.run(config, workdir)
   if part == "models":
     return {}
-  cdm = of_sources(workdir, requests, quick)
+  cdm = of_sources(workdir, 1 if quick else requests, quick)
   rows = [*rows_of(config, workdir), *cdm["rows"]]
   first = (pipeline.outcome_of(workdir / "base") or {}).get("after", {})
   whole = [anew(config), cdm["anew"]]

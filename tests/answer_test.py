@@ -135,6 +135,7 @@ def test_a_record_that_is_still_there_is_planned_and_deleted_when_that_is_asked_
   config = json.loads((made / "config.json").read_text())
   assert config["forget"]["ids"] == ["mnist/00007"] and config["init_from"] == str(run)
   assert config["forget"]["earlier"] == ["mnist/00005"]
+  assert 0 < config["eval"]["target_radius"] < 10
   assert [row["how"] for row in rows if row["path"] == str(run)] == ["by hand"]
   assert {one["metric"] for one in annex["evidence"]} >= {"target_rate", "copy_score"}
   hint, _ = give(run, tmp_path / "second", ids="mnist/00007")
@@ -188,6 +189,16 @@ def test_a_plan_takes_the_method_of_the_run_where_it_can(kind, method, tmp_path)
   assert made.train.steps == (7 if method else config["train"]["steps"])
   assert made.forget.ids == ("a",) and made.forget.earlier == ("b",)
   assert made.init_from == str(tmp_path / "run") and made.forget.label == ""
+
+
+def test_the_radius_reaches_half_way_to_the_nearest_other_record():
+  image = np.zeros((4, 2, 2, 1), np.uint8)
+  image[1, 0, 0], image[2, 0, 0], image[3, 0, 0] = 255, 204, 255  # at 1, .8 and 1
+  ids = np.array(["zero", "one", "near", "copy"])
+  records = data.Records(ids, image, np.zeros(4, np.int32), ("x",))
+  assert plan.radius(records, ["one"]) == 0.1  # its copy is meant too
+  assert plan.radius(records, ["zero"]) == 0.4
+  assert plan.radius(records, ["zero", "one"]) == 0.1
 
 
 # A run of compartments.

@@ -161,7 +161,13 @@ def _of_model(asked: Asked, config: dict[str, Any]) -> Case:
   around = copies.Line.of(run, asked.root)
   if pending := [name for name in ids if state[name] == standing.KEPT]:
     new = plan.deletion(
-      config, run, pending, _gone(config, train), asked.steps, asked.learning_rate
+      config,
+      run,
+      pending,
+      _gone(config, train),
+      steps=asked.steps,
+      learning_rate=asked.learning_rate,
+      radius=plan.radius(train, pending),
     )
     made = plan.of_one_model(new, run, asked.place)
     if asked.execute:

@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxunlearn import data, fields, methods
@@ -19,6 +20,7 @@ from jaxunlearn.reports.subject import Config
 from jaxunlearn.weights import layout
 
 METHOD = "siss"  # of a run that deleted nothing yet
+CHUNK = 1024  # records at a time
 STEPS, LEARNING_RATE = 100, 3e-4  # those of configs/siss_mnist.py
 
 
@@ -50,11 +52,13 @@ def deletion(
   before: Collection[str],
   steps: int = STEPS,
   learning_rate: float = LEARNING_RATE,
+  radius: float | None = None,
 ) -> ConfigDict:
   """The config of a run that deletes those ids from `run`.
 
   Args:
     before: the ids that `run`, and runs before it, deleted.
+    radius: within which a sample is one of the records; None: as in the run.
   """
   out = fields.restored(dict(config))
   gone = subject.kind(config) in ("naive", "unlearning")
@@ -63,12 +67,31 @@ def deletion(
   out["forget"] |= {"ids": tuple(ids), "file": "", "label": "", "style": "", "later": ()}
   out["forget"]["earlier"] = tuple(before)
   out["eval"] |= {"target_name": "target", "before": True, "after": True}
+  if radius is not None:
+    out["eval"]["target_radius"] = radius
   if not gone:
     out["streams"] = {"x": "retain", "a": "forget"}
     out["method"] = {"name": METHOD, **dataclasses.asdict(methods.make(METHOD))}
     out["optimizer"] |= {"learning_rate": learning_rate, "warmup": 0, "schedule": "constant"}
     out["train"] |= {"steps": steps, "checkpoint_every": max(1, steps // 5)}
   return ConfigDict(out)
+
+
+def radius(records: data.Records, ids: Collection[str]) -> float:
+  """Half the distance, L2 of pixels in [0, 1], from a record to the nearest that is not meant.
+
+  A sample within it is nearer to the record than to any other. Three digits.
+  """
+  mask = np.isin(records.ids, list(ids))
+  mask |= records.copies(mask)
+  flat = lambda pixels: pixels.reshape(len(pixels), -1).astype(np.float32) / 255
+  targets = flat(np.unique(records.image[np.flatnonzero(mask)], axis=0))
+  nearest = np.inf
+  for i, pixels in enumerate(records.chunks(CHUNK)):
+    others = flat(pixels[~mask[i * CHUNK : (i + 1) * CHUNK]])
+    squared = (targets**2).sum(1)[:, None] + (others**2).sum(1) - 2 * targets @ others.T
+    nearest = min(nearest, float(squared.min(initial=np.inf)))
+  return float(f"{np.sqrt(max(nearest, 0)) / 2:.3g}")
 
 
 def of_one_model(config: ConfigDict, run: pathlib.Path, workdir: pathlib.Path) -> Plan:
