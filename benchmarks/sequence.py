@@ -110,6 +110,7 @@ def measured(config: ConfigDict, name: str, gone: Sequence[str], quick: bool) ->
   config.eval.update(membership_attacks=("pia",), membership_kept=64, membership_heldout=1000)
   if quick:
     config.eval.update(samples=8, batch=8, steps=2, membership_heldout=20, membership_kept=20)
+    config.eval.reference = "retain"  # the held-out digits are thousands
     config.train.batch = 8
   return config
 
@@ -178,7 +179,8 @@ def sources_config(quick: bool) -> ConfigDict:
   config.compose.update(modes=(MODE,), alone=False, attributed=1, attribution_probes=2)
   if quick:
     config.model.update(TINY)
-    config.init_from, config.data.digits, config.data.heldout = "", 400, 50
+    config.init_from = ""
+    config.data.update(digits=9800, heldout=50, public=0.95)
     config.train.update(steps=2, batch=4, checkpoint_every=1)
     config.sources.slices = 2
     config.router = ConfigDict({"name": "kmeans", "k": 2})

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -142,6 +143,10 @@ def test_a_record_that_is_still_there_is_planned_and_deleted_when_that_is_asked_
   assert f"{made} deleted them already" in hint["plan"]["lines"][-1]
   later, _ = give(made, tmp_path / "third", ids="mnist/00007,mnist/00005")
   assert later["deleted_from_the_model"]
+  told = {one["metric"]: one["side"] for one in later["evidence"]}
+  assert told["earlier"] == "unknown" and "target_rate" in told
+  alone, _ = give(made, tmp_path / "fourth", ids="mnist/00005")
+  assert [one["metric"] for one in alone["evidence"]] == ["earlier"]
 
 
 def test_what_other_runs_hold(tmp_path):
@@ -229,6 +234,11 @@ def test_an_exact_deletion_from_request_to_letter(cdm, pictures, tmp_path, capsy
   assert "Every bit equals that of a training from step 0" in (out / "letter.md").read_text()
   assert [row["what"] for row in rows] == ["picture"]
   ledger.verify(run)
+  stopped = run / "deletions" / "2.json"
+  stopped.write_text("{}")
+  said = refused(run, tmp_path / "again", receipt=out / case.RECEIPT)
+  assert said.startswith(f"a deletion from {run} was stopped; finish it with `jaxunlearn cdm del")
+  stopped.unlink()
   said = refused(run, tmp_path / "again", ids=name)
   assert said.startswith(f"{name!r} belongs to no source of {run}: it was deleted before, or never")
   receipt = out / case.RECEIPT
@@ -244,6 +254,9 @@ def test_a_ledger_that_was_cut_short_is_refused(cdm, tmp_path):
   path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
   said = refused(run, tmp_path / "answer", ids="a/00.png", head=head)
   assert said.startswith(f"no line of ledger.jsonl is the kept head {head[:12]}")
+  (run / ledger.FILE).write_bytes(path.read_bytes()[:-9])
+  said = refused(run, tmp_path / "answer", ids="a/00.png")
+  assert re.match(r"line \d+ of ledger.jsonl is torn", said)
 
 
 # Bad input.

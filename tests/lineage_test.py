@@ -67,6 +67,12 @@ def test_a_launch_again_and_a_damaged_file_change_nothing(runs):
   assert lineage.read(runs / "base")["from"][0]["origin"] == "assets:x"
 
 
+def test_a_run_of_an_older_version_has_no_time(tmp_path):
+  (tmp_path / "checkpoints").mkdir()
+  lineage.begin(tmp_path, {})
+  assert lineage.read(tmp_path)["began"] == ""
+
+
 def test_runs_that_name_each_other_end(tmp_path):
   a, b = tmp_path / "a", tmp_path / "b"
   make(a, b)

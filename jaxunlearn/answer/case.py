@@ -5,6 +5,7 @@ By default a case uses what the run did already. Records that the run still has 
 """
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +23,7 @@ from jaxunlearn.cdm.log import Log
 from jaxunlearn.data import roll
 from jaxunlearn.inputs import ranges
 from jaxunlearn.reports import evidence, lineage, names, report, subject, writer
-from jaxunlearn.reports.said import Said
+from jaxunlearn.reports.said import UNKNOWN, Said
 from jaxunlearn.weights import stable_diffusion
 
 RECEIPT = "receipt.json"
@@ -184,7 +185,7 @@ def _of_model(asked: Asked, config: dict[str, Any]) -> Case:
   listed = [*_copies(run, config, train, ids, pending), *copies.of_models(around, runs)]
   if asked.purge and not pending:
     listed = copies.purge(listed, run)
-  said = [] if pending else _evidence(run, config, around)
+  said = [] if pending else _evidence(run, config, train, ids, around)
   return Case(
     run=run,
     title=subject.title(config),
@@ -233,8 +234,27 @@ def _copies(
   return out + own
 
 
-def _evidence(run: pathlib.Path, config: dict[str, Any], around: copies.Line) -> list[Said]:
-  """Of the run, with the attacks on it, and a model without the records, under the root."""
+def _evidence(
+  run: pathlib.Path,
+  config: dict[str, Any],
+  train: data.Records,
+  ids: Sequence[str],
+  around: copies.Line,
+) -> list[Said]:
+  """Of the records that the run deleted itself; of those before it, that nothing was measured."""
+  state = set(standing.of_run(config, train, ids).values())
+  out = _measured(run, config, around) if standing.DELETED in state else []
+  if standing.EARLIER in state:
+    text = (
+      "Runs before this one deleted some of the records. What this run holds of those was not "
+      "measured; answer for the run that deleted them, too."
+    )
+    out.append(Said(UNKNOWN, text, "earlier"))
+  return out
+
+
+def _measured(run: pathlib.Path, config: dict[str, Any], around: copies.Line) -> list[Said]:
+  """With the attacks on the run, and a model without the records, that are under the root."""
   attacks, yardstick = [], None
   mine = {str(run.resolve())}
   for path in around.others:
@@ -255,7 +275,7 @@ def _evidence(run: pathlib.Path, config: dict[str, Any], around: copies.Line) ->
 def _done(run: pathlib.Path, config: dict[str, Any]) -> list[tuple[str, str]]:
   """What the run did, and when."""
   train = config["train"]
-  began = lineage.read(run)["began"] or copies.made(run / roll.FILE)
+  began = lineage.read(run)["began"] or "[when]"  # runs of older versions do not say
   what = f"{subject.title(config)}: {train['steps']} steps of {train['batch']} rows"
   return [
     (began, f"{what} began, from {subject.origin_of(config)}"),
@@ -294,6 +314,7 @@ def _of_sources(asked: Asked) -> Case:
   if asked.request is None:
     assert asked.receipt is not None
     opening = receipts.read(asked.receipt)
+    _check_settled(asked.run)
     gone, found = [opening], [Found(opening.id, "receipt", str(asked.receipt))]
     items, left = [], []
   else:
@@ -337,3 +358,13 @@ def _of_sources(asked: Asked) -> Case:
     traces=traces.find(asked.run, gone, cdm.sources),
     records=[{"id": one.id, "sha256": one.sha256} for one in gone],
   )
+
+
+def _check_settled(run: pathlib.Path) -> None:
+  """Raises ValueError where a deletion was stopped."""
+  paths = sorted((run / "deletions").glob("*.json"), key=lambda path: int(path.stem))
+  if paths and "after" not in json.loads(paths[-1].read_text()):
+    raise ValueError(
+      f"a deletion from {run} was stopped; finish it with `jaxunlearn cdm delete --run={run} "
+      "--resume`, then answer"
+    )

@@ -30,9 +30,11 @@ SAMPLES = ("samples:", "all_samples:")  # streams of another run's samples
 
 
 def begin(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-  """Says where a run starts from, at its first launch."""
+  """Says where a run starts from, at its first launch; no time for a run of an older version."""
   if not (workdir / FILE).exists():
-    _write(workdir, {"began": now(), "from": origins(config), "exports": []})
+    older = any((workdir / name).exists() for name in ("checkpoints", "shards"))
+    began = "" if older else now()
+    _write(workdir, {"began": began, "from": origins(config), "exports": []})
 
 
 def exported(run: pathlib.Path, step: int, weights: str, earlier: str = "") -> dict[str, Any]:
