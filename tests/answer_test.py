@@ -13,7 +13,7 @@ from PIL import Image
 from jaxunlearn import data, export, train
 from jaxunlearn.answer import __main__ as answer
 from jaxunlearn.answer import case, folder, plan, standing
-from jaxunlearn.cdm import ledger
+from jaxunlearn.cdm import delete, ledger
 from jaxunlearn.cdm import run as cdm_run
 from jaxunlearn.data import roll
 from tests import tiny_config
@@ -220,7 +220,7 @@ def cdm(pictures, tmp_path_factory):  # noqa: F811
 
 def test_an_exact_deletion_from_request_to_letter(cdm, pictures, tmp_path, capsys):  # noqa: F811
   run, out = shutil.copytree(cdm, tmp_path / "cdm"), tmp_path / "answer"
-  name, _ = late(case.delete.open_run(run), "b")
+  name, _ = late(delete.open_run(run), "b")
   sent = tmp_path / "sent.png"
   with Image.open(pictures / name) as image:
     image.save(sent, compress_level=1)

@@ -19,7 +19,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from jaxunlearn.answer import case, find, folder, plan
+from jaxunlearn.answer import compartments, copies, find, folder, one_model, plan
 from jaxunlearn.answer.case import Asked, Case
 from jaxunlearn.commands import guard
 
@@ -27,9 +27,19 @@ from jaxunlearn.commands import guard
 def command(args: argparse.Namespace) -> None:
   asked = asked_for(args)
   folder.prepare(asked.out)
-  made = case.open_case(asked)
+  made = open_case(asked)
   folder.write(made, asked.out)
   print(said(made, asked))
+
+
+def open_case(asked: Asked) -> Case:
+  """The case of any run; raises ValueError for what is none, or holds no diffusion model."""
+  config = copies.config_of(asked.run)
+  if "autoencoder" in config:
+    raise ValueError(f"{asked.run} is an autoencoder; give a run of a diffusion model made with it")
+  if "sources" in config:
+    return compartments.open_case(asked)
+  return one_model.open_case(asked, config)
 
 
 def said(made: Case, asked: Asked) -> str:
@@ -41,8 +51,8 @@ def said(made: Case, asked: Asked) -> str:
   lines += [made.plan.anew] if made.plan.anew and not made.deleted else []
   if not made.deleted:
     lines.append("To carry it out, give the same command with --execute")
-  by_hand = sum(one.how == "by hand" for one in made.copies)
-  lines.append(f"{len(made.copies)} copies known of, {by_hand} to be deleted by hand: copies.csv")
+  by_hand = sum(one.how == copies.BY_HAND for one in made.copies)
+  lines.append(f"other copies known of: {len(made.copies)}, by hand: {by_hand} (copies.csv)")
   return "\n".join([*lines, f"letter: {asked.out / 'letter.md'}"])
 
 

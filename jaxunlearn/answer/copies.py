@@ -58,7 +58,8 @@ def of_pictures(records: data.Records, ids: Collection[str], source: str) -> Ite
   mask = np.isin(records.ids, list(ids))
   mine = records.ids[mask | records.copies(mask)].tolist()
   if not records.folder:
-    note = f"{len(mine)} records of the data source {source}, which keeps its own"
+    count = f"{len(mine)} record{'s' * (len(mine) != 1)}"
+    note = f"{count} of the data source {source}, which keeps its own"
     yield Copy("picture", f"{source}: {mine[0]}", "", BY_HAND, note)
     return
   for name in mine:

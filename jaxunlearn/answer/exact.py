@@ -51,7 +51,7 @@ def sentences(log: Log, at: Sequence[int], backbone: str) -> list[Said]:
   elif names == {"sourceDropped"}:
     out = [say(FOR, f"The whole source with the network that it trained was removed: {where}.")]
   else:
-    out = [_retrained(log, methods, min(at), where, identity)]
+    out = [_retrained(log, methods, min(at), identity)]
     text = f"What had seen the records was removed, and trained again without them: {where}."
     out.insert(0, say(FOR, text))
   if backbone:
@@ -63,15 +63,14 @@ def sentences(log: Log, at: Sequence[int], backbone: str) -> list[Said]:
   return out
 
 
-def _retrained(
-  log: Log, methods: Sequence[dict[str, Any]], first: int, where: str, identity: str
-) -> Said:
+def _retrained(log: Log, methods: Sequence[dict[str, Any]], first: int, identity: str) -> Said:
   """Whether training from step 0 gave the same bits."""
   later = [json.loads(line) for line in log.lines[first:]]
-  unequal = [line for line in later if line["event"] == "proof" and not line["equal"]]
-  if all(method.get("equalToNeverTrained") for method in methods):
+  proofs = [line for line in later if line["event"] == "proof"]
+  unequal = [line for line in proofs if not line["equal"]]
+  if proofs and all(method.get("equalToNeverTrained") for method in methods):
     text = "Every bit equals that of a training from step 0 that never had the records"
-    return Said(FOR, f"{text}: {where}.", "proof", identity)
+    return Said(FOR, f"{text}: line {proofs[-1]['line']} of the ledger.", "proof", identity)
   if unequal:
     text = "A training from step 0 without the records gave other bits"
     return Said(AGAINST, f"{text}: line {unequal[-1]['line']} of the ledger.", "proof", identity)
