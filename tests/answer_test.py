@@ -196,6 +196,14 @@ def test_a_plan_takes_the_method_of_the_run_where_it_can(kind, method, tmp_path)
   assert made.init_from == str(tmp_path / "run") and made.forget.label == ""
 
 
+def test_what_a_later_run_is_to_delete_is_still_in_the_model():
+  image = np.arange(16, dtype=np.uint8).reshape(4, 2, 2, 1)
+  records = data.Records(np.array([*"abcd"]), image, np.zeros(4, np.int32), ("x",))
+  config = json.loads(deleting(ids=("a",), earlier=("b",), later=("c",)).to_json())
+  kept, gone, earlier = standing.KEPT, standing.DELETED, standing.EARLIER
+  assert standing.of_run(config, records) == {"a": gone, "b": earlier, "c": kept, "d": kept}
+
+
 def test_the_radius_reaches_half_way_to_the_nearest_other_record():
   image = np.zeros((4, 2, 2, 1), np.uint8)
   image[1, 0, 0], image[2, 0, 0], image[3, 0, 0] = 255, 204, 255  # at 1, .8 and 1

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,14 +36,14 @@ def open_case(asked: Asked, config: dict[str, Any]) -> Case:
   train, heldout = data.load(**section)
   found = asked.find(train, heldout, data.make(**section))
   ids = [one.id for one in found]
-  run, state = asked.run, standing.of_run(config, train, ids)
+  run, state = asked.run, standing.of_run(config, train)
   around = copies.Line.of(run, asked.root)
   if pending := [name for name in ids if state[name] == standing.KEPT]:
     new = plan.deletion(
       config,
       run,
       pending,
-      _gone(config, train),
+      [name for name, what in state.items() if what != standing.KEPT],
       steps=asked.steps,
       learning_rate=asked.learning_rate,
       radius=plan.radius(train, pending),
@@ -53,6 +53,7 @@ def open_case(asked: Asked, config: dict[str, Any]) -> Case:
       pipeline.run_single(new, asked.place)
       run, config = asked.place, copies.config_of(asked.place)
       pending, around = [], copies.Line.of(run, asked.root)
+      state = standing.of_run(config, train)
   else:
     made = plan.done_already(config, run)
   origins = {one["origin"] for one in around.ancestors} if not pending else set()
@@ -63,7 +64,7 @@ def open_case(asked: Asked, config: dict[str, Any]) -> Case:
   listed = [*_copies(run, config, train, ids, pending), *copies.of_models(around, runs)]
   if asked.purge and not pending:
     listed = copies.purge(listed, run)
-  said = [] if pending else _evidence(run, config, train, ids, around)
+  said = [] if pending else _evidence(run, config, {state[name] for name in ids}, around)
   return Case(
     run=run,
     title=subject.title(config),
@@ -74,17 +75,11 @@ def open_case(asked: Asked, config: dict[str, Any]) -> Case:
     plan=made,
     done=_done(run, config) if not pending else [],
     evidence=said,
-    scope=_scope(config, train, ids),
+    scope=_scope(state, ids),
     copies=listed,
     traces=traces.find(run, _openings(train, ids), set(train.ids.tolist()) - set(ids)),
     records=_digests(train, ids),
   )
-
-
-def _gone(config: dict[str, Any], train: data.Records) -> list[str]:
-  """What the run, and runs before it, deleted or left out."""
-  state = standing.of_run(config, train, train.ids.tolist())
-  return [name for name, what in state.items() if what != standing.KEPT]
 
 
 def _elsewhere(around: copies.Line, runs: standing.Runs) -> pathlib.Path | None:
@@ -113,14 +108,9 @@ def _copies(
 
 
 def _evidence(
-  run: pathlib.Path,
-  config: dict[str, Any],
-  train: data.Records,
-  ids: Sequence[str],
-  around: copies.Line,
+  run: pathlib.Path, config: dict[str, Any], state: Collection[str], around: copies.Line
 ) -> list[Said]:
   """Of the records that the run deleted itself; of those before it, that nothing was measured."""
-  state = set(standing.of_run(config, train, ids).values())
   out = _measured(run, config, around) if standing.DELETED in state else []
   if standing.EARLIER in state:
     text = (
@@ -162,8 +152,8 @@ def _done(run: pathlib.Path, config: dict[str, Any]) -> list[tuple[str, str]]:
   ]
 
 
-def _scope(config: dict[str, Any], train: data.Records, ids: Sequence[str]) -> str:
-  state = standing.of_run(config, train, train.ids.tolist())
+def _scope(state: Mapping[str, str], ids: Sequence[str]) -> str:
+  """Of what records the evidence is."""
   count = sum(what == standing.DELETED for what in state.values())
   mine = sum(state[name] == standing.DELETED for name in ids)
   if count == mine:

@@ -6,6 +6,7 @@ that another picture of the same name is not taken for it.
 """
 
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import Collection
 from typing import NamedTuple
@@ -38,13 +39,17 @@ def wanted(records: data.Records, ids: Collection[str]) -> list[Wanted]:
   return [Wanted(*pair) for pair in zip(mine.ids.tolist(), roll.marks(mine), strict=True)]
 
 
-def of_run(config: Config, records: data.Records, ids: Collection[str]) -> dict[str, str]:
-  """id -> DELETED, EARLIER or KEPT, by the config of a run of one model."""
+def of_run(config: Config, records: data.Records) -> dict[str, str]:
+  """id -> DELETED, EARLIER or KEPT, of all records of the data of a run of one model.
+
+  What runs after it are to delete (forget.later) is kept: the model has it still.
+  """
   request = data.Forget(**fields.restored(dict(config["forget"])))
   left = request.remaining(records)
   gone = set(left.ids[request.mask(left)].tolist()) if subject.deletes(config) else set()
-  there = set(left.ids.tolist())
-  return {name: EARLIER if name not in there else DELETED if name in gone else KEPT for name in ids}
+  there = set(dataclasses.replace(request, later=()).remaining(records).ids.tolist())
+  state = lambda name: EARLIER if name not in there else DELETED if name in gone else KEPT
+  return {name: state(name) for name in records.ids.tolist()}
 
 
 def check_finished(run: pathlib.Path, config: Config) -> None:
