@@ -12,7 +12,7 @@ from PIL import Image
 
 from jaxunlearn import data, export, train
 from jaxunlearn.answer import __main__ as answer
-from jaxunlearn.answer import case, folder, plan, standing
+from jaxunlearn.answer import case, folder, one_model, plan, standing
 from jaxunlearn.cdm import delete, ledger
 from jaxunlearn.cdm import run as cdm_run
 from jaxunlearn.data import roll
@@ -194,6 +194,23 @@ def test_a_plan_takes_the_method_of_the_run_where_it_can(kind, method, tmp_path)
   assert made.train.steps == (7 if method else config["train"]["steps"])
   assert made.forget.ids == ("a",) and made.forget.earlier == ("b",)
   assert made.init_from == str(tmp_path / "run") and made.forget.label == ""
+
+
+def test_the_yardstick_is_a_model_that_never_had_the_records(tmp_path):
+  config = lambda kind: json.loads(KINDS[kind].make().to_json())
+  retrained = config("retraining without a class")
+  assert one_model.never_had(retrained)
+  assert one_model.never_had(config("as it is"))  # assets:retrain_fashion_trouser
+  other = config("as it is")["forget"] | {"label": "Coat"}
+  assert not one_model.never_had(config("as it is") | {"forget": other})
+  assert not one_model.never_had(config("unlearning a class"))
+  named = {f"assets:{path.name}" for path in data.ASSETS.glob("retrain_*")}
+  assert named == set(one_model.RETRAINED)
+  (tmp_path / "config.json").write_text(json.dumps(retrained))
+  measured = config("as it is") | {"init_from": str(tmp_path)}
+  assert one_model.never_had(measured | {name: retrained[name] for name in ("data", "forget")})
+  other = retrained["forget"] | {"label": "Coat"}
+  assert not one_model.never_had(measured | {"data": retrained["data"], "forget": other})
 
 
 def test_what_a_later_run_is_to_delete_is_still_in_the_model():
