@@ -139,6 +139,8 @@ def test_a_record_that_is_still_there_is_planned_and_deleted_when_that_is_asked_
   assert 0 < config["eval"]["target_radius"] < 10
   assert [row["how"] for row in rows if row["path"] == str(run)] == ["by hand"]
   assert {one["metric"] for one in annex["evidence"]} >= {"target_rate", "copy_score"}
+  (root / "base" / "evals").mkdir(exist_ok=True)
+  (root / "base" / "evals" / "after.partial.json").write_text("{}{")  # another run is at work
   hint, _ = give(run, tmp_path / "second", ids="mnist/00007")
   assert f"{made} deleted them already" in hint["plan"]["lines"][-1]
   later, _ = give(made, tmp_path / "third", ids="mnist/00007,mnist/00005")

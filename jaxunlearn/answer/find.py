@@ -23,6 +23,7 @@ from jaxunlearn.reports import pictures, writer
 
 LIST, GRID = "candidates.csv", "candidates.png"
 BY_NAME, BY_FILE, BY_PIXELS, BY_LIKENESS = "name", "file", "pixels", "likeness, confirmed"
+SHOWN = 5  # records that a picture may be
 BY_COPY = "byte copy"  # of a record that was found in another way
 
 
@@ -140,16 +141,24 @@ def of_picture(
   digest = hashlib.sha256(raw).hexdigest()
   if not isinstance(train.image, np.ndarray):
     same = np.flatnonzero(train.sha256() == digest).tolist()
-    if same:
-      return [Found(train.ids[i].item(), BY_FILE, str(path)) for i in same], []
+    if same:  # its copies are found as those of any record
+      return [Found(train.ids[same[0]].item(), BY_FILE, str(path))], []
   near = likeness.like(picture, train, most=likeness.FIRST)
   equal = [one.place for one in near if not one.distance and _same(picture, train, one.place)]
   if equal:
-    return [Found(train.ids[i].item(), BY_PIXELS, str(path)) for i in equal], []
-  found = [
-    Candidate(str(path), train.ids[one.place].item(), one.bits, one.distance) for one in near[:5]
-  ]
-  return [], found
+    return [Found(train.ids[min(equal)].item(), BY_PIXELS, str(path))], []
+  distinct = _distinct(near, train)[:SHOWN]
+  name = lambda one: train.ids[one.place].item()
+  return [], [Candidate(str(path), name(one), one.bits, one.distance) for one in distinct]
+
+
+def _distinct(near: Sequence[likeness.Like], train: data.Records) -> list[likeness.Like]:
+  """The first of those that are one picture: its copies go with it."""
+  if not near:
+    return []
+  images = train.image[np.array([one.place for one in near])]
+  _, first = np.unique(images, axis=0, return_index=True)
+  return [near[i] for i in sorted(first.tolist())]
 
 
 def _decoded(raw: bytes, shape: tuple[int, ...], resize: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from jaxunlearn.answer.copies import Copy
 from jaxunlearn.cdm import traces
 from jaxunlearn.cdm.keys import Opening
 from jaxunlearn.data import roll
-from jaxunlearn.reports import evidence, lineage, names, report, subject, writer
+from jaxunlearn.reports import evidence, lineage, names, report, rows, subject, writer
 from jaxunlearn.reports.said import UNKNOWN, Said
 from jaxunlearn.weights import stable_diffusion
 
@@ -136,7 +136,7 @@ def _measured(run: pathlib.Path, config: dict[str, Any], around: copies.Line) ->
   for path in around.others:
     other = copies.config_of(path)
     from_here = {one["path"] for one in lineage.read(path)["from"]} & mine
-    results = report.read_results(path / "evals")
+    results = _results(path)
     if other.get("attack") and from_here:
       lines = writer.read(path / "metrics.jsonl")
       attacks.append(evidence.Attack(path.name, other, results, lines))
@@ -146,6 +146,14 @@ def _measured(run: pathlib.Path, config: dict[str, Any], around: copies.Line) ->
   results = report.read_results(run / "evals")
   metrics = writer.read(run / "metrics.jsonl")
   return evidence.evidence(config, results, metrics, attacks, yardstick)
+
+
+def _results(run: pathlib.Path) -> rows.Results:
+  """Of another run; {} of one that is at work, or damaged."""
+  try:
+    return report.read_results(run / "evals")
+  except ValueError:
+    return {}
 
 
 def never_had(config: Mapping[str, Any]) -> bool:
