@@ -179,8 +179,14 @@ def _done(run: pathlib.Path, config: dict[str, Any]) -> list[tuple[str, str]]:
   return [
     (began, f"{what} began, from {subject.origin_of(config)}"),
     (copies.made(copies.steps(run)[-1]), f"the last checkpoint was written, step {train['steps']}"),
-    (copies.made(run / "results.json"), "the results were written"),
+    *((copies.made(path), f"it was evaluated {path.stem}") for path in _evaluations(run)),
   ]
+
+
+def _evaluations(run: pathlib.Path) -> list[pathlib.Path]:
+  """Of before and after, those that there are; no page that is written again changes them."""
+  paths = [run / "evals" / f"{phase}.json" for phase in ("before", "after")]
+  return [path for path in paths if path.exists()]
 
 
 def _scope(state: Mapping[str, str], ids: Sequence[str]) -> str:

@@ -19,6 +19,13 @@ LEVEL = 0.05
 ATTACKED, CHANGED = "membership_", "membership_change_"
 GUESS = 0.5  # an AUC
 LOW, HIGH, OPEN, SILENT = "low", "high", "open", "silent"  # what an attack finds, and at which end
+ENDS = {
+  LOW: "finds the deleted records still",
+  HIGH: (
+    "tells the deleted records from others by the other end, as ones that were pushed away, which "
+    "betrays them"
+  ),
+}
 Values = Mapping[str, Any]  # the metrics of one phase
 
 
@@ -82,27 +89,29 @@ def _of_attack(
 ) -> Said:
   attack = f"An attack that guesses what the model was trained on ({group.removeprefix(ATTACKED)})"
   same = found(yardstick, group, level)
+  same = same if same and _alike(same, here) else None
   if _too_few(here, level):
     side, text = UNKNOWN, "has too few held-out records to find any"
   elif here.end == OPEN:
     side, text = UNKNOWN, "gives no clear answer on the deleted"
   elif here.end == SILENT:
     side, text = _of_silence(after.get(f"{group}/kept-auc"), before)
-  elif same and same.end == here.end and _alike(same, here):
+  elif same and same.end == here.end:
     side = UNKNOWN
     text = (
       "tells the deleted records from others, and does so in a model that was trained without them "
       f"too ({same.values})"
     )
-  elif here.end == LOW:
-    side, text = AGAINST, "finds the deleted records still"
   else:
-    side = AGAINST
-    text = (
-      "tells the deleted records from others by the other end: they were pushed away, which can "
-      "betray them, unless a model trained without them does the same"
-    )
+    side, text = AGAINST, f"{ENDS[here.end]}{_beside(same)}"
   return Said(side, f"{attack} {text}: {here.values}.", here.metric, here.identity)
+
+
+def _beside(same: Found | None) -> str:
+  """What a model without the records does, where it does something else."""
+  if same:
+    return f"; in a model that was trained without them it does not ({same.values})"
+  return ", unless it does so in a model that was trained without them"
 
 
 def _of_silence(kept: Values | None, before: Found | None) -> tuple[str, str]:
