@@ -5,9 +5,9 @@
 
 Takes the newest checkpoint: its averaged parameters (EMA), or the raw ones where the run keeps no
 average; --half writes them in float16. training.json holds the step, the losses at up to 200 steps
-and the run's config.train. README.md is the card; model_card.py says what stands in it. With
---sign_key, an elliptic key, model.sig is a signature of every file in the folder: `jaxunlearn
-verify-export` checks it.
+and the run's config.train. README.md is the card; model_card.py says what stands in it.
+lineage.json names the export, and the run lists it by that name. With --sign_key, an elliptic key,
+model.sig is a signature of every file in the folder: `jaxunlearn verify-export` checks it.
 """
 
 import dataclasses
@@ -79,7 +79,7 @@ def export(
   from jaxunlearn.mesh import sharding
   from jaxunlearn.models import text_to_image, unet, uvit
   from jaxunlearn.proofs import export_signature
-  from jaxunlearn.reports import model_card, writer
+  from jaxunlearn.reports import lineage, model_card, writer
   from jaxunlearn.weights import lora, of_run, pretrained, stable_diffusion
 
   if out.is_file():
@@ -111,6 +111,8 @@ def export(
       pretrained.save(made, net, stored(params), process, sampler, config.get("scheduler", {}))
     (made / "training.json").write_text(json.dumps(training) + "\n")
     (made / "README.md").write_text(readme, encoding="utf-8")
+    facts = lineage.exported(run, step, item, lineage.export_name(out))
+    (made / lineage.FILE).write_text(json.dumps(facts) + "\n")
     (out / export_signature.FILE).unlink(missing_ok=True)
     for path in filter(pathlib.Path.is_file, sorted(made.rglob("*"))):
       target = out / path.relative_to(made)
@@ -118,6 +120,7 @@ def export(
       path.replace(target)
   if sign_key:
     export_signature.sign(out, sign_key)
+  lineage.note_export(run, out, facts)
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
   return f"wrote {item} of {run} at step {step} ({count:,} parameters) to {out}"
 

@@ -266,6 +266,13 @@ def check_streams(config: ConfigDict) -> None:
       check_one(f"{where}.{key}", value, rules[f".{key}"])
 
 
+def restored(tree: Any) -> Any:
+  """A config of JSON, whose lists are the tuples that they were."""
+  if isinstance(tree, dict):
+    return {key: restored(value) for key, value in tree.items()}
+  return tuple(map(restored, tree)) if isinstance(tree, list) else tree
+
+
 def with_younger(
   old: dict[str, Any], new: Mapping[str, Any], path: str = "config"
 ) -> dict[str, Any]:

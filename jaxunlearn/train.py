@@ -26,7 +26,7 @@ from jaxunlearn.checkpoint import State
 from jaxunlearn.data import roll
 from jaxunlearn.evaluation import COMPILING, STOPPED, Evaluation, Stopped
 from jaxunlearn.mesh import processes, profiling
-from jaxunlearn.reports import report, subject, timing
+from jaxunlearn.reports import lineage, report, subject, timing
 from jaxunlearn.reports.writer import Writer, replace
 from jaxunlearn.step import flops, make_update
 
@@ -35,6 +35,7 @@ Tree = Any
 # What a launch makes in its directory; the last line is of a run of sources.
 OWN = (
   *("config.json", "records.txt", "evals", "samples", "metrics.jsonl", "timing.jsonl"),
+  "lineage.json",
   *("tensorboard", "checkpoints", "profile", "features"),
   *("sources.csv", "keys.txt", "ledger.jsonl", "shards", "router"),
 )
@@ -258,6 +259,7 @@ def bind(
       check()
     for name, content in {path.name: text, **files}.items():
       replace(workdir / name, content)
+    lineage.begin(workdir, json.loads(text))
   except OSError as error:
     raise ValueError(f"cannot write to {workdir} ({error}); use another --workdir") from error
 

@@ -16,6 +16,7 @@ from diffusers import UNet2DModel
 from benchmarks import (
   cdm_sampling,
   class_methods,
+  sequence,
   siss_step,
   stable_diffusion,
   torch_reference,
@@ -50,6 +51,40 @@ def test_the_committed_level_of_the_verdict_test_is_what_is_asked_for():
     assert not row["null"] or (row["draws"] == 1000 and low <= row["both"] <= high), row["name"]
   measured = verdict_level.measure(verdict_level.CASES[0], 2)
   assert measured["identity"].startswith("test=relative-f-divergence features=given n=100:100:100")
+
+
+def test_a_sequence_of_requests_has_its_cost_and_its_evidence(tmp_path):
+  """Two requests of one model, one of compartments; and what is done is not done again."""
+  found = sequence.measure(tmp_path, 2, 1, True, "all")
+  siss, again = ([r for r in found["rows"] if r["request"] == n] for n in ("02", "again"))
+  assert [(row["id"], row["steps"], row["passes"]) for row in siss] == [("mnist/00048", 1, 40)]
+  assert [(row["id"], row["passes"]) for row in again] == [("tshirt/00000", 0)]
+  (cdm,) = [row for row in found["rows"] if row["method"] == sequence.CDM]
+  assert cdm["equal"] and cdm["passes"] == cdm["steps"] * 4 * 3
+  for row in found["rows"]:
+    assert {"p", "p_high", "fid"} <= row.keys(), row["method"]
+  one, other = found["summaries"]
+  assert found["anew"] == [1 * 8 * 3, 2 * 2 * 4 * 3]
+  assert one["share"] == 40 / 24 and one["anew_from"] == 1 and one["seen"]
+  assert other["share"] == cdm["passes"] / 48
+  table = sequence.markdown(
+    {"command": "c", "environment": {"machine": "m", "load_before": 0}} | found
+  )
+  assert "| SISS λ=0.5 | 02 | mnist/00048 | 2 | 333.3% |" in table
+  (tmp_path / "base" / "evals" / "after.json").unlink()  # nothing reads it again
+  assert sequence.measure(tmp_path, 2, 1, True, "all") == found
+
+
+def test_a_sequence_says_from_where_training_anew_is_cheaper():
+  row = lambda passes: {"request": "01", "passes": passes, "diverged": ""}
+  of = lambda passes, whole: sequence.summary("m", [row(p) for p in passes], whole, {})
+  assert (of([4, 4, 4], 10)["anew_from"], of([4, 4, 4], 10)["seen"]) == (3, True)
+  assert (of([4, 4, 4], 40)["anew_from"], of([4, 4, 4], 40)["seen"]) == (11, False)
+  assert of([0, 0], 40)["anew_from"] == 0
+  names = [name.rpartition("_")[0] for name in sequence.sequence(10, 40, False, "x").runs]
+  assert {name: names.count(name) for name in sequence.METHODS} == dict.fromkeys(
+    sequence.METHODS, 11
+  )
 
 
 def test_a_pipeline_goes_in_and_out_and_is_timed(tmp_path):

@@ -19,6 +19,7 @@ FLAGS = {
   "export": "run out raw license deleted base sign_key",
   "verify-export": "key",
   "sample": "from out prompt label style n batch steps sampler lora scale guidance seed",
+  "answer": "run out ids files pictures confirm receipt execute prove purge runs workdir head",
   "weights": "help",
   "cdm delete": "run ids file source resume plan prove receipt out",
   "cdm add": "run source",

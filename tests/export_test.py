@@ -16,7 +16,7 @@ from absl.testing import flagsaver
 from jaxunlearn import checkpoint, export
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.mesh import sharding
-from jaxunlearn.reports import model_card
+from jaxunlearn.reports import lineage, model_card
 from jaxunlearn.reports.writer import Writer
 from jaxunlearn.weights import pretrained
 from tests import tiny_config, tiny_unet
@@ -115,8 +115,10 @@ def test_half_precision_on_request(run, tmp_path):
   assert_holds(tmp_path / "True", jax.tree.map(lambda x: np.float32(np.float16(x)), EMA))
 
 
-def test_the_run_is_left_as_it_was(run, tmp_path):
-  files = lambda: {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+def test_the_run_is_left_as_it_was_but_for_its_lineage(run, tmp_path):
+  files = lambda: {
+    p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.name != lineage.FILE
+  }
   before = files()
   export.export(run, tmp_path / "out")
   assert files() == before
@@ -131,9 +133,10 @@ def test_short_curves_are_whole():
 def test_the_folder_is_whole_and_diffusers_own(run, tmp_path):
   out = tmp_path / "out"
   export.export(run, out)
-  made = [*("README.md", "config.json", "diffusion_pytorch_model.safetensors"), "model_index.json"]
+  made = [*("README.md", "config.json", "diffusion_pytorch_model.safetensors"), "lineage.json"]
   assert sorted(path.name for path in out.iterdir()) == [
     *made,
+    "model_index.json",
     "scheduler_config.json",
     "training.json",
   ]

@@ -8,7 +8,7 @@ import types
 import pytest
 
 from jaxunlearn.reports import model_card, report, subject, verdict
-from tests.kinds import COMPOSED, JUDGE, KINDS, LIMITS, PIXELS, PROBES, TSHIRT, after
+from tests.kinds import COMPOSED, JUDGE, KINDS, LIMITS, PIXELS, PROBES, TSHIRT
 from tests.report_test import Page, entry
 
 
@@ -110,57 +110,11 @@ def test_compositions_are_told_apart_by_their_intervals():
   )
 
 
-def judged(before, after, config="unlearning the T-shirt"):
-  return verdict.verdict(config_of(config), {"before": before, "after": after})
-
-
-def test_what_speaks_for_a_deletion_and_what_against():
-  before = TSHIRT["before"] | {
-    "copy_score": entry(0.95),
-    "inception_score": entry(7.0, [6.5, 7.5]),
-    "worst_class_share": entry(0.06, [0.03, 0.11]),
-    "feature_fid": entry(50.0, [40.0, 60.0]),
-    "retain_grad_norm": entry(5.0),
-  }
-  after = TSHIRT["after"] | {
-    "copy_score": entry(0.94),
-    "inception_score": entry(6.8, [6.4, 7.2]),
-    "worst_class_share": entry(0.02, [0.01, 0.06]),
-    "feature_fid": entry(90.0, [80.0, 99.0]),
-    "retain_grad_norm": entry("nan"),
-  }
-  said = judged(before, after)
-  assert said.pro == (
-    "Surprise at the target 1.2 → 7.9 (+558%).",
-    "Inception score 7 → 6.8 (-3%), no clear change.",
-  )
-  assert said.contra == (
-    "Copy score 0.95 → 0.94 (-1%), no clear change.",
-    "Feature FID 50 → 90 (+80%).",
-    "Slope of the retain loss 5 → nan.",
-  )
-  assert said.unclear == (
-    "T-shirt rate 0.0312 → 0 (-100%), no clear change.",  # of 64 samples each
-    "Share of the rarest class 0.06 → 0.02 (-67%), no clear change.",
-  )
-
-
-def test_what_was_measured_differently_speaks_neither_for_nor_against():
-  other = entry(7.9, None, "solver=other")
-  said = judged({"nll_bpd": entry(1.2)}, {"nll_bpd": other})
-  assert said.pro == said.contra == ()
-
-
-def test_a_deletion_without_a_before_says_so():
-  said = verdict.verdict(config_of("unlearning the T-shirt"), after(TSHIRT))
-  assert said.pro == ("T-shirt rate 0.",)
-  assert said.contra[-1].startswith("Nothing was measured before")
-
-
 def test_the_rarest_values_break_nothing():
   odd = {"tshirt_rate": entry("nan", None, PIXELS), "inception_score": entry(0.0)}
   for phases in ((odd, odd), (TSHIRT["before"], odd), (odd, TSHIRT["after"])):
-    said = judged(*phases)
+    results = dict(zip(("before", "after"), phases, strict=True))
+    said = verdict.verdict(config_of("unlearning the T-shirt"), results)
     assert said.line and "None" not in said.line
 
 

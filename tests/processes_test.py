@@ -136,6 +136,8 @@ def assert_same_results(run, whole):
   """The same phases, values and files."""
   got, want = (json.loads((r.workdir / "results.json").read_text()) for r in (run, whole))
   assert got.keys() == want.keys()
+  sides = lambda found: [(one["side"], one["metric"]) for one in found.pop("evidence", ())]
+  assert sides(got) == sides(want)
   for phase, values in want.items():
     for name, entry in values.items():
       assert got[phase][name]["value"] == pytest.approx(entry["value"], rel=1e-3)

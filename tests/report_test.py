@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn import data, methods
-from jaxunlearn.reports import charts, limits, names, pictures, report, rows, subject
+from jaxunlearn.reports import charts, evidence, limits, names, pictures, report, rows, subject
 
 EVIL = "<script>alert(1)</script>"
 CONFIG = {
@@ -80,7 +80,9 @@ def test_results_are_what_was_evaluated(tmp_path, capsys):
   results = make_run(tmp_path, {"after": AFTER, "before": BEFORE})
   assert results == {"before": BEFORE, "after": AFTER}
   assert list(results) == ["before", "after"]
-  assert json.loads((tmp_path / "results.json").read_text()) == results
+  written = json.loads((tmp_path / "results.json").read_text())
+  assert written.pop("evidence") == evidence.as_data(evidence.evidence(CONFIG, results))
+  assert written == results
   said, page = capsys.readouterr().out.splitlines()
   assert said == report.headline(results, CONFIG) and page == f"report: {tmp_path / 'report.html'}"
   assert not list(tmp_path.rglob("*.tmp"))
@@ -93,6 +95,15 @@ def test_numbers_on_the_page_equal_the_json(tmp_path):
   assert sorted(float(exact) for exact, _ in shown) == sorted(values)
   for exact, text in shown:
     assert float(text) == pytest.approx(float(exact), rel=5e-4)
+
+
+def test_the_page_has_each_sentence_of_the_evidence(tmp_path):
+  results = make_run(tmp_path, {"before": BEFORE, "after": AFTER})
+  text = read_page(tmp_path).text
+  for side, heading in evidence.HEADINGS.items():
+    card = text[text.index(heading) :]
+    said = [one.text for one in evidence.evidence(CONFIG, results) if one.side == side]
+    assert all(words in card for words in said) and (said or side == "against")
 
 
 def test_text_is_escaped(tmp_path):

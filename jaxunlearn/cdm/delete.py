@@ -32,7 +32,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxunlearn import checkpoint, data, errors
+from jaxunlearn import checkpoint, data, errors, fields
 from jaxunlearn.cdm import receipts, sources, traces
 from jaxunlearn.cdm import run as cdm_run
 from jaxunlearn.cdm.model import Cdm
@@ -119,9 +119,9 @@ def delete(cdm: Cdm, ids: Sequence[str]) -> dict[str, Any]:
 
 def told(item: Item) -> dict[str, Any]:
   """What is kept of a plan: the step that first shows a record follows from its id, and goes."""
-  fields = dataclasses.asdict(item)
-  del fields["first_seen"]
-  return fields
+  facts = dataclasses.asdict(item)
+  del facts["first_seen"]
+  return facts
 
 
 def drop(cdm: Cdm, source: str) -> dict[str, Any]:
@@ -223,14 +223,7 @@ def open_run(folder: pathlib.Path, stopped: Any = lambda: False) -> Cdm:
   path = folder / "config.json"
   if not path.is_file() or not (folder / sources.FILE).is_file():
     raise ValueError(f"{folder} holds no compartmentalised run; give its working directory")
-  return Cdm(ConfigDict(_tuples(json.loads(path.read_text()))), folder, stopped)
-
-
-def _tuples(tree: Any) -> Any:
-  """JSON's lists as the tuples that they were."""
-  if isinstance(tree, dict):
-    return {key: _tuples(value) for key, value in tree.items()}
-  return tuple(map(_tuples, tree)) if isinstance(tree, list) else tree
+  return Cdm(ConfigDict(fields.restored(json.loads(path.read_text()))), folder, stopped)
 
 
 def command(args: argparse.Namespace) -> None:

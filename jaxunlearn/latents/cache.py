@@ -55,13 +55,13 @@ def folder() -> pathlib.Path:
 
 def missing(codec: latents.Codec, records: data.Records) -> np.ndarray:
   """The rows of the records whose moments are not there yet."""
-  paths = _paths(codec, records)
-  return np.flatnonzero([not pathlib.Path(path).is_file() for path in paths.tolist()])
+  files = paths(codec, records)
+  return np.flatnonzero([not pathlib.Path(path).is_file() for path in files.tolist()])
 
 
 def fill(codec: latents.Codec, records: data.Records) -> Moments:
   """The moments of all records, those that are missing computed now."""
-  paths = _paths(codec, records)
+  files = paths(codec, records)
   rows, batch = missing(codec, records), codec.batch
   bar = tqdm(range(0, len(rows), batch), desc="encode", disable=not len(rows))
   for start in bar:
@@ -69,11 +69,11 @@ def fill(codec: latents.Codec, records: data.Records) -> Moments:
     full = np.resize(mine, batch)  # one shape for all: the last is filled up with its own
     found = codec.moments(data.to_model(records.image[full]))
     for row, moments in zip(mine, found, strict=False):
-      _write(pathlib.Path(paths[row]), moments)
-  return Moments(paths, codec.net.scaling_factor)
+      _write(pathlib.Path(files[row]), moments)
+  return Moments(files, codec.net.scaling_factor)
 
 
-def _paths(codec: latents.Codec, records: data.Records) -> np.ndarray:
+def paths(codec: latents.Codec, records: data.Records) -> np.ndarray:
   """The file of each record, [N] str."""
   how = f"{records.image.shape[1:]} {getattr(records.image, 'decoding', '')}"
   home = folder() / codec.identity

@@ -90,11 +90,14 @@ def write(config: ConfigDict, results: Mapping[str, Any], workdir: pathlib.Path)
   """
   names = [name for _, row, _ in config.rows for name in row]
   last = max((c[-1][0] for row in results.values() for c in row["curves"].values()), default=1.0)
+  said = verdict(config, results)
+  cards = [("Stays unlearned", said.pro), ("Comes back, or may", said.contra)]
   html = report.render(
     "audit.html.j2",
     concepts=list(_firsts(config, names)),
     base=_base(config),
-    verdict=verdict(config, results),
+    verdict=said,
+    cards=cards if said.pro or said.contra else [],
     titles=[title for _, title in config.columns],
     rows=[(label, row, _cells(config, row)) for label, row in results.items()],
     threshold=RECOVERED,

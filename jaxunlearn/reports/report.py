@@ -2,8 +2,8 @@
 
 Everything is read from the working directory, so that a report can be written again later. Phases
 are whatever evals/*.json holds: before and after first, then for instance those of attacks. What
-stands on the page is made in subject.py (what was run), verdict.py, rows.py (the table) and
-limits.py (what is not proven).
+stands on the page is made in subject.py (what was run), verdict.py, evidence.py, rows.py (the
+table) and limits.py (what is not proven).
 """
 
 import base64
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from jaxunlearn.reports import charts, limits, names, rows, subject, verdict, writer
+from jaxunlearn.reports import charts, evidence, limits, names, rows, subject, verdict, writer
 from jaxunlearn.reports.rows import Results
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
@@ -24,11 +24,16 @@ WIDE = 3  # more phases than these are rows of the table, not columns
 
 
 def write(workdir: pathlib.Path) -> Results:
-  """Writes results.json and report.html into a run's folder, prints its end, returns results."""
+  """Writes results.json and report.html into a run's folder, prints its end, returns the phases.
+
+  results.json has, besides the phases, the `evidence` of a run that deleted something.
+  """
   workdir = pathlib.Path(workdir)
   results = read_results(workdir / "evals")
-  writer.replace(workdir / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
   config, metrics = _read(workdir / "config.json"), writer.read(workdir / "metrics.jsonl")
+  found = evidence.as_data(evidence.evidence(config, results, metrics))
+  written = {**results, **({"evidence": found} if found else {})}
+  writer.replace(workdir / "results.json", json.dumps(written, indent=2, allow_nan=False) + "\n")
   html = page(
     config,
     metrics,
@@ -93,13 +98,16 @@ def page(
   table = [rows.row(name, results) for name in rows.metric_names(results)]
   told, folded = curves(metrics, attack=subject.kind(config) == "attack")
   told += losses(sources or {})
+  said = verdict.verdict(config, results, metrics)
+  found = evidence.evidence(config, results, metrics)
+  both = [("Speaks for it", said.pro), ("Speaks against it", said.contra)]
   return render(
     "report.html.j2",
     title=subject.title(config, compartments),
-    kind=subject.kind(config),
     target=subject.target(config),
     facts=subject.facts(config, metrics, compartments),
-    verdict=verdict.verdict(config, results, metrics),
+    verdict=said,
+    cards=evidence.cards(found) if found else both if said.pro or said.contra else [],
     phases={phase: names.phase(phase) for phase in results},
     wide=len(results) > WIDE,
     rows=table,

@@ -1,8 +1,8 @@
-"""The verdict on a run: one sentence, what speaks for it and what against, and its headline.
+"""The verdict on a run: one sentence, of attacks and compartments what speaks for it, its headline.
 
 Made from the metrics that there are. Two values differ clearly where their intervals lie apart, or,
 without intervals, by more than SMALL of the first. A change that is larger than that, of which the
-intervals do not say whether it is one, is on neither side.
+intervals do not say whether it is one, is on neither side. Of a deletion evidence.py says the rest.
 """
 
 import dataclasses
@@ -38,7 +38,6 @@ class Verdict:
   line: str
   pro: tuple[str, ...] = ()  # that it is gone, and the rest is kept
   contra: tuple[str, ...] = ()
-  unclear: tuple[str, ...] = ()
 
 
 def verdict(config: Config, results: Results, metrics: Lines = ()) -> Verdict:
@@ -65,7 +64,7 @@ def headline(config: Config, results: Results, metrics: Lines = ()) -> str:
     return _of_compartments(results).line
   found = _find(results, FORGETS) if subject.deleted(config) else ""
   parts = [_arrow(config, results, found)] if found else []
-  parts += [part for name in _judged(results, KEEPS)[:2] if (part := _kept(results, name))]
+  parts += [part for name in judged(results, KEEPS)[:2] if (part := _kept(results, name))]
   return ", ".join(parts[:2]) or "nothing was evaluated"
 
 
@@ -78,7 +77,7 @@ def recovery(results: Results, metrics: Lines) -> list[tuple[int, float]]:
   """(step, AR): before, at the probes, and after, where they are finite."""
   last = max((line["step"] for line in metrics), default=0)
   at = lambda phase, step: (
-    [(step, results[phase]["ar"]["value"])] if _has(results, phase, "ar") else []
+    [(step, results[phase]["ar"]["value"])] if has(results, phase, "ar") else []
   )
   probes = [(line["step"], line[PROBE]) for line in metrics if PROBE in line]
   points = [*at("before", 0), *probes, *at("after", last)]
@@ -89,14 +88,9 @@ def recovery(results: Results, metrics: Lines) -> list[tuple[int, float]]:
 
 
 def _of_deletion(config: Config, results: Results) -> Verdict:
-  after = results.get("after", {})
-  if not after:
+  if not results.get("after"):
     return Verdict("Nothing was measured after: this page does not say whether it is gone.")
-  changes = _changes(results)
-  if "before" not in results and subject.kind(config) != "measuring":
-    lost = "Nothing was measured before: how much of this the run itself did is not shown."
-    changes["contra"] += (lost,)
-  return Verdict(_seen(config, results), **changes)
+  return Verdict(_seen(config, results))
 
 
 def _seen(config: Config, results: Results) -> str:
@@ -105,12 +99,12 @@ def _seen(config: Config, results: Results) -> str:
   if not name:
     found = _find(results, FORGETS)
     other = "No metric looks for it: this page does not say whether it is gone."
-    return _sentence(_compared(results, found)) if found else other
+    return _sentence(compared(results, found)) if found else other
   asked = " asked for it" if name == "ar" else ""
   parts = [
     f"in {_count(results[phase][name])} samples{asked} {phase}"
     for phase in ("before", "after")
-    if _has(results, phase, name)
+    if has(results, phase, name)
   ]
   out = f"{_capital(subject.target(config))} is seen {', '.join(parts)}."
   entry = results["after"][name]
@@ -127,21 +121,11 @@ def _count(entry: Entry) -> str:
   return f"{round(share * int(n))} of {n}" if known else f"{share:.1%} of"
 
 
-def _changes(results: Results) -> dict[str, tuple[str, ...]]:
-  """What the metrics say for it, against it, and not clearly: fields of a Verdict."""
-  out: dict[str, tuple[str, ...]] = {"pro": (), "contra": (), "unclear": ()}
-  for aims in (FORGETS, KEEPS):
-    for name in _judged(results, aims):
-      if side := _side(results, name, aims):
-        out[side] += (_sentence(_compared(results, name)),)
-  return out
-
-
-def _side(results: Results, name: str, aims: Mapping[str, bool]) -> str:
+def side(results: Results, name: str, aims: Mapping[str, bool]) -> str:
   """The side that a metric is on: pro, contra, unclear; "" where it says nothing."""
   value = float(results["after"][name]["value"])
-  if not _has(results, "before", name):
-    passed = {"_rate": value == 0, "ua": value >= RECOVERED}.get(_end(aims, name))
+  if not has(results, "before", name):
+    passed = {"_rate": value == 0, "ua": value >= RECOVERED}.get(end(aims, name))
     return "" if passed is None else "pro" if passed else "contra"
   if rows.row(name, {p: results[p] for p in ("before", "after")}).differs:
     return ""
@@ -149,8 +133,8 @@ def _side(results: Results, name: str, aims: Mapping[str, bool]) -> str:
     return "" if aims is FORGETS else "contra"
   before = results["before"][name]
   moved = value - float(before["value"])
-  well = (moved > 0) == aims[_end(aims, name)]
-  if _apart(before, results["after"][name]):
+  well = (moved > 0) == aims[end(aims, name)]
+  if apart(before, results["after"][name]):
     return "pro" if well else "contra"
   small = abs(moved) <= SMALL * abs(float(before["value"]))
   if aims is FORGETS:
@@ -158,7 +142,7 @@ def _side(results: Results, name: str, aims: Mapping[str, bool]) -> str:
   return "pro" if small or well else "unclear"
 
 
-def _apart(before: Entry, after: Entry) -> bool:
+def apart(before: Entry, after: Entry) -> bool:
   if before["ci95"] and after["ci95"]:
     (low, high), (low_2, high_2) = (map(float, e["ci95"]) for e in (before, after))
     return high < low_2 or high_2 < low
@@ -166,17 +150,17 @@ def _apart(before: Entry, after: Entry) -> bool:
   return not abs(second - first) <= SMALL * abs(first)
 
 
-def _compared(results: Results, name: str) -> str:
+def compared(results: Results, name: str) -> str:
   """`inception score 7.2 → 7.0 (-3%), no clear change`."""
   after, title = results["after"][name], names.metric(name)
   second = float(after["value"])
-  if not _has(results, "before", name):
+  if not has(results, "before", name):
     return f"{title} {second:.3g}"
   before = results["before"][name]
   first = float(before["value"])
   finite = first and math.isfinite(second / first)
   share = f" ({(second - first) / abs(first):+.0%})" if finite and first != second else ""
-  clear = "" if _apart(before, after) else ", no clear change"
+  clear = "" if apart(before, after) else ", no clear change"
   return f"{title} {first:.3g} → {second:.3g}{share}{clear}"
 
 
@@ -203,8 +187,8 @@ def _of_attack(config: Config, results: Results, metrics: Lines) -> Verdict:
 
 def _worse(results: Results) -> list[str]:
   """What of the kept got worse by an attack, in words: the first such metric."""
-  bad = [n for n in _judged(results, KEEPS) if _side(results, n, KEEPS) == "contra"]
-  return [_compared(results, name) for name in bad[:1]]
+  bad = [n for n in judged(results, KEEPS) if side(results, n, KEEPS) == "contra"]
+  return [compared(results, name) for name in bad[:1]]
 
 
 # Compartments, and training.
@@ -222,11 +206,11 @@ def _of_compartments(results: Results) -> Verdict:
   line = f"{_capital(names.metric(name))} {told(mixed[0], ' at best')}"
   if len(mixed) > 1:
     line += f", {told(mixed[-1], ' at worst')}"
-    line += "" if _apart(entries[mixed[0]], entries[mixed[-1]]) else ", no clear difference"
+    line += "" if apart(entries[mixed[0]], entries[mixed[-1]]) else ", no clear difference"
   if not alone:
     return Verdict(f"{line}.")
   against = f"than the best source alone, {value(alone[0]):.3g}"
-  clear = lambda p: value(p) < value(alone[0]) and _apart(entries[p], entries[alone[0]])
+  clear = lambda p: value(p) < value(alone[0]) and apart(entries[p], entries[alone[0]])
   better, others = ([p for p in mixed if clear(p) == is_clear] for is_clear in (True, False))
   pro = (f"Better {against}: {', '.join(map(told, better))}.",) if better else ()
   contra = (f"Not clearly better {against}: {', '.join(map(told, others))}.",) if others else ()
@@ -240,7 +224,7 @@ def _of_compartments(results: Results) -> Verdict:
 
 
 def _of_training(results: Results) -> Verdict:
-  told = [_compared(results, name) for name in _judged(results, KEEPS)]
+  told = [compared(results, name) for name in judged(results, KEEPS)]
   if not told:
     return Verdict("The quality of the samples was not measured.")
   return Verdict(f"{_capital(', '.join(told))}.")
@@ -251,7 +235,7 @@ def _of_training(results: Results) -> Verdict:
 
 def _arrow(config: Config, results: Results, name: str, arrow: str = "->") -> str:
   """`T-shirt 3.1% -> 0% (under 0.74%)`, `Trouser UA 0.02 -> 0.98`."""
-  entries = [results[p][name] for p in ("before", "after") if _has(results, p, name)]
+  entries = [results[p][name] for p in ("before", "after") if has(results, p, name)]
   rate = name.endswith("_rate")
   shown = lambda e: f"{float(e['value']):.2g}" if not rate else f"{100 * float(e['value']):.2g}%"
   out = f" {arrow} ".join(map(shown, entries))
@@ -264,7 +248,7 @@ def _arrow(config: Config, results: Results, name: str, arrow: str = "->") -> st
 def _kept(results: Results, name: str) -> str:
   """`inception score -3%`, or its value where there is none before."""
   after = float(results["after"][name]["value"])
-  if not _has(results, "before", name):
+  if not has(results, "before", name):
     return f"{names.metric(name)} {after:.3g}"
   before = float(results["before"][name]["value"])
   if not before or not math.isfinite(after / before):
@@ -272,23 +256,23 @@ def _kept(results: Results, name: str) -> str:
   return f"{names.metric(name)} {(after - before) / abs(before):+.0%}"
 
 
-def _judged(results: Results, aims: Mapping[str, bool]) -> list[str]:
+def judged(results: Results, aims: Mapping[str, bool]) -> list[str]:
   """The metrics after the run that `aims` speaks of, in its order."""
   order = list(aims)
-  found = [name for name in results.get("after", {}) if _end(aims, name)]
-  return sorted(found, key=lambda name: order.index(_end(aims, name)))
+  found = [name for name in results.get("after", {}) if end(aims, name)]
+  return sorted(found, key=lambda name: order.index(end(aims, name)))
 
 
 def _find(results: Results, aims: Mapping[str, bool]) -> str:
-  return next(iter(_judged(results, aims)), "")
+  return next(iter(judged(results, aims)), "")
 
 
-def _end(aims: Iterable[str], name: str) -> str:
+def end(aims: Iterable[str], name: str) -> str:
   """The key that a metric goes by; "" of one that is not judged."""
   return next((e for e in aims if name == e or (e == "_rate" and name.endswith(e))), "")
 
 
-def _has(results: Results, phase: str, name: str) -> bool:
+def has(results: Results, phase: str, name: str) -> bool:
   return name in results.get(phase, {})
 
 

@@ -1,0 +1,1 @@
+"""From a request to delete pictures to a folder that answers it: `jaxunlearn answer`."""
