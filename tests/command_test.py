@@ -19,6 +19,7 @@ FLAGS = {
   "export": "run out raw license deleted base sign_key",
   "verify-export": "key",
   "sample": "from out prompt label style n batch steps sampler lora scale guidance seed",
+  "memorised": "from prompts out n steps scale seed by references radius sscd vary few lora",
   "weights": "help",
   "cdm delete": "run ids file source resume plan prove receipt out",
   "cdm add": "run source",
