@@ -1,6 +1,6 @@
 """What Stable Diffusion memorised, found and deleted at full size on this machine: time, memory.
 
-  python -m benchmarks.sd_cpu --out=results     (hours on 2 idle cores, 16 GiB)
+  python -m benchmarks.sd_cpu --out=results     (an hour or two on 2 idle cores, 16 GiB: estimates)
 
 Weights are random: neither time nor memory depends on them. diffusers saves a pipeline of version
 1's configs; each command of docs/stable_diffusion.md runs on it in a process of its own, with few
