@@ -166,6 +166,10 @@ class Evaluation:
       pictures.write_phase(folder, phase, task.samples, task.target)
       return
     pictures.write_conditions(folder, phase, task.samples, task.c, task.of_concept)
+    if len(task.target) and task.split:
+      few = np.asarray(task.samples[: pictures.SHOWN // 2])
+      partners = pictures.beside(few, (task.split.kept, task.split.deleted))
+      pictures.write_pairs(folder, phase, few, partners, task.target)
     if self._setup.config.eval.keep:
       arrays = io.BytesIO()
       np.savez_compressed(arrays, image=data.to_pixels(task.samples), c=task.c)

@@ -84,6 +84,13 @@ RULES: Mapping[str, Any] = {
   "eval.membership_kept": ranges.Count,
   "eval.membership_deleted": ranges.Count,
   "eval.membership_heldout": ranges.Count,
+  "eval.prompt_noises": ranges.Count,
+  "eval.prompt_steps": ranges.Count,
+  "eval.clip_iqa_weights": str,
+  "eval.clip_weights": str,
+  "eval.memorised_by": tuple,
+  "eval.memorised_file": str,
+  "eval.memorised_sscd": ranges.Share,
 }
 # Of a config of sources besides.
 SOURCES: Mapping[str, Any] = {
@@ -127,7 +134,8 @@ AUTOENCODER_GROUPS: Mapping[str, Any] = {
   "loss": loss.Loss,
 }
 FREE = {"streams", "scheduler"}  # checked apart; an export's own words
-LISTS = ("runs", "rows", "columns", "published", "out", "attacks")  # of a config that lists runs
+# Of a config that lists runs.
+LISTS = ("runs", "rows", "columns", "published", "out", "attacks", "success")
 
 
 def check(config: ConfigDict) -> None:

@@ -20,6 +20,7 @@ FLAGS = {
   "verify-export": "key",
   "sample": "from out prompt label style n batch steps sampler lora scale guidance seed",
   "answer": "run out ids files pictures confirm receipt execute prove purge runs workdir head",
+  "memorised": "from prompts out n steps scale seed by references radius sscd vary few lora",
   "weights": "help",
   "cdm delete": "run ids file source resume plan prove receipt out",
   "cdm add": "run source",

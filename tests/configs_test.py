@@ -33,9 +33,12 @@ PIPELINES = (
   "audit_fashion",
   "audit_emoji",
   "table_cdm",
+  "table_siss_sd",
+  "table_little_sd",
 )
 AUTOENCODERS = ("pretrain_little_vae",)  # tests/latents_test.py steps one
-OF_THE_USER = ("siss_folder",)  # tests/your_model_test.py runs it
+# On what another command made: tests/your_model_test.py runs one, tests/siss_sd_test.py the others.
+OF_THE_USER = ("siss_folder", "siss_sd", "siss_little_sd")
 FULL = re.compile(r".*_(cifar10|canvas)_full")  # tests/full_configs_test.py steps them
 TEXT = ("pretrain_little_sd",)  # on what another run made; tests/text_to_image_test.py runs one
 OTHERS = PIPELINES + AUTOENCODERS + TEXT

@@ -174,7 +174,9 @@ def test_the_networks_are_of_the_papers_size(name, parameters):
 FULL = sorted(path.stem for path in CONFIGS.glob("*_full.py"))
 
 
-@pytest.mark.parametrize("name", [*FULL, "siss_celeba", "siss_celeba_sequence", "pretrain_uvit_64"])
+@pytest.mark.parametrize(
+  "name", [*FULL, "siss_celeba", "siss_celeba_sequence", "siss_sd", "pretrain_uvit_64"]
+)
 def test_a_config_at_full_size_says_how_it_deviates(name):
   doc = importlib.import_module(f"configs.{name}").__doc__
   assert re.search(r"^Deviations\b.*:", doc, re.MULTILINE)

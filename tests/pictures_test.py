@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxunlearn import data
 from jaxunlearn.reports import pictures
 
 RNG = np.random.default_rng(0)
@@ -94,3 +95,19 @@ def test_write_phase_in_colour_without_a_target(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ["after.png"]
   image = Image.open(tmp_path / "after.png")
   assert image.mode == "RGB" and image.size == (3 * 65 - 1, 64)
+
+
+def test_beside_each_sample_stands_the_nearest_training_picture(tmp_path):
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (150, 4, 4, 3), dtype=np.uint8)
+  records = data.Records(np.arange(150).astype(str), image, np.zeros(150, np.int32), ("a",))
+  parts = (records.take(np.arange(100)), records.take(np.arange(100, 150)))
+  samples = data.to_model(image[[3, 120]]) + np.float32(0.01)
+  found = pictures.beside(samples, parts)
+  np.testing.assert_array_equal(data.to_pixels(found), image[[3, 120]])
+  pictures.write_pairs(tmp_path, "after", samples, found, samples[:1])
+  assert {path.name for path in tmp_path.iterdir()} == {
+    "after_pairs.png",
+    "after_nearest.png",
+    "target.png",
+  }

@@ -5,7 +5,8 @@
     cats/0001.txt     beside cats/0001.jpg
 
 Pictures are read as folder.py reads them. The classes of the records are the captions, sorted,
-those of held-out pictures too: equal captions have one number.
+those of held-out pictures too: equal captions have one number. A file of more prompts, one a line,
+adds classes that no picture has, for evaluations to ask for.
 """
 
 import csv
@@ -19,6 +20,7 @@ from absl import logging
 
 from jaxunlearn import data
 from jaxunlearn.data import folder, walk
+from jaxunlearn.data import ids as id_lists
 
 LISTS = ("metadata.jsonl", "metadata.csv")
 NAME = "file_name"
@@ -28,6 +30,7 @@ NAME = "file_name"
 class Source(folder.Source):
   file: str = ""  # the list of captions, .jsonl or .csv; "": one of LISTS, or a .txt beside each
   column: str = "text"  # of the list
+  prompts: str = ""  # a file of more prompts, one a line; "": none
 
   def load(self) -> tuple[data.Records, data.Records]:
     """(training, held-out) records.
@@ -39,12 +42,20 @@ class Source(folder.Source):
     root = pathlib.Path(self.path).expanduser()
     found = self._captions(root, np.concatenate([part.ids for part in parts]).tolist())
     label, classes = folder.numbered([found[name] for part in parts for name in part.ids.tolist()])
+    classes += tuple(text for text in self._more() if text not in classes)
     labels = np.split(label, [len(parts[0])])
     train, heldout = (
       dataclasses.replace(part, label=own, classes=classes, style=None, styles=())
       for part, own in zip(parts, labels, strict=True)
     )
     return train, heldout
+
+  def _more(self) -> list[str]:
+    """The prompts of no picture."""
+    if not self.prompts:
+      return []
+    lines = id_lists.read(pathlib.Path(self.prompts).expanduser(), "data.prompts")
+    return list(dict.fromkeys(" ".join(line.split()) for line in lines))
 
   def _captions(self, root: pathlib.Path, ids: Sequence[str]) -> dict[str, str]:
     """The caption of each id; raises ValueError where some have none."""

@@ -68,6 +68,13 @@ class Options:
   membership_kept: int = 500  # records at most, of those trained on and kept
   membership_deleted: int = 1000  # of those to be forgotten
   membership_heldout: int = 1000  # not trained on; with 999 the smallest p-value is .001
+  prompt_noises: int = 4  # for each prompt, of text_noise and one_step
+  prompt_steps: int = 50  # of DDIM, of text_noise
+  memorised_by: tuple[str, ...] = ("radius",)  # or kmeans, sscd: evals/memorised.py
+  memorised_file: str = ""  # the two clusters, a kmeans.npz that jaxunlearn.memorised wrote
+  clip_iqa_weights: str = ""  # a .safetensors of OpenAI's RN50; "": the one in the cache
+  clip_weights: str = ""  # of the CLIP score: a folder of transformers' CLIPModel
+  memorised_sscd: float = 0.5  # the least cosine of SSCD's descriptors of a copy
 
 
 class Split(NamedTuple):
@@ -120,6 +127,31 @@ class Task:
       return np.zeros(len(self.samples), bool)
     return self.concept.matches(self.c)
 
+  @functools.cached_property
+  def groups(self) -> dict[str, np.ndarray]:
+    """The end of a value's name -> [N] bool, the samples that it is of.
+
+    Of a concept to forget: "" those asked for it, "_kept" the others. Of single pictures: "" those
+    of prompts that the pictures have, "_original" those of prompts that none has. None is empty.
+    """
+    every = np.ones(len(self.samples), bool)
+    if self.c is None:
+      parts = {"": every}
+    elif self.concept is not None:
+      parts = {"": self.of_concept, "_kept": ~self.of_concept}
+    else:
+      own = self._has_pictures if self.split else every
+      parts = {"": own, "_original": ~own}
+    return {name: mask for name, mask in parts.items() if mask.any()}
+
+  @property
+  def _has_pictures(self) -> np.ndarray:
+    """[N] bool: the samples whose condition some record of the run has."""
+    assert self.split is not None and self.c is not None
+    parts = (self.split.kept, self.split.deleted)
+    there = {tuple(row) for p in parts for row in p.conditions.reshape(len(p), -1).tolist()}
+    return np.array([tuple(row) in there for row in self.c.reshape(len(self.c), -1).tolist()])
+
   @property
   def concept_name(self) -> str:
     """The class or style to forget; "" where there is none."""
@@ -154,6 +186,13 @@ class Task:
     return " ".join(fact for fact in self.identity.split() if fact.startswith(facts))
 
   @property
+  def subject_identity(self) -> str:
+    """What is to be forgotten: a concept, or pictures."""
+    if self.concept is not None:
+      return f"concept={self.concept_name.replace(' ', '-')}"
+    return self.target_identity
+
+  @property
   def samples_identity(self) -> str:
     """How the samples were made, and which are left out as those to forget."""
     if self.concept is not None:
@@ -169,6 +208,18 @@ def identity(**facts: Any) -> str:
 def fingerprint(images: np.ndarray) -> str:
   """`COUNT:HASH` of a set of images."""
   return f"{len(images)}:{hashlib.sha256(images.tobytes()).hexdigest()[:8]}"
+
+
+def prompt_noise(task: Task, metric: str) -> jax.Array:
+  """[n, ...] noises of the shape that the model sees, the same for every prompt."""
+  seen = task.codec.seen(task.samples.shape[1:])
+  return jax.random.normal(task.key(metric), (task.options.prompt_noises, *seen))
+
+
+def prompt_identity(task: Task, prompts: int, **facts: Any) -> str:
+  """The identity of a score of so many prompts."""
+  own = identity(prompts=prompts, noises=task.options.prompt_noises, **facts)
+  return f"{own} {task.subject_identity} {task.model_identity}"
 
 
 CHOICES = plugins.Group(__name__, "metric", "evaluate", HELPERS)

@@ -15,6 +15,7 @@ one position, and without resizing GeM has nothing to pool: compare small pictur
 
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ from jaxunlearn.weights import extractors
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet, in [0, 1]
 STD = np.array([0.229, 0.224, 0.225], np.float32)
+BATCH = 16  # images described at a time, of many
 
 
 class Protocol(NamedTuple):
@@ -75,6 +77,25 @@ def similarity(
   images = np.concatenate([np.asarray(target)[:, None], np.asarray(restored)], axis=1)
   d = np.stack([resnet.describe(params, prepare(part, short_side)) for part in images])
   return np.einsum("kd,knd->kn", d[:, 0], d[:, 1:])
+
+
+def describer(
+  path: str, short_side: int | None = None
+) -> Callable[[Float[np.ndarray, "N H W C"]], Float[np.ndarray, "N D"]]:
+  """Images in [-1, 1] -> descriptors of length 1, by the weights at `path` or the cached ones.
+
+  Raises:
+    ValueError: the weights are not there or not readable.
+  """
+  params, _ = _load(extractors.SSCD.find(path))
+
+  def describe(images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N D"]:
+    parts = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
+    return np.concatenate(
+      [np.asarray(resnet.describe(params, prepare(p, short_side))) for p in parts]
+    )
+
+  return describe
 
 
 def prepare(

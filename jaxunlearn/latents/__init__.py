@@ -38,6 +38,10 @@ class Pixels:
     """Of the pictures, where the network sees arrays of the shape `seen`."""
     return seen
 
+  def seen(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What the network sees of pictures of that shape."""
+    return shape
+
   def encode(self, images: np.ndarray) -> np.ndarray:
     return images
 
@@ -65,6 +69,11 @@ class Codec:
         f"{self.net.latent_channels}; name that of the model"
       )
     return (height * self.net.factor, width * self.net.factor, self.net.out_channels)
+
+  def seen(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of the latents of pictures of that shape."""
+    height, width, _ = shape
+    return (height // self.net.factor, width // self.net.factor, self.net.latent_channels)
 
   def moments(self, images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N h w z2"]:
     """Mean and log variance side by side of the latents of images in [-1, 1], not scaled."""

@@ -11,7 +11,16 @@ from jaxunlearn.inputs import plugins
 
 # Modules that are no noise predictor of images under conditions.
 HELPERS = (
-  *("attention", "classifier", "clip", "inception", "predictor", "resnet", "text_unet"),
+  *(
+    "attention",
+    "classifier",
+    "clip",
+    "clip_resnet",
+    "inception",
+    "predictor",
+    "resnet",
+    "text_unet",
+  ),
   *("unet_blocks", "vae"),
 )
 CHOICES = plugins.Group(__name__, "model", "Net", HELPERS)

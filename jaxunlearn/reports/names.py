@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+ENDS = {"": "", "_original": ", by the original prompt", "_kept": ", by kept prompts"}
+WAYS = {"kmeans": "k-means", "radius": "radius", "sscd": "SSCD"}
 THINGS = {"tshirt": "T-shirt", "t-shirt": "T-shirt", "target": "the target"}
 METHODS = {
   "denoising": "denoising loss",
@@ -72,6 +74,25 @@ METRICS = {
   "class_confidence": ("class confidence", "mean certainty of the classifier about each class"),
   "network_evaluations": ("network evaluations", "forward passes for one sample"),
   "parameters": ("parameters", "of all networks of this composition"),
+}
+# Of a group of prompts each, whose words stand at the end of its name.
+OF_PROMPTS = {
+  "text_noise": ("text noise", "how far the prompt moves the noise: high where it is memorised"),
+  "text_noise_first": ("text noise, first step", "the same, at the first step alone"),
+  "one_step": ("one-step score", "certainty at the first look: high where it is memorised"),
+  "typical_share": ("typical share", "share of samples that look like real pictures: should stay"),
+  "sscd_mean": ("SSCD, samples", "how like a picture to forget samples are: falls when forgotten"),
+  "clip_iqa": ("CLIP-IQA", "quality of the samples, from 0 to 1: should stay"),
+  "clip_score": ("CLIP score", "how well the samples fit their prompts: should stay"),
+}
+METRICS |= {
+  f"{name}{end}": (f"{title}{words}", meaning)
+  for name, (title, meaning) in OF_PROMPTS.items()
+  for end, words in ENDS.items()
+} | {
+  f"memorised_{way}{end}_rate": (f"memorised by {told}{words}", METRICS["_rate"][1])
+  for way, told in WAYS.items()
+  for end, words in ENDS.items()
 }
 # The beginning of a group of metrics -> the heading that it stands under, and a note.
 SECTIONS = {
@@ -155,9 +176,11 @@ def phase(name: str) -> str:
 def metric(name: str) -> str:
   """`T-shirt rate` of `tshirt_rate`; of a group, `class_share/7`, the group's."""
   name = name.rpartition("/")[0] or name
+  if name in METRICS:
+    return METRICS[name][0]
   if name.endswith("_rate"):
     return f"{thing(name.removesuffix('_rate')).removeprefix('the ')} rate"
-  return METRICS[name][0] if name in METRICS else spaced(name)
+  return spaced(name)
 
 
 def section(group: str) -> tuple[str, str]:

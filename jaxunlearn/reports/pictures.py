@@ -1,6 +1,7 @@
 """Pictures for people to look at: grids of samples, and the samples nearest to the target."""
 
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -9,6 +10,7 @@ from PIL import Image
 from jaxunlearn import data
 
 COLUMNS, SHOWN = 8, 64
+CHUNK = 64  # training pictures compared at a time
 
 
 def grid(
@@ -69,6 +71,38 @@ def write_conditions(
     write_grid(folder / f"{phase}.png", samples[~asked][np.concatenate(rows)], columns)
   if asked.any():
     write_grid(folder / f"{phase}_asked.png", samples[asked][: 2 * COLUMNS])
+
+
+def write_pairs(
+  folder: pathlib.Path,
+  phase: str,
+  samples: Float[np.ndarray, "N H W C"],
+  partners: Float[np.ndarray, "N H W C"],
+  target: Float[np.ndarray, "M H W C"],
+) -> None:
+  """{phase}_pairs.png, each sample with its partner; {phase}_nearest.png; target.png."""
+  folder.mkdir(parents=True, exist_ok=True)
+  both = np.stack([samples, partners], axis=1).reshape(-1, *samples.shape[1:])
+  write_grid(folder / f"{phase}_pairs.png", both[:SHOWN])
+  write_grid(folder / f"{phase}_nearest.png", nearest(samples, target))
+  write_grid(folder / "target.png", target[:COLUMNS])
+
+
+def beside(
+  samples: Float[np.ndarray, "N H W C"], parts: Sequence[data.Records]
+) -> Float[np.ndarray, "N H W C"]:
+  """The picture of the records that is nearest by pixel L2 to each sample; black for NaN."""
+  flat = samples.reshape(len(samples), -1)
+  out, best = np.full_like(samples, -1), np.full(len(samples), np.inf)
+  for pixels in (pixels for part in parts for pixels in part.chunks(CHUNK)):
+    images = data.to_model(pixels)
+    others = images.reshape(len(images), -1)
+    far = (others**2).sum(axis=1) - 2 * flat @ others.T  # and what all have in common
+    place = far.argmin(axis=1)
+    found = far[np.arange(len(flat)), place]
+    better = found < best
+    out[better], best[better] = images[place[better]], found[better]
+  return out
 
 
 def write_one(path: pathlib.Path, image: Float[np.ndarray, "H W C"]) -> None:

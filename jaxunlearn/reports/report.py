@@ -150,9 +150,15 @@ def shown(phases: Sequence[str], pictures: Mapping[str, str], target: str) -> li
     "From the same noise: a picture and the one at its place in another grid differ by the model "
     "alone."
   )
+  near = (
+    "Nearest by pixel distance, among the pictures of this run: those to delete and those kept."
+  )
   parts = (
     Shown(f"Samples asked for {target}", same, asked),
     Shown("Samples of what is kept" if asked else "Samples", same, others),
+    Shown(
+      "Each sample, and at its right the training picture nearest to it", near, there("_pairs")
+    ),
   )
   return [part for part in parts if part.pictures]
 

@@ -67,7 +67,7 @@ def sscd(state: Mapping[str, np.ndarray]) -> Any:
     ValueError: a weight is missing, left over, or of another shape.
   """
   params = {
-    _sscd_name(name, value): np.ascontiguousarray(value.transpose(_TO_FLAX[value.ndim]), np.float32)
+    resnet_name(name, value): to_flax(value)
     for name, value in state.items()
     if not name.endswith(_COUNTER)
   }
@@ -100,7 +100,13 @@ def _folded(state: Mapping[str, np.ndarray], layer: str) -> dict[str, np.ndarray
   return {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
 
 
-def _sscd_name(name: str, value: np.ndarray) -> str:
+def to_flax(value: np.ndarray) -> np.ndarray:
+  """PyTorch's kernel or vector in our layout, float32."""
+  return np.ascontiguousarray(value.transpose(_TO_FLAX[value.ndim]), np.float32)
+
+
+def resnet_name(name: str, value: np.ndarray) -> str:
+  """The name of a ResNet's array in ours."""
   for theirs, ours in _SSCD_NAMES:
     name = re.sub(theirs, ours, name)
   return re.sub("weight$", "scale" if value.ndim == 1 else "kernel", name)
