@@ -79,7 +79,11 @@ class Pipeline:
     `scale` is that of guidance as Stable Diffusion counts it: eps_null + scale (eps_c - eps_null).
     """
     net = text_to_image.Net(self.unet, self.text, (len(prompts),))
-    params = {"unet": self.params["unet"], "states": self.states(prompts)}
+    states = self.states(prompts)
+    params = {
+      "unet": self.params["unet"],
+      "states": {"prompts": states[:-1], "empty": states[-1]},
+    }
     apply = self.process.predictor(net.apply)
     eps_fn = jax.tree_util.Partial(apply, jax.tree.map(jnp.asarray, params))
     return guidance.guided(eps_fn, scale - 1)
@@ -179,9 +183,15 @@ def of_newest(run: of_run.Newest) -> Pipeline:
   """The whole model of a run: what it trained, with the parts that it was given.
 
   Raises:
-    ValueError: the model that it began with is not there any more, or has no such part.
+    ValueError: the model that it began with is not there any more, or has no such part; or the run
+      trained the states of its prompts.
   """
   config, net = run.config, run.net
+  if "states" in run.params:
+    raise ValueError(
+      "the run trained the states of its own prompts, for which a pipeline has no place; look at "
+      "its samples, or start another run from it"
+    )
   codec = read_codec(config["codec"]["path"], config["codec"]["batch"])
   return Pipeline(
     unet=net.unet,
@@ -193,6 +203,17 @@ def of_newest(run: of_run.Newest) -> Pipeline:
     scheduler=config["scheduler"],
     params={**run.params, "vae": codec.params},
     folder=layout.locate(config["codec"]["path"]),
+  )
+
+
+def with_token(model: Pipeline, new: Sequence[str], rows: np.ndarray) -> Pipeline:
+  """The model with new tokens and their embeddings [n, D]."""
+  text = text_to_image.with_rows(model.params["text_encoder"], rows)
+  return dataclasses.replace(
+    model,
+    text=text_to_image.more_tokens(model.text, len(new)),
+    tokenizer=model.tokenizer.with_tokens(new),
+    params={**model.params, "text_encoder": text},
   )
 
 
