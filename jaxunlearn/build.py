@@ -174,12 +174,10 @@ def with_prompts(config: ConfigDict, net: Any, records: data.Records, request: d
       f"{config.trained.pattern!r}; a new token is what is trained: set both (the pattern to "
       "'token'), or neither"
     )
-  vocabulary, start = records.vocabulary, ()
+  new = prompts.New(records.vocabulary, words)
   if options.token:
-    vocabulary, words, start = prompts.with_token(
-      options, vocabulary, request.concept(records), words
-    )
-  book = prompts.write(vocabulary, options.template, words, start)
+    new = prompts.with_token(options, records.vocabulary, request.concept(records), words)
+  book = prompts.write(new.vocabulary, options.template, new.words, new.start)
   with config.unlocked():
     config.model.classes = tuple(map(len, records.vocabulary))
     config.model.tokens = options.token_count if options.token else 0

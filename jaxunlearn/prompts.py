@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 import string
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from absl import logging
 
@@ -47,11 +48,18 @@ class Options:
 Names = Sequence[Sequence[str]]  # of the values of each condition
 
 
+class New(NamedTuple):
+  """The names as prompts have them, the tokenizer that knows them, and what new tokens begin as."""
+
+  vocabulary: Names
+  words: Tokenizer
+  start: tuple[int, ...] = ()
+
+
 def with_token(
   options: Options, vocabulary: Names, concept: data.Concept | None, words: Tokenizer
-) -> tuple[Names, Tokenizer, tuple[int, ...]]:
-  """The names with the new tokens for that of the concept, the tokenizer that knows them, and the
-  tokens that they begin as.
+) -> New:
+  """The names with the new tokens for that of the concept.
 
   Raises:
     ValueError: there is no concept, the token is not new, or the word has no tokens.
@@ -67,7 +75,7 @@ def with_token(
     raise ValueError(f"config.prompts.token_start is {word!r}, which has no tokens; use a word")
   names[concept.value] = " ".join(options.tokens)
   columns = [names if i == concept.column else own for i, own in enumerate(vocabulary)]
-  return columns, words.with_tokens(options.tokens), start
+  return New(columns, words.with_tokens(options.tokens), start)
 
 
 def write(vocabulary: Names, template: str, words: Tokenizer, start: tuple[int, ...] = ()) -> Book:
