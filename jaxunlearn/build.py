@@ -156,6 +156,7 @@ def build(config: ConfigDict) -> Setup:
     codec=codec,
   )
   check_needs(setup)
+  check_trained(setup)
   return setup
 
 
@@ -208,6 +209,12 @@ def check_needs(setup: Setup) -> None:
     if word in setup.method.needs and not has[word]:
       name = setup.config.method.name
       raise ValueError(f"method {name} needs {what}, or take another method")
+
+
+def check_trained(setup: Setup) -> None:
+  """Raises ValueError where config.trained finds nothing in the network; nothing is computed."""
+  if not setup.trained.everything:
+    jax.eval_shape(setup.split, jax.eval_shape(setup.net.init, jax.random.key(0)))
 
 
 def size_advice(

@@ -67,7 +67,17 @@ class Codec:
     return (height * self.net.factor, width * self.net.factor, self.net.out_channels)
 
   def moments(self, images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N h w z2"]:
-    """Mean and log variance side by side of the latents of images in [-1, 1], not scaled."""
+    """Mean and log variance side by side of the latents of images in [-1, 1], not scaled.
+
+    Raises:
+      ValueError: the images do not divide into latents.
+    """
+    height, width = images.shape[1:3]
+    if not height or not width or height % self.net.factor or width % self.net.factor:
+      raise ValueError(
+        f"images are {height} x {width} and a latent stands for {self.net.factor} pixels each way; "
+        "use sizes that are multiples of it"
+      )
     parts = [_moments(self.net, self.params, part) for part in _parts(images, self.batch)]
     return np.concatenate([np.asarray(part) for part in parts])
 
