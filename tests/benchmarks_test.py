@@ -16,6 +16,7 @@ from diffusers import UNet2DModel
 from benchmarks import (
   cdm_sampling,
   class_methods,
+  little_sd_step,
   siss_step,
   stable_diffusion,
   torch_reference,
@@ -140,6 +141,25 @@ def test_torch_plain_is_ours():
   t = torch.from_numpy(np.array(draws["t"])).long()
   theirs = torch_reference.plain_direction(unet, _nchw(draws["x"]), t, _nchw(draws["eps"]))
   _check_equal(unet, theirs, ours)
+
+
+def test_the_little_models_step_in_torch_has_our_loss(tmp_path, monkeypatch):
+  """On the same draws; and both steps run, and are told."""
+  net = little_sd_step.network(quick=True)
+  params, batch = little_sd_step.parameters(net), little_sd_step.batch_of(net, 8, 0)
+  process = Diffusion(**little_sd_step.settings(8).process)
+  t, eps = np.arange(8) * 120, batch["image"][::-1].copy()
+  c = np.where(np.arange(8) == 3, little_sd_step.NULL, batch["c"])
+  eps_fn = lambda x_t, t, c: net.apply(params, x_t, t, c)
+  ours = jax.jit(lambda: methods.denoising_loss(eps_fn, process, batch["image"], c, t, eps))()
+  model = little_sd_step.Theirs(net, params, 8)
+  given = (_nchw(batch["image"]), torch.from_numpy(t), _nchw(eps), torch.from_numpy(c).long())
+  np.testing.assert_allclose(model.loss(*given).item(), ours, rtol=1e-4)
+  monkeypatch.setattr(sys, "argv", ["benchmark", "--quick", "--rounds=2", f"--out={tmp_path}"])
+  little_sd_step.main()
+  found = json.loads((tmp_path / "little_sd_step.json").read_text())["step"]
+  assert len(found["seconds"]["ours"]) == 2 and found["ratio"] > 0
+  assert "| this project |" in (tmp_path / "little_sd_step.md").read_text()
 
 
 def test_photo_like_images_are_as_far_apart_as_photographs():

@@ -189,10 +189,7 @@ def test_a_model_of_copied_prompts_is_attacked_and_read_again(config, tmp_path):
 @pytest.mark.parametrize(
   ("fields", "error"),
   [
-    (
-      {"data.size": 8},
-      r"images are \(8, 8, 3\) and the model takes \(16, 16, 3\); set --config.dat",
-    ),
+    ({"data.size": 8}, r"images are \(8, 8, 3\) and the model takes \(16, 16, 3\); set"),
     ({"trained.pattern": "attn3"}, "config.trained.pattern 'attn3' finds no parameter"),
     ({"trained.pattern": "token"}, "token is '' and config.trained.pattern 'token'; a new token"),
     ({"prompts": {"token": "<it>"}}, "token is '<it>' and config.trained.pattern '.unet/'; a new"),
