@@ -1,32 +1,39 @@
 """What fits where: the memory of one SISS step of Stable Diffusion 1.4, by what is trained.
 
-  python -m benchmarks.sd_memory --out=results     (needs libtpu: make check-tpu; hours on a CPU)
+  python -m benchmarks.sd_memory --out=results     (the compiled rows: hours on a CPU)
   python -m benchmarks.sd_memory --row=NAME        (one row, as JSON)
 
 Networks of version 1 at 512 px (latents of 64 x 64), prompts encoded in the step, AdamW, no EMA;
-the frozen part and all that is trained are float32, and the dtype is that of the UNet's work. Each
-row is compiled ahead of time by the TPUs' compiler (check_tpu.py), for eight devices of a v5e-8 or
-for one device of 95 GiB. The latter stands for a GPU: the program and what it holds are the same,
-and temporaries are as that compiler lays them out, not as XLA does for CUDA. Nothing runs.
+the frozen part and all that is trained are float32, and the dtype is that of the UNet's work.
+Nothing runs. Rows are of two kinds:
+
+    traced     an estimate for one GPU: state and batch, the gradients that a step holds, and what
+               the forward pass keeps for the backward pass as JAX traces it. Left out is what a
+               single operation needs while it runs; XLA may also keep less.
+    v5e, v5p   compiled ahead of time by the TPUs' compiler (check_tpu.py; needs libtpu), for the
+               eight devices of a v5e-8, or for one device of 95 GiB
 """
 
 import dataclasses
+import functools
 import itertools
+import math
 import time
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend
 import numpy as np
 
 from benchmarks import check_tpu
 from configs import common
-from jaxunlearn import adapters, build, methods, models
+from jaxunlearn import adapters, build, methods, models, step
 from jaxunlearn.compiled import topology
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.mesh import sharding
 from jaxunlearn.models.text_to_image import Book
 
-V5E, ONE = "v5e:2x4", "v5p:2x2x1"  # of the second, one device
+TRACED, V5E, ONE = "traced", "v5e:2x4", "v5p:2x2x1"  # of the last, one device
 TRAINED = {
   "LoRA": {"pattern": r"/attn[12]/to_", "rank": 4, "alpha": 4.0},
   "attn2": {"pattern": "attn2"},
@@ -34,7 +41,7 @@ TRAINED = {
 }
 BATCH, PROMPTS = 16, 2
 CARDS = {"24 GB": 24e9, "80 GB": 80e9}
-SPARE = 0.06  # of a GPU's memory: the driver's, cuDNN's, and what lies between blocks
+SPARE = 0.1  # of a GPU's memory: the driver's, operations' own, and gaps
 
 
 class Row(NamedTuple):
@@ -52,9 +59,13 @@ class Row(NamedTuple):
 
 
 DTYPES = ("bfloat16", "float32")
+WHOLE, PARTS, BLOCKS = (1, False), (4, False), (4, True)  # micro-batches, blocks recomputed
 ROWS = [
+  *(
+    Row(TRACED, trained, dtype, *how)
+    for trained, dtype, how in itertools.product(TRAINED, DTYPES, (WHOLE, PARTS, BLOCKS))
+  ),
   *itertools.starmap(Row, itertools.product([V5E, ONE], TRAINED, DTYPES)),
-  *(Row(ONE, trained, dtype, 8, True) for trained in TRAINED for dtype in DTYPES),
 ]
 
 
@@ -64,7 +75,7 @@ def setup_of(row: Row) -> build.Setup:
   config.method = common.method("siss", forget_norm=750.0)
   config.train.update(batch=BATCH, micro_batches=row.micro_batches)
   config.trained.update(TRAINED[row.trained])
-  devices = topology.devices(row.topology)
+  devices = jax.devices()[:1] if row.topology == TRACED else topology.devices(row.topology)
   return build.Setup(
     config=config,
     mesh=sharding.make_mesh(1, -1, devices if row.topology == V5E else devices[:1]),
@@ -86,13 +97,50 @@ def setup_of(row: Row) -> build.Setup:
   )
 
 
+def kept(setup: build.Setup) -> dict[str, int]:
+  """Bytes of a step on one device: state and batch, gradients, what waits for the backward pass."""
+  state, batch = topology.state_of(setup), check_tpu.batch_of(setup)
+  program, micro = step.program(setup), setup.config.train.micro_batches
+  draws = jax.eval_shape(
+    lambda state, batch: step.draw_rows(program, 0, state.step, batch, state.extras), state, batch
+  )
+  part = lambda s: jax.ShapeDtypeStruct((s.shape[0] // micro, *s.shape[1:]), s.dtype)
+
+  def losses(params: Any, frozen: Any, rows: Any) -> Any:
+    eps_fn = functools.partial(setup.predictor.bound(frozen), params)
+    return setup.method.losses(eps_fn, setup.process, rows, {})[0]
+
+  backward = lambda params, frozen, rows: jax.vjp(lambda p: losses(p, frozen, rows), params)[1]
+  closed, pullback = jax.make_jaxpr(backward, return_shape=True)(
+    state.params, state.frozen, jax.tree.map(part, draws)
+  )
+  made = {
+    var
+    for var in closed.jaxpr.outvars[-len(jax.tree.leaves(pullback)) :]
+    if not isinstance(var, jax.extend.core.Literal)
+  }
+  size = lambda leaf: math.prod(leaf.shape) * leaf.dtype.itemsize
+  trees = len(setup.method.terms) * (2 if micro > 1 else 1)
+  return {
+    "arguments": topology.held((state, batch)),
+    "outputs": trees * topology.held(state.params),
+    "temporaries": sum(size(var.aval) for var in made - set(closed.jaxpr.invars)),
+  }
+
+
 def measure(row: Row) -> dict[str, Any]:
   """A row's costs, in JSON's types; of a program that does not fit, what the compiler says."""
   start, setup = time.perf_counter(), setup_of(row)
   params, frozen = jax.eval_shape(setup.split, jax.eval_shape(setup.net.init, jax.random.key(0)))
   count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
   out = {**row._asdict(), "parameters": count(params), "frozen": count(frozen), "error": ""}
-  out |= {"hbm": topology.chip(row.topology).hbm, "programs": {}}
+  out["programs"] = {}
+  if row.topology == TRACED:
+    out["programs"]["gradients"] = topology.Cost(
+      **kept(setup), resident=0, flops=0.0, collectives={}
+    )._asdict()
+    return {**out, "seconds": time.perf_counter() - start}
+  out["hbm"] = topology.chip(row.topology).hbm
   try:
     for name, one in topology.step_costs(setup, check_tpu.batch_of(setup)):
       kinds = {kind: dataclasses.asdict(total) for kind, total in one.collectives.items()}
@@ -115,7 +163,7 @@ def markdown(done: dict[str, Any]) -> str:
 
 def cells(row: dict[str, Any]) -> list[str]:
   head = [
-    "v5e-8" if row["topology"] == V5E else "one device",
+    {TRACED: "one GPU, traced", V5E: "v5e-8", ONE: "one v5p"}[row["topology"]],
     f"LoRA, rank {TRAINED['LoRA']['rank']}" if row["trained"] == "LoRA" else row["trained"],
     f"{row['parameters']:,}",
     row["dtype"],

@@ -1,5 +1,6 @@
 """The benchmark still runs, and its PyTorch steps take the gradients that this project takes."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -17,14 +18,17 @@ from benchmarks import (
   cdm_sampling,
   class_methods,
   little_sd_step,
+  sd_memory,
   siss_step,
   stable_diffusion,
   torch_reference,
   verdict_level,
 )
-from jaxunlearn import methods, models
+from jaxunlearn import adapters, methods, models
+from jaxunlearn.compiled import topology
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.weights import pretrained
+from tests import latent_models, nets
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -160,6 +164,26 @@ def test_the_little_models_step_in_torch_has_our_loss(tmp_path, monkeypatch):
   found = json.loads((tmp_path / "little_sd_step.json").read_text())["step"]
   assert len(found["seconds"]["ours"]) == 2 and found["ratio"] > 0
   assert "| this project |" in (tmp_path / "little_sd_step.md").read_text()
+
+
+def test_what_waits_for_the_backward_pass_grows_with_the_rows():
+  """And is less where blocks are recomputed; frozen weights are never counted in it."""
+
+  def kept(micro_batches=1, **fields):
+    net = dataclasses.replace(latent_models.NET, unet=dataclasses.replace(nets.TEXT_UNET, **fields))
+    setup = latent_models.setup_of("siss", adapters.Trained("attn2"), net=net)
+    config = setup.config.copy_and_resolve_references()
+    config.train.update(batch=16, micro_batches=micro_batches)
+    return sd_memory.kept(dataclasses.replace(setup, config=config))
+
+  whole, halves, recomputed = kept(), kept(2), kept(remat=True)
+  assert 0.45 < halves["temporaries"] / whole["temporaries"] < 0.55
+  assert recomputed["temporaries"] < 0.6 * whole["temporaries"]
+  assert halves["outputs"] == 2 * whole["outputs"]
+  row = {**sd_memory.ROWS[0]._asdict(), "parameters": 12, "frozen": 3, "error": ""}
+  cost = topology.Cost(**whole, resident=0, flops=0.0, collectives={})._asdict()
+  table = sd_memory.markdown({sd_memory.ROWS[0].name: row | {"programs": {"gradients": cost}}})
+  assert "| one GPU, traced | LoRA, rank 4 | 12 | bfloat16 | 16 | no | 24 GB and 80 GB |" in table
 
 
 def test_photo_like_images_are_as_far_apart_as_photographs():
