@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import adapters, methods, step
+from jaxunlearn import step
 from jaxunlearn.adapters import ALL, Trained
 from jaxunlearn.diffusion import NULL
+from jaxunlearn.methods import embeddings
+from jaxunlearn.models import text_to_image
 from tests import latent_models, meshes, nets
 from tests import methods_test as toys
 from tests.latent_models import NET, TEXT, TOKEN_NET, net_of, setup_of
@@ -51,10 +53,11 @@ def test_the_gradient_of_a_new_token_is_that_of_a_row_of_the_table():
   """A vocabulary that has the token from the start, all of it trained: the same, in its row."""
   (got, *_), _, state = found("token")
   assert state.params.keys() == {"token"} and got["token"].shape == (1, 12)
-  text = adapters.text_to_image.more_tokens(TEXT, 1)
-  net = adapters.text_to_image.Net(nets.TEXT_UNET, text, (4,), TOKEN_NET.book)
+  text = text_to_image.more_tokens(TEXT, 1)
+  net = text_to_image.Net(nets.TEXT_UNET, text, (4,), TOKEN_NET.book)
   whole = dict(state.frozen)
-  rows = adapters.text_to_image.with_rows(whole["text_encoder"], state.params["token"])
+  new = jnp.asarray(state.params["token"])
+  rows = text_to_image.with_rows(whole["text_encoder"], new)
   setup = setup_of("siss", Trained("token_embedding"), net=net)
   params, frozen = setup.split({**whole, "text_encoder": rows})
   program = step.program(setup)
@@ -83,14 +86,12 @@ def test_the_table_of_prompts_is_what_the_text_encoder_says():
 
 
 def test_a_table_of_two_conditions_has_all_prompts_of_a_value():
-  text = adapters.text_to_image
-  book = text.Book(np.random.default_rng(0).integers(0, 19, (7, 6)).astype(np.int32))
-  net = text.Net(nets.TEXT_UNET, TEXT, (3, 2), book)
+  book = text_to_image.Book(np.random.default_rng(0).integers(0, 19, (7, 6)).astype(np.int32))
+  net = text_to_image.Net(nets.TEXT_UNET, TEXT, (3, 2), book)
   params = nets.random_params(net)
   free = net.extended(params, "prompts")
   c = jnp.array([[2, 0], [0, 1], [1, NULL], [2, 1]])
   np.testing.assert_allclose(net.states(free, c), net.states(params, c), atol=1e-5)
-  embeddings = methods.CHOICES.module("embeddings")
   table = embeddings.table(free, 1)  # of the second condition
   assert table.shape == (3, 3, 6, 12)
   moved = embeddings.with_table(free, 1, table.at[0].set(table[1]))

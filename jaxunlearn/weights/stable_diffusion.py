@@ -70,8 +70,9 @@ class Pipeline:
 
   @property
   def codec(self) -> latents.Codec:
-    """Pictures <-> latents."""
-    return latents.Codec(self.vae, self.params["vae"])
+    """Pictures <-> latents, as many at a time as take a gigabyte."""
+    pixels = (self.unet.sample_size * self.vae.factor) ** 2
+    return latents.Codec(self.vae, self.params["vae"], max(1, latents.ROOM // pixels))
 
   def eps_fn(self, prompts: Sequence[str], scale: float = 1.0) -> EpsFn:
     """The noise predictor of the prompts by their numbers 0, 1, ..., encoded once.
