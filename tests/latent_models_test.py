@@ -118,7 +118,7 @@ def test_state_inversion_moves_the_states_of_one_prompt():
 @pytest.mark.parametrize("trained", [ALL, LORA, TOKEN])
 def test_a_model_without_a_table_of_prompts_says_what_to_train(trained):
   net = TOKEN_NET if trained is TOKEN else NET
-  with pytest.raises(ValueError, match=r"^the prompts of this model .* pattern to prompts$"):
+  with pytest.raises(ValueError, match=r"^the prompts of this model .*pattern to prompts$"):
     latent_models.start(setup_of("embedding_inversion", trained, net=net))
 
 
