@@ -99,7 +99,7 @@ def export(
       if kind.rank:
         lora.save(made, kind, own)
       if kind.pattern == "token":
-        learned_token.save(made, config["prompts"]["token"], own["token"])
+        learned_token.save(made, config["prompts"]["token"], np.asarray(own["token"]))
     else:
       process = diffusion.Diffusion(**config["process"])
       sampler = sampling.Options.of(config.get("sampler", {}))

@@ -219,7 +219,7 @@ def test_what_fits_nothing_is_refused_before_any_work(config, fields, error):
   assert "\n" not in str(refused.value)
 
 
-NEEDS_FILLED = {"selective_amnesia": {"fisher_rows": 1, "fisher_chunk": 500}}
+SMALL = {"selective_amnesia": {"fisher_rows": 1, "fisher_chunk": 500}, "retrack": {"neighbours": 4}}
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -229,7 +229,7 @@ def test_a_step_of_every_method_is_one_of_latents_and_prompts(config, name):
   takes["all"] = "all"
   read = {s: takes.get(s, "retain") for s in methods.make(name).streams}
   concept_of(config, name, read, "attn2").trained.rank = 2
-  config.method.update(NEEDS_FILLED.get(name, {}))
+  config.method.update(SMALL.get(name, {}))
   if name.startswith("embedding"):
     config.trained.update(pattern="prompts", rank=0)
   if "token" in methods.make(name).needs:
