@@ -39,6 +39,7 @@ docs: .venv/docs
 check-tpu: .venv/core
 	$(BIN)/python -m pip install --quiet --constraint $(REQUIREMENTS) --editable .[tpu]
 	$(BIN)/python -m benchmarks.check_tpu --out=results
+	$(BIN)/python -m benchmarks.sd_memory --out=results
 
 clean:
 	rm -rf .venv runs site

@@ -17,6 +17,7 @@ import pathlib
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -87,7 +88,8 @@ def setup_of(row: Row) -> build.Setup:
 def batch_of(setup: build.Setup) -> methods.Batch:
   size = setup.config.train.batch
   image = jax.ShapeDtypeStruct((size, *setup.net.image_shape), jnp.float32)
-  rows = methods.Rows(image, None, jax.ShapeDtypeStruct((size,), jnp.int32))
+  number = jax.ShapeDtypeStruct((size,), jnp.int32)
+  rows = methods.Rows(image, number if setup.net.classes else None, number)
   batch = dict.fromkeys(setup.method.streams, rows)
   return sharding.shaped(setup.mesh, batch, sharding.batch_sharding(setup.mesh))
 
@@ -187,21 +189,28 @@ def read(program: dict[str, Any]) -> topology.Cost:
   return topology.Cost(**program | {"collectives": kinds})
 
 
-def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(
+  module: str,
+  rows: Sequence[Any],
+  measure: Callable[[Any], dict[str, Any]],
+  markdown: Callable[[dict[str, Any]], str],
+) -> None:
+  """The rows that are missing of a module's table, each in a process of its own."""
+  name = module.split(".")[-1]
+  parser = argparse.ArgumentParser(description=f"make results/{name}.md")
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results"))
-  parser.add_argument("--row", choices=[row.name for row in ROWS])
+  parser.add_argument("--row", choices=[row.name for row in rows])
   args = parser.parse_args()
   if args.row:
-    print(json.dumps(measure(next(row for row in ROWS if row.name == args.row))))
+    print(json.dumps(measure(next(row for row in rows if row.name == args.row))))
     return
   args.out.mkdir(parents=True, exist_ok=True)
-  path = args.out / "check_tpu.json"
+  path = args.out / f"{name}.json"
   done = json.loads(path.read_text()) if path.exists() else {}
-  for i, row in enumerate(ROWS, 1):
-    print(f"{i} of {len(ROWS)}: {row.name}{' is there' * (row.name in done)}", flush=True)
+  for i, row in enumerate(rows, 1):
+    print(f"{i} of {len(rows)}: {row.name}{' is there' * (row.name in done)}", flush=True)
     if row.name not in done:
-      command = [sys.executable, "-m", "benchmarks.check_tpu", f"--row={row.name}"]
+      command = [sys.executable, "-m", module, f"--row={row.name}"]
       found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
       done[row.name] = json.loads(found.splitlines()[-1])
       writer.replace(path, json.dumps(done, indent=1) + "\n")
@@ -210,4 +219,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  main("benchmarks.check_tpu", ROWS, measure, markdown)

@@ -1,6 +1,7 @@
 """What of a network is trained, beside what is frozen: by a run, an attack, a CDM's source.
 
-    Trained   all of it; the parameters that a pattern finds; or LoRA on the kernels among them
+    Trained   all of it; the parameters that a pattern finds; LoRA on the kernels among them; or
+              what it adds to a text-to-image model: states of its prompts, or new tokens
     full      a whole network, started from the backbone
     prompts   deep prompts (Jia et al., 2022): tokens of its own for every block, or some per class
     lora      W + (alpha / rank) A B on qkv, proj, fc1 and fc2 of every block (Hu et al., 2022)
@@ -24,7 +25,7 @@ from jaxtyping import Array, Float, Real
 from jaxunlearn import errors
 from jaxunlearn.diffusion import NULL, Diffusion
 from jaxunlearn.inputs import ranges
-from jaxunlearn.models import uvit
+from jaxunlearn.models import text_to_image, uvit
 
 Tree = Any
 # Names of patterns, which find a parameter by its path: `unet/mid_block/.../attn2/to_q/kernel`.
@@ -34,6 +35,8 @@ PATTERNS = {
   "attn1": r"/attn1/",
   "not_attn2": r"^(?!.*(/attn2/|norm))",
 }
+# Names of what is added to a text-to-image model: free states of its prompts, or new tokens.
+TEXT_PATTERNS = {"prompts": r"^states/", "token": r"^token$"}
 _BLOCKS = r"(^|/)(in_blocks_\d+|mid_block|out_blocks_\d+)/(attn/(qkv|proj)|mlp/(fc1|fc2))/kernel$"
 
 
@@ -41,7 +44,8 @@ _BLOCKS = r"(^|/)(in_blocks_\d+|mid_block|out_blocks_\d+)/(attn/(qkv|proj)|mlp/(
 class Trained:
   """What a run trains.
 
-  pattern ""   all parameters; else those whose path it finds: a name of PATTERNS, or a regex
+  pattern ""   all parameters; else those whose path it finds: a name of PATTERNS, or a regex; or
+               what a name of TEXT_PATTERNS adds
   rank r > 0   in the place of the kernels among them W + (alpha / r) A B, with A and B trained
   """
 
@@ -58,11 +62,19 @@ class Trained:
         f"pattern {self.pattern!r} is no regular expression ({error}); use one, or one of: "
         f"{', '.join(PATTERNS)}"
       ) from error
+    if self.pattern in TEXT_PATTERNS and self.rank:
+      raise ValueError(f"rank is {self.rank} and the pattern {self.pattern} has no kernels; use 0")
 
   @property
   def everything(self) -> bool:
     """Whether nothing is frozen."""
     return not self.pattern and not self.rank
+
+  def extended(self, net: Any, whole: Tree) -> Tree:
+    """The parameters with those that the pattern adds to a text-to-image network."""
+    if isinstance(net, text_to_image.Net):
+      return net.extended(whole, self.pattern)
+    return whole
 
   def split(self, key: Array, whole: Tree) -> tuple[Tree, Tree]:
     """(trained, frozen) of the parameters that a run starts from.
@@ -87,7 +99,7 @@ class Trained:
 
   @property
   def _regex(self) -> str:
-    return PATTERNS.get(self.pattern, self.pattern)
+    return {**PATTERNS, **TEXT_PATTERNS}.get(self.pattern, self.pattern)
 
 
 ALL = Trained()
@@ -172,6 +184,11 @@ def merged(whole: Tree, params: Tree, scale: float) -> Tree:
 
 
 def _nothing(pattern: str, what: str, whole: Tree) -> str:
+  if pattern in TEXT_PATTERNS:
+    return (
+      f"config.trained.pattern {pattern!r} is of a text-to-image model and this is none; use "
+      "another, or a model that reads prompts"
+    )
   first = "/".join(key.key for key in jax.tree.leaves_with_path(whole)[0][0])
   return (
     f"config.trained.pattern {pattern!r} finds no {what}; it is looked for in paths like "

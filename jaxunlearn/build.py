@@ -60,6 +60,7 @@ class Setup:
 
   def split(self, whole: Tree) -> tuple[Tree, Tree]:
     """(trained, frozen) of the network's parameters, as config.trained says."""
+    whole = self.trained.extended(self.net, whole)
     return self.trained.split(of_run.split_key(self.config.seed), whole)
 
   def host_batch(self, step: int) -> dict[str, methods.Rows]:
@@ -123,7 +124,7 @@ def build(config: ConfigDict) -> Setup:
       f"{size_advice(config, train.image.shape[1:], shape, of_file)}"
     )
   if text:
-    net = with_prompts(config, net, train)
+    net = with_prompts(config, net, train, request)
   forget = request.mask(train)
   request.warn_of_likes(train, forget)
   concept = request.concept(train) if check_conditions(net, train) else None
@@ -155,20 +156,32 @@ def build(config: ConfigDict) -> Setup:
     codec=codec,
   )
   check_needs(setup)
+  check_trained(setup)
   return setup
 
 
-def with_prompts(config: ConfigDict, net: Any, records: data.Records) -> Any:
+def with_prompts(config: ConfigDict, net: Any, records: data.Records, request: data.Forget) -> Any:
   """The text-to-image network with the prompts of the data's conditions."""
+  options = prompts.Options(**config.prompts)
   words = stable_diffusion.read_tokenizer(config.prompts.tokenizer)
   if words.vocabulary != net.text.vocab_size:
     raise ValueError(
       f"the text encoder has {net.text.vocab_size} tokens and config.prompts.tokenizer "
       f"{words.vocabulary}; name the tokenizer of the model"
     )
-  book = prompts.write(records.vocabulary, config.prompts.template, words)
+  if bool(options.token) != (config.trained.pattern == "token"):
+    raise ValueError(
+      f"config.prompts.token is {options.token!r} and config.trained.pattern "
+      f"{config.trained.pattern!r}; a new token is what is trained: set both (the pattern to "
+      "'token'), or neither"
+    )
+  new = prompts.New(records.vocabulary, words)
+  if options.token:
+    new = prompts.with_token(options, records.vocabulary, request.concept(records), words)
+  book = prompts.write(new.vocabulary, options.template, new.words, new.start)
   with config.unlocked():
     config.model.classes = tuple(map(len, records.vocabulary))
+    config.model.tokens = options.token_count if options.token else 0
   return models.make(**config.model, book=book)
 
 
@@ -190,11 +203,18 @@ def check_needs(setup: Setup) -> None:
     "c": bool(setup.net.classes),
     "concept": setup.concept is not None,
     "to": any(stream.take.to for stream in setup.streams.values()),
+    "token": setup.trained.pattern == "token",
   }
   for word, what in methods.NEEDS.items():
     if word in setup.method.needs and not has[word]:
       name = setup.config.method.name
       raise ValueError(f"method {name} needs {what}, or take another method")
+
+
+def check_trained(setup: Setup) -> None:
+  """Raises ValueError where config.trained finds nothing in the network; nothing is computed."""
+  if not setup.trained.everything:
+    jax.eval_shape(setup.split, jax.eval_shape(setup.net.init, jax.random.key(0)))
 
 
 def size_advice(

@@ -68,6 +68,7 @@ class Checkpoints:
 
   def __init__(self, directory: pathlib.Path, keep: int = 2):
     self.directory = pathlib.Path(directory).absolute()
+    self._frozen: int | None = None  # of what the run leaves alone: the same at every save
     self._manager = ocp.CheckpointManager(
       self.directory,
       options=ocp.CheckpointManagerOptions(
@@ -85,8 +86,8 @@ class Checkpoints:
       name: {"shapes": _shapes(tree), "fingerprint": int(fingerprint(tree))}
       for name, tree in items.items()
     }
-    if jax.tree.leaves(state.frozen):  # told by its bytes alone
-      described["frozen"] = {"shapes": {}, "fingerprint": int(fingerprint(state.frozen))}
+    if (frozen := self._of_frozen(state)) is not None:  # told by its bytes alone
+      described["frozen"] = {"shapes": {}, "fingerprint": frozen}
     meta = {"step": step, "items": described, "digest": _digest(described)}
     saves = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
     with errors.of_system(self.directory):
@@ -104,7 +105,7 @@ class Checkpoints:
       try:
         if jax.process_count() > 1:
           self._check_alone(step, target)
-        items = _read(self._manager, step, _items(target), target.frozen)
+        items = _read(self._manager, step, _items(target), self._of_frozen(target))
         count = sharding.put(np.int32(step), target.step.sharding)
         return target._replace(step=count, **items)
       except Damaged as error:
@@ -136,6 +137,12 @@ class Checkpoints:
 
     if found := processes.from_first(damage):
       raise Damaged(found)
+
+  def _of_frozen(self, state: State) -> int | None:
+    """The fingerprint of what the run leaves alone, computed once; None where that is nothing."""
+    if self._frozen is None:
+      self._frozen = _of_some(state.frozen)
+    return self._frozen
 
   def wait(self) -> None:
     """Returns once every started save is on disk."""
@@ -191,7 +198,7 @@ def read_params(
   if step is None:
     raise ValueError(f"{directory} holds no checkpoint; give a run that has saved one")
   with _open(directory) as manager:
-    return _read(manager, step, {item: target}, frozen)[item]
+    return _read(manager, step, {item: target}, _of_some(frozen))[item]
 
 
 def _open(directory: pathlib.Path, alone: bool = False) -> ocp.CheckpointManager:
@@ -205,21 +212,29 @@ def _open(directory: pathlib.Path, alone: bool = False) -> ocp.CheckpointManager
   return ocp.CheckpointManager(directory, options=options)
 
 
+def _of_some(tree: Tree) -> int | None:
+  """The fingerprint of a tree; None for an empty one."""
+  return int(fingerprint(tree)) if jax.tree.leaves(tree) else None
+
+
 def _items(state: State) -> dict[str, Tree]:
   return {k: getattr(state, k) for k in ITEMS if jax.tree.leaves(getattr(state, k))}
 
 
 def _read(
-  manager: ocp.CheckpointManager, step: int, targets: dict[str, Tree], frozen: Tree = NOTHING
+  manager: ocp.CheckpointManager, step: int, targets: dict[str, Tree], frozen: int | None = None
 ) -> dict[str, Tree]:
-  """Those items of one checkpoint, shaped and sharded as their targets, and checked."""
+  """Those items of one checkpoint, shaped and sharded as their targets, and checked.
+
+  `frozen` is the fingerprint of what the run left alone.
+  """
   path = pathlib.Path(manager.directory) / str(step)
   try:
     meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     if meta["digest"] != _digest(meta["items"]):
       raise Damaged("the bytes of meta are not those that were saved")
     kept = meta["items"].get("frozen", {}).get("fingerprint")
-    if jax.tree.leaves(frozen) and kept is not None and kept != int(fingerprint(frozen)):
+    if None not in (frozen, kept) and kept != frozen:
       raise WrongShape(
         f"{path} trained a part of other weights than config.init_from has now; give those that it "
         "began with"

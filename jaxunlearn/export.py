@@ -80,7 +80,7 @@ def export(
   from jaxunlearn.models import text_to_image, unet, uvit
   from jaxunlearn.proofs import export_signature
   from jaxunlearn.reports import lineage, model_card, writer
-  from jaxunlearn.weights import lora, of_run, pretrained, stable_diffusion
+  from jaxunlearn.weights import learned_token, lora, of_run, pretrained, stable_diffusion
 
   if out.is_file():
     raise ValueError(f"{out} is a file; give --out another name")
@@ -105,6 +105,8 @@ def export(
       kind, own, _ = of_run.parts(run, net, sharding.make_mesh(1), item)
       if kind.rank:
         lora.save(made, kind, own)
+      if kind.pattern == "token":
+        learned_token.save(made, config["prompts"]["token"], np.asarray(own["token"]))
     else:
       process = diffusion.Diffusion(**config["process"])
       sampler = sampling.Options.of(config.get("sampler", {}))

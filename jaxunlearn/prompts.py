@@ -3,16 +3,21 @@
 A condition is a number, as everywhere: of a caption, or of a class and a style that a template
 makes a prompt of, like "a {class} emoji in {style} style". The book has the token ids of every
 combination, and last those of the empty prompt, which NULL leads to.
+
+A new token (`config.prompts.token`) stands in the place of the name of what is to be forgotten: in
+every prompt that asks for it.
 """
 
 import dataclasses
 import itertools
 import string
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from absl import logging
 
-from jaxunlearn import errors
+from jaxunlearn import data, errors
+from jaxunlearn.inputs import ranges
 from jaxunlearn.models.text_to_image import Book
 from jaxunlearn.weights.tokenizer import Tokenizer
 
@@ -26,12 +31,58 @@ class Options:
 
   template: str = ""  # like "a {class} emoji in {style} style"; "": the name of the class
   tokenizer: str = ""  # the model whose tokenizer it is; "": init_from
+  token: str = ""  # a new one to be learned, like <it>; "": none
+  token_start: str = ""  # the word that it begins as; "": the name that it replaces
+  token_count: ranges.Count = 1  # how many stand for it, <it> <it>_1 ...
+
+  def __post_init__(self) -> None:
+    ranges.check(self)
+
+  @property
+  def tokens(self) -> tuple[str, ...]:
+    """The new ones, named as diffusers does."""
+    more = [f"{self.token}_{i}" for i in range(1, self.token_count)]
+    return (self.token, *more) if self.token else ()
 
 
-def write(vocabulary: Sequence[Sequence[str]], template: str, words: Tokenizer) -> Book:
+Names = Sequence[Sequence[str]]  # of the values of each condition
+
+
+class New(NamedTuple):
+  """The names as prompts have them, the tokenizer that knows them, and what new tokens begin as."""
+
+  vocabulary: Names
+  words: Tokenizer
+  start: tuple[int, ...] = ()
+
+
+def with_token(
+  options: Options, vocabulary: Names, concept: data.Concept | None, words: Tokenizer
+) -> New:
+  """The names with the new tokens for that of the concept.
+
+  Raises:
+    ValueError: there is no concept, the token is not new, or the word has no tokens.
+  """
+  if concept is None:
+    raise ValueError(
+      f"config.prompts.token {options.token!r} stands for the name of what is to be forgotten, and "
+      "no class or style is; set config.forget.label or config.forget.style"
+    )
+  names = list(vocabulary[concept.column])
+  start = words.pieces(word := options.token_start or names[concept.value])
+  if not start:
+    raise ValueError(f"config.prompts.token_start is {word!r}, which has no tokens; use a word")
+  names[concept.value] = " ".join(options.tokens)
+  columns = [names if i == concept.column else own for i, own in enumerate(vocabulary)]
+  return New(columns, words.with_tokens(options.tokens), start)
+
+
+def write(vocabulary: Names, template: str, words: Tokenizer, start: tuple[int, ...] = ()) -> Book:
   """The book of all combinations of the conditions' names, in the order of models/text_to_image.py.
 
-  Without a template the name of a class is its prompt. What does not fit the tokens is told.
+  Without a template the name of a class is its prompt. What does not fit the tokens is told. New
+  tokens begin as the mean of `start`.
 
   Raises:
     ValueError: a template with other fields than the conditions, or none where there are several.
@@ -43,10 +94,10 @@ def write(vocabulary: Sequence[Sequence[str]], template: str, words: Tokenizer) 
     logging.warning("%r is cut to %d tokens; left out is %r", text, words.length, rest)
   if len(cut) > SHOWN:
     logging.warning("%d prompts of %d are cut", len(cut), len(texts) - 1)
-  return Book(encoded.ids)
+  return Book(encoded.ids, start)
 
 
-def prompts(vocabulary: Sequence[Sequence[str]], template: str) -> list[str]:
+def prompts(vocabulary: Names, template: str) -> list[str]:
   """The prompt of each combination of names; raises ValueError as `write`."""
   known = FIELDS[: len(vocabulary)]
   if not template and len(vocabulary) > 1:

@@ -1,5 +1,7 @@
 """The benchmark still runs, and its PyTorch steps take the gradients that this project takes."""
 
+import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -16,15 +18,19 @@ from diffusers import UNet2DModel
 from benchmarks import (
   cdm_sampling,
   class_methods,
+  little_sd_step,
+  sd_memory,
   sequence,
   siss_step,
   stable_diffusion,
   torch_reference,
   verdict_level,
 )
-from jaxunlearn import methods, models
+from jaxunlearn import adapters, methods, models
+from jaxunlearn.compiled import topology
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.weights import pretrained
+from tests import latent_models, nets
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -175,6 +181,44 @@ def test_torch_plain_is_ours():
   t = torch.from_numpy(np.array(draws["t"])).long()
   theirs = torch_reference.plain_direction(unet, _nchw(draws["x"]), t, _nchw(draws["eps"]))
   _check_equal(unet, theirs, ours)
+
+
+def test_the_little_models_step_in_torch_has_our_loss():
+  """On the same draws; and it moves both networks."""
+  net = little_sd_step.network(quick=True)
+  params, batch = little_sd_step.parameters(net), little_sd_step.batch_of(net, 8, 0)
+  process = Diffusion(**little_sd_step.settings(8).process)
+  t, eps = np.arange(8) * 120, batch["image"][::-1].copy()
+  c = np.where(np.arange(8) == 3, little_sd_step.NULL, batch["c"])
+  x, *rest = map(jnp.asarray, (batch["image"], c, t, eps))
+  eps_fn = functools.partial(net.apply, jax.tree.map(jnp.asarray, params))
+  ours = jax.jit(lambda: methods.denoising_loss(eps_fn, process, x, *rest))()
+  model = little_sd_step.Theirs(net, params, 8)
+  given = (_nchw(batch["image"]), torch.from_numpy(t), _nchw(eps), torch.from_numpy(c).long())
+  np.testing.assert_allclose(model.loss(*given).item(), ours, rtol=1e-4)
+  before = [leaf.detach().clone() for leaf in model.params]
+  model(batch)
+  assert all(torch.any(a != b) for a, b in zip(before, model.params, strict=True) if a.ndim > 1)
+
+
+def test_what_waits_for_the_backward_pass_grows_with_the_rows():
+  """And is less where blocks are recomputed; frozen weights are never counted in it."""
+
+  def kept(micro_batches=1, **fields):
+    net = dataclasses.replace(latent_models.NET, unet=dataclasses.replace(nets.TEXT_UNET, **fields))
+    setup = latent_models.setup_of("siss", adapters.Trained("attn2"), net=net)
+    config = setup.config.copy_and_resolve_references()
+    config.train.update(batch=16, micro_batches=micro_batches)
+    return sd_memory.kept(dataclasses.replace(setup, config=config))
+
+  whole, halves, recomputed = kept(), kept(2), kept(remat=True)
+  assert 0.45 < halves["temporaries"] / whole["temporaries"] < 0.55
+  assert recomputed["temporaries"] < 0.6 * whole["temporaries"]
+  assert halves["outputs"] == 2 * whole["outputs"]
+  row = {**sd_memory.ROWS[0]._asdict(), "parameters": 12, "frozen": 3, "error": ""}
+  cost = topology.Cost(**whole, resident=0, flops=0.0, collectives={})._asdict()
+  table = sd_memory.markdown({sd_memory.ROWS[0].name: row | {"programs": {"gradients": cost}}})
+  assert "| one GPU, traced | LoRA, rank 4 | 12 | bfloat16 | 16 | no | 24 GB and 80 GB |" in table
 
 
 def test_photo_like_images_are_as_far_apart_as_photographs():

@@ -64,6 +64,21 @@ def test_nothing_to_restore(open_saves, tmp_path):
   assert checkpoint.latest_step(tmp_path / "nowhere") is None
 
 
+def test_what_is_frozen_is_told_by_its_bytes_once(open_saves, tmp_path, monkeypatch):
+  """At each save, of the same number; other bytes are refused."""
+  read = []
+  real = checkpoint.fingerprint
+  monkeypatch.setattr(checkpoint, "fingerprint", lambda tree: read.append(tree) or real(tree))
+  frozen = {"table": jnp.arange(6.0)}
+  states = [make_state(step)._replace(frozen=frozen) for step in (3, 4, 5)]
+  save_all(open_saves(3), states)
+  assert sum(tree is frozen for tree in read) == 1
+  assert_equal(open_saves(3).restore(states[0]), states[2])
+  target = states[0]._replace(frozen={"table": frozen["table"].at[2].set(0)})
+  with pytest.raises(checkpoint.WrongShape, match="trained a part of other weights than"):
+    open_saves(3).restore(target)
+
+
 @pytest.mark.parametrize(("data", "fsdp"), [(4, 2), (1, 8), (2, 1), (1, 2), (1, 1)])
 def test_restores_bit_for_bit_onto_another_mesh(open_saves, data, fsdp):
   save_all(open_saves(), [make_state(7)])

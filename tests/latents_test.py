@@ -128,6 +128,22 @@ def test_a_damaged_file_is_named(codec):
     moments.draw(np.array([0]), np.random.default_rng(0))
 
 
+def test_moments_of_another_autoencoder_are_named(codec):
+  """In the place of this one's: the file's name says which it should be."""
+  moments = cache.fill(codec, records(2))
+  np.save(moments.paths[1], np.zeros((4, 4, 8), np.float16))
+  with pytest.raises(
+    ValueError, match=r"they are \(4, 4, 8\) and this autoencoder's are \(8, 8, 8\)"
+  ):
+    moments.draw(np.array([0, 1]), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("size", [(1, 16), (16, 15), (0, 2)])
+def test_a_picture_that_does_not_divide_into_latents_is_refused(codec, size):
+  with pytest.raises(ValueError, match=r"^images are \d+ x \d+ and a latent stands for 2 pixels"):
+    codec.moments(np.zeros((1, *size, 3), np.float32))
+
+
 @pytest.fixture
 def config(monkeypatch):
   """The little autoencoder's, in miniature, on forty emoji."""

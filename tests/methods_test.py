@@ -16,6 +16,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from jaxunlearn import build, data, methods, step, streams, train
+from jaxunlearn.adapters import Trained
 from jaxunlearn.diffusion import NULL, Diffusion
 from jaxunlearn.mesh import sharding
 from tests import counting
@@ -394,6 +395,7 @@ CONDITIONAL = {  # what each says it needs; the others need nothing
   "esd": ("c", "concept"),
   "salun": ("c", "to"),
   "selective_amnesia": ("c", "concept"),
+  "token_inversion": ("c", "concept", "token"),
 }
 
 
@@ -406,6 +408,7 @@ def test_what_a_run_lacks_of_what_a_method_needs_is_one_line(name):
     "c": lambda s: dataclasses.replace(s, net=make_setup(name).net),
     "concept": lambda s: dataclasses.replace(s, concept=make_setup(name).concept),
     "to": lambda s: dataclasses.replace(s, streams=make_setup(name).streams),
+    "token": lambda s: dataclasses.replace(s, trained=Trained("token")),
   }
   assert given.keys() == methods.NEEDS.keys()
   for word in setup.method.needs:

@@ -52,7 +52,8 @@ def test_the_network_reads_the_row_of_its_condition(words):
   t = jnp.array([0, 10, 500, 999])
   apply = jax.jit(net.apply)
   by_number = apply(params, x, t, c)
-  encoded = {"unet": params["unet"], "states": states}
+  free = {"prompts": states[:-1].reshape(3, 2, 20, 12), "empty": states[-1]}
+  encoded = {"unet": params["unet"], "states": free}
   np.testing.assert_allclose(apply(encoded, x, t, c), by_number, atol=1e-6)
   itself = apply(params, x, t, states[jnp.array(rows)])
   np.testing.assert_allclose(itself, by_number, atol=1e-6)

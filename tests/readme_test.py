@@ -45,6 +45,7 @@ def test_the_tables_are_the_committed_results():
     "results/benchmark_class_methods.md",
     "results/benchmark_siss_step.md",
     "results/check_tpu.md",
+    "results/sd_memory.md",
     "results/reliability.md",
     "results/fuzz.md",
     "results/verdict_level.md",

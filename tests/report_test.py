@@ -361,3 +361,21 @@ def test_compositions_come_before_sources_and_each_source_has_its_loss(tmp_path)
   assert places == sorted(places)
   assert "loss of a" in text and "loss of b" not in text
   assert list(json.loads((tmp_path / "results.json").read_text())) == ["alone_a", "soft", "top1"]
+
+
+def test_what_was_trained_and_what_the_first_run_began_with(tmp_path):
+  """Of a UNet of 1 x 28 x 28 pixels: its first convolution has 9 x 8 weights and 8 biases."""
+  for name, origin in (("first", "hub:OWNER/NAME"), ("second", str(tmp_path / "first"))):
+    (tmp_path / name / "checkpoints").mkdir(parents=True)
+    (tmp_path / name / "config.json").write_text(json.dumps({"init_from": origin}))
+  model = {"name": "unet", "in_channels": 1, "block_out_channels": [8], "norm_num_groups": 4}
+  model |= {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+  config = CONFIG | {"init_from": str(tmp_path / "second"), "model": model}
+  facts = lambda **trained: subject.facts(config | {"trained": trained}, [])
+  assert facts()["Started from"] == f"{tmp_path / 'second'}, which began with hub:OWNER/NAME"
+  assert "Trained" not in facts()
+  told = facts(pattern="conv_in")["Trained"]
+  assert told.startswith("80 parameters, those of conv_in; ")
+  assert told.endswith(f" stay as in {tmp_path / 'second'}")
+  told = facts(pattern="conv_in", rank=2, alpha=4.0)["Trained"]
+  assert told.startswith("34 parameters, LoRA of rank 2 and alpha 4 on conv_in; ")

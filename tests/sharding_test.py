@@ -49,7 +49,7 @@ def test_the_unet_too(method, data, fsdp):
   assert_same(gradients(setup_of(method, data, fsdp)), reference(method))
 
 
-@pytest.mark.parametrize("method", [m for m in methods.names() if not methods.make(m).whole_batch])
+@pytest.mark.parametrize("method", [m for m in meshes.METHODS if not methods.make(m).whole_batch])
 def test_micro_batches_give_the_gradients_of_the_whole_batch(method):
   assert_same(gradients(setup_of(method, 2, 2, 4, NET)), reference(method, NET))
 

@@ -14,7 +14,7 @@ from jaxunlearn.commands import sample
 from jaxunlearn.commands.sample import Asked
 from jaxunlearn.compiled import topology
 from jaxunlearn.latents import cache
-from jaxunlearn.weights import of_run, pretrained
+from jaxunlearn.weights import learned_token, of_run, pretrained, stable_diffusion
 from tests import tiny_pipeline
 
 COLOURS = {"a red whale": (200, 30, 30), "the emoji": (30, 200, 30), "a hand": (30, 30, 200)}
@@ -140,24 +140,113 @@ def test_a_run_is_evaluated_in_pictures_and_an_attack_starts_from_it(config, tmp
   np.testing.assert_allclose(by(tmp_path / "run"), by(tmp_path / "out"), atol=1e-5)
 
 
-TRACED = [
-  name
-  for name in methods.names()
-  if type(methods.make(name)).prepare is methods.Objective.prepare and "embedding" not in name
-]
-
-
-@pytest.mark.parametrize("name", TRACED)
-def test_a_step_of_every_method_is_one_of_latents_and_prompts(config, name):
-  """Traced, not compiled: K gradients of the trained part, whatever the method."""
+def concept_of(config, method, streams, pattern):
+  """The config made one that deletes the class of a caption."""
   config.forget.update(ids=(), label="a red whale")
-  config.method = common.method(name)
+  config.method, config.streams = common.method(method), streams
+  config.trained.pattern = pattern
+  return config
+
+
+def test_a_token_is_learned_exported_and_drawn(config, tmp_path):
+  """In diffusers' pipeline its word has the states that it has here."""
+  concept_of(config, "token_inversion", {"a": "forget"}, "token")
+  with config.unlocked():
+    config.prompts = {"token": "<it>", "token_start": "whale", "token_count": 2}
+  config.attack = "inversion"
+  setup = build.build(config.copy_and_resolve_references())
+  assert setup.net.tokens == 2 and setup.net.book.ids[1].max() == setup.net.text.vocab_size + 1
+  begun = setup.split(build.start_params(setup))[0]["token"]
+  train.run(config, tmp_path / "run")
+  run = of_run.read(tmp_path / "run")
+  assert run.params["token"].shape == (2, 12) and np.all(run.params["token"] != begun)
+  said = (tmp_path / "run" / "report.html").read_text()
+  assert "by a new word alone" in said and "24 parameters, the embedding of a new token" in said
+  export.export(tmp_path / "run", tmp_path / "out")
+  assert "load_textual_inversion" in (tmp_path / "out" / "README.md").read_text()
+  pipe = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out")
+  pipe.load_textual_inversion(str(tmp_path / "out"), weight_name=learned_token.FILE)
+  theirs, _ = pipe.encode_prompt("a <it> hand", "cpu", 1, False)
+  model = sample._with_token(stable_diffusion.of_newest(run), run)
+  ours = model.states(["a <it> <it>_1 hand"])[0]
+  np.testing.assert_allclose(ours, theirs[0].detach(), atol=1e-5)
+
+
+def test_a_model_of_copied_prompts_is_attacked_and_read_again(config, tmp_path):
+  """A run of all parameters that begins with it has its table of prompts too."""
+  takes = {"a": {"take": "forget", "to": "next"}}
+  concept_of(config, "embedding_copy", takes, "prompts").train.steps = 0
+  train.run(config, tmp_path / "copy")
+  states = of_run.read(tmp_path / "copy").params["states"]["prompts"]
+  np.testing.assert_array_equal(states[1], states[2])  # a red whale's are those of the emoji
+  assert np.any(states[0] != states[1])
+  with pytest.raises(ValueError, match="trained the states of its own prompts"):
+    export.export(tmp_path / "copy", tmp_path / "out")
+  concept_of(config, "denoising", {"x": "retain"}, "")
+  config.update(init_from=str(tmp_path / "copy"), attack="dimra")
+  with config.unlocked():
+    config.model = {"name": "pretrained"}
+    del config.prompts, config.codec
+  train.run(config, tmp_path / "attack")
+  again = of_run.read(tmp_path / "attack").params
+  np.testing.assert_array_equal(again["states"]["prompts"], states)
+  assert again.keys() == {"unet", "text_encoder", "states"}
+
+
+@pytest.mark.parametrize(
+  ("fields", "error"),
+  [
+    ({"data.size": 8}, r"images are \(8, 8, 3\) and the model takes \(16, 16, 3\); set"),
+    ({"trained.pattern": "attn3"}, "config.trained.pattern 'attn3' finds no parameter"),
+    ({"trained.pattern": "token"}, "token is '' and config.trained.pattern 'token'; a new token"),
+    ({"prompts": {"token": "<it>"}}, "token is '<it>' and config.trained.pattern '.unet/'; a new"),
+    (
+      {"prompts": {"token": "<it>"}, "trained.pattern": "token"},
+      "stands for the name of what is to be forgotten, and no class or style is",
+    ),
+    (
+      {"prompts": {"token": "wh"}, "trained.pattern": "token", "forget.label": "a hand"},
+      "'wh' is no new token of .*; use one like '<it>'",
+    ),
+    (
+      {"prompts": {"token": "<it>", "token_start": " "}, "trained.pattern": "token"}
+      | {"forget.label": "a hand"},
+      "token_start is ' ', which has no tokens; use a word",
+    ),
+  ],
+)
+def test_what_fits_nothing_is_refused_before_any_work(config, fields, error):
+  with config.unlocked():
+    config.update_from_flattened_dict({k: v for k, v in fields.items() if k != "prompts"})
+    if "prompts" in fields:
+      config.prompts = fields["prompts"]
+  config.forget.ids = () if config.forget.label else config.forget.ids
+  with pytest.raises(ValueError, match=error) as refused:
+    build.build(config)
+  assert "\n" not in str(refused.value)
+
+
+SMALL = {"selective_amnesia": {"fisher_rows": 1, "fisher_chunk": 500}, "retrack": {"neighbours": 4}}
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_step_of_every_method_is_one_of_latents_and_prompts(config, name):
+  """Traced, not compiled but for what it prepares: K gradients of the trained part."""
   takes = {"a": {"take": "forget", "to": "next"}, "alt": {"take": "class:a hand", "c": "forget"}}
-  config.streams = {s: takes.get(s, "retain") for s in methods.make(name).streams}
-  config.trained.update(pattern="attn2", rank=2)
+  takes["all"] = "all"
+  read = {s: takes.get(s, "retain") for s in methods.make(name).streams}
+  concept_of(config, name, read, "attn2").trained.rank = 2
+  config.method.update(SMALL.get(name, {}))
+  if name.startswith("embedding"):
+    config.trained.update(pattern="prompts", rank=0)
+  if "token" in methods.make(name).needs:
+    config.trained.update(pattern="token", rank=0)
+    with config.unlocked():
+      config.prompts = {"token": "<it>"}
   setup = build.build(config)
   state, batch = topology.state_of(setup), topology.batch_of(setup)
-  assert len(cache.missing(setup.codec, setup.train)) == 12  # nothing was encoded for it
+  if type(setup.method).prepare is methods.Objective.prepare:
+    assert len(cache.missing(setup.codec, setup.train)) == 12  # nothing was encoded for it
   assert batch["x" if "x" in batch else "a"].image.shape == (8, 8, 8, 4)
   program = step.program(setup)
   draws = jax.eval_shape(
@@ -169,4 +258,6 @@ def test_a_step_of_every_method_is_one_of_latents_and_prompts(config, name):
   grads, _ = jax.eval_shape(gradients, state, draws)
   for grad in grads:
     assert jax.tree.map(lambda g: g.shape, grad) == jax.tree.map(lambda p: p.shape, state.params)
-  assert {path.split("/")[-1] for path in paths(state.params)} == {"a", "b"}
+  leaves = {path.split("/")[-1] for path in paths(state.params)}
+  added = {"prompts": {"prompts", "empty"}, "token": {"token"}}
+  assert leaves == added.get(config.trained.pattern, {"a", "b"})

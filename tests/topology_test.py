@@ -161,6 +161,8 @@ def test_the_least_is_that_of_zero():
   # Copies of everything: the all-reduce of plain data parallelism, 2 Psi.
   assert collectives.minimum(psi, 1, 4, fsdp=1, data=8) == 7 / 8 * 2 * psi * 4
   assert collectives.minimum(psi, 1, 4, fsdp=1, data=1) == 0
+  frozen = collectives.minimum(psi, 2, 4, fsdp=8, data=1, trained=psi // 10)
+  assert frozen == 7 / 8 * (psi * (2 + 2) + psi // 10 * (4 + 4))
 
 
 def test_the_abstract_step_is_the_one_that_runs():

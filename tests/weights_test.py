@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import safetensors.numpy
 import torch
 
 from jaxunlearn import weights
+from jaxunlearn.weights import arrays, pretrained
 
 BYTES = b"these are weights"
 SHA256 = hashlib.sha256(BYTES).hexdigest()
@@ -151,3 +153,43 @@ def test_more_than_a_flat_state_dict_is_refused(content, tmp_path):
 def test_other_files_are_refused(tmp_path):
   with pytest.raises(ValueError, match=r"net.npz is no weights file; give .safetensors, .bin"):
     weights.read(tmp_path / "net.npz")
+
+
+# Array by array.
+
+
+@pytest.fixture
+def large(tmp_path):
+  """(a tree of 16 kernels of 1 MiB, its file)."""
+  rng = np.random.default_rng(0)
+  draw = lambda: rng.standard_normal((256, 1024)).astype(np.float32)
+  params = {"layers": {f"linear{i}": {"kernel": draw()} for i in range(16)}}
+  path = tmp_path / "large.safetensors"
+  arrays.write(path, pretrained.views(params))
+  return params, path
+
+
+def test_a_file_is_written_as_the_library_writes_it(large, tmp_path):
+  params, path = large
+  state = pretrained.to_state_dict(params)
+  assert path.read_bytes() == safetensors.numpy.save(state, metadata={"format": "pt"})
+  odd = {"b": np.float32([[1, 2]]).T, "\u00e9": np.zeros((0, 3), np.float32), "a": np.float32(5)}
+  odd["half"] = np.float16([[1, 2], [3, 4]]).T
+  arrays.write(tmp_path / "odd.safetensors", odd)
+  for name, value in weights.read(tmp_path / "odd.safetensors").items():
+    np.testing.assert_array_equal(value, odd[name])
+
+
+def test_reading_and_writing_hold_every_array_once(large, tmp_path):
+  """Beside the tree itself two arrays at most, of sixteen."""
+  params, path = large
+  tracemalloc.start()
+  read = pretrained.from_state_dict(weights.open_(path), params)
+  (kept, peak), _ = tracemalloc.get_traced_memory(), tracemalloc.reset_peak()
+  assert 16 * 2**20 <= kept <= peak < 18.5 * 2**20
+  arrays.write(tmp_path / "again.safetensors", pretrained.views(read))
+  assert tracemalloc.get_traced_memory()[1] < kept + 2.5 * 2**20
+  tracemalloc.stop()
+  kernel = lambda tree: tree["layers"]["linear3"]["kernel"]
+  np.testing.assert_array_equal(kernel(read), kernel(params))
+  assert kernel(read).ctypes.data % arrays.ALIGNED == 0

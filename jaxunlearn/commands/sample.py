@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from jaxunlearn import data, latents, library
+from jaxunlearn import data, latents, library, prompts
 from jaxunlearn.commands import guard
 from jaxunlearn.diffusion import Diffusion, EpsFn, guidance, sampling
 from jaxunlearn.inputs import ranges
@@ -153,12 +153,20 @@ def find(asked: Asked) -> Subject:
     return _of_pipeline(stable_diffusion.load(folder), asked)
   run = of_run.read(folder) if (folder / "checkpoints").is_dir() else None
   if run and isinstance(run.net, text_to_image.Net):
-    return _of_pipeline(stable_diffusion.of_newest(run), asked)
+    return _of_pipeline(_with_token(stable_diffusion.of_newest(run), run), asked)
   if asked.prompts or asked.lora:
     raise ValueError(
       f"{asked.origin} is no text-to-image model and was given a prompt or a LoRA; use --label"
     )
   return _of_run(run, asked) if run else _of_folder(folder, asked)
+
+
+def _with_token(model: stable_diffusion.Pipeline, run: of_run.Newest) -> stable_diffusion.Pipeline:
+  """The model with the token that the run learned, if it did."""
+  if "token" not in run.params:
+    return model
+  new = prompts.Options(**run.config["prompts"]).tokens
+  return stable_diffusion.with_token(model, new, run.params["token"])
 
 
 def _of_pipeline(model: stable_diffusion.Pipeline, asked: Asked) -> Subject:

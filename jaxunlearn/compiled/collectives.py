@@ -130,10 +130,21 @@ def _loops(text: str, known: Callable[..., Any]) -> int:
   return sum(one.opcode == "while" and not known(one, block, blocks) for one, block in loops)
 
 
-def minimum(parameters: int, gradients: int, summed: int, fsdp: int, data: int) -> float:
-  """Bytes that each device sends at least in a step, as the formula above says; s is `summed`."""
-  split = (2 * GATHERED + gradients * summed) * parameters * (fsdp - 1) / fsdp
-  return split + 2 * gradients * summed * parameters / fsdp * (data - 1) / data
+def minimum(
+  parameters: int,
+  gradients: int,
+  summed: int,
+  fsdp: int,
+  data: int,
+  trained: int | None = None,
+) -> float:
+  """Bytes that each device sends at least in a step, as the formula above says; s is `summed`.
+
+  Only those that are `trained` (None: all) have gradients.
+  """
+  scattered = gradients * summed * (parameters if trained is None else trained)
+  split = (2 * GATHERED * parameters + scattered) * (fsdp - 1) / fsdp
+  return split + 2 * scattered / fsdp * (data - 1) / data
 
 
 def _blocks(text: str) -> Iterator[tuple[str, Block]]:

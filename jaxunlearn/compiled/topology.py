@@ -217,10 +217,12 @@ def fitting() -> Iterator[None]:
 
 def least(setup: build.Setup) -> float:
   """Bytes that each device sends at least in a step (collectives.py)."""
-  shapes = jax.tree.leaves(jax.eval_shape(setup.net.init, jax.random.key(0)))
-  gradients = len(setup.method.terms)
+  whole = jax.eval_shape(setup.net.init, jax.random.key(0))
+  trained, _ = jax.eval_shape(setup.split, whole)
+  all_, moved = (sum(s.size for s in jax.tree.leaves(tree)) for tree in (whole, trained))
   summed = jnp.dtype(getattr(setup.net, "dtype", jnp.float32)).itemsize
-  return collectives.minimum(sum(s.size for s in shapes), gradients, summed, **setup.mesh.shape)
+  gradients = len(setup.method.terms)
+  return collectives.minimum(all_, gradients, summed, **setup.mesh.shape, trained=moved)
 
 
 def lines(setup: build.Setup, name: str) -> dict[str, str]:

@@ -19,7 +19,8 @@ from jaxtyping import Float
 from jaxunlearn.inputs import ranges
 from jaxunlearn.models import vae
 
-BATCH = 4  # pictures at a time: one of 512 px takes a gigabyte
+BATCH = 4  # pictures at a time
+ROOM = 512 * 512  # pixels at a time where memory counts: they take a gigabyte
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +77,18 @@ class Codec:
     return (height // self.net.factor, width // self.net.factor, self.net.latent_channels)
 
   def moments(self, images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N h w z2"]:
-    """Mean and log variance side by side of the latents of images in [-1, 1], not scaled."""
-    parts = [_moments(self.net, self.params, part) for part in _parts(images, self.batch)]
+    """Mean and log variance side by side of the latents of images in [-1, 1], not scaled.
+
+    Raises:
+      ValueError: the images do not divide into latents.
+    """
+    height, width = images.shape[1:3]
+    if not height or not width or height % self.net.factor or width % self.net.factor:
+      raise ValueError(
+        f"images are {height} x {width} and a latent stands for {self.net.factor} pixels each way; "
+        "use sizes that are multiples of it"
+      )
+    parts = [_moments(self.net, self._placed, part) for part in _parts(images, self.batch)]
     return np.concatenate([np.asarray(part) for part in parts])
 
   def encode(self, images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N h w z"]:
@@ -87,8 +98,13 @@ class Codec:
 
   def decode(self, z: Float[np.ndarray, "N h w z"]) -> Float[np.ndarray, "N H W C"]:
     """The pictures of latents as the diffusion model makes them, in [-1, 1] but for overshoot."""
-    parts = [_decode(self.net, self.params, part) for part in _parts(z, self.batch)]
+    parts = [_decode(self.net, self._placed, part) for part in _parts(z, self.batch)]
     return np.concatenate([np.asarray(part) for part in parts])
+
+  @functools.cached_property
+  def _placed(self) -> Any:
+    """The parameters on the device, once for all parts; on a CPU no copy is made."""
+    return jax.device_put(self.params)
 
   @functools.cached_property
   def identity(self) -> str:

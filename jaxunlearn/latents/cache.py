@@ -26,6 +26,7 @@ class Moments:
 
   paths: np.ndarray  # [N] str
   scaling_factor: float
+  shape: tuple[int, int, int]  # of a file
 
   def __len__(self) -> int:
     return len(self.paths)
@@ -37,9 +38,10 @@ class Moments:
     wanted of them: the draws are those of all, and the files of others are not read.
 
     Raises:
-      ValueError: a file is lost or damaged.
+      ValueError: a file is lost or damaged, or of another autoencoder.
     """
-    both = np.stack([_read(path) for path in self.paths[index[rows]].tolist()]).astype(np.float32)
+    paths = self.paths[index[rows]].tolist()
+    both = np.stack([_read(path, self.shape) for path in paths]).astype(np.float32)
     mean, log_var = np.split(both, 2, axis=-1)
     noise = rng.standard_normal((len(index), *mean.shape[1:]), np.float32)[rows]
     return np.float32(self.scaling_factor) * (mean + np.exp(log_var / 2) * noise)
@@ -70,7 +72,9 @@ def fill(codec: latents.Codec, records: data.Records) -> Moments:
     found = codec.moments(data.to_model(records.image[full]))
     for row, moments in zip(mine, found, strict=False):
       _write(pathlib.Path(files[row]), moments)
-  return Moments(files, codec.net.scaling_factor)
+  height, width = (side // codec.net.factor for side in records.image.shape[1:3])
+  shape = (height, width, 2 * codec.net.latent_channels)
+  return Moments(files, codec.net.scaling_factor, shape)
 
 
 def paths(codec: latents.Codec, records: data.Records) -> np.ndarray:
@@ -94,9 +98,12 @@ def _write(path: pathlib.Path, moments: np.ndarray) -> None:
   temporary.replace(path)
 
 
-def _read(path: str) -> np.ndarray:
+def _read(path: str, shape: tuple[int, int, int]) -> np.ndarray:
   try:
-    return np.load(path)
+    found = np.load(path)
+    if found.shape != shape:
+      raise ValueError(f"they are {found.shape} and this autoencoder's are {shape}")
+    return found
   except (OSError, ValueError) as error:
     raise ValueError(
       f"the latents in {path} cannot be read ({error}); delete that file and launch again: it is "

@@ -41,6 +41,7 @@ NEEDS = {
   "concept": "a class or style to forget; set config.forget.label or config.forget.style",
   "to": "a stream that maps the condition to forget to another; write streams.a in the config "
   "file as {'take': 'forget', 'to': 'next'}",
+  "token": "a new token; set config.trained.pattern to token and config.prompts.token to its name",
 }
 
 Array = jax.Array

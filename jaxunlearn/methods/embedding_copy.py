@@ -2,7 +2,8 @@
 
 Nothing is trained (train.steps = 0) and nothing forgotten, yet the concept is never shown again,
 and relearning what is kept brings nothing back: a measure that this passes proves little. The other
-condition is what the stream `a` maps to (`to = "next"`).
+condition is what the stream `a` maps to (`to = "next"`). Of a text-to-image model it is the states
+of the prompts that are copied (config.trained.pattern = "prompts").
 
 Deviations: none; this is a control, and no method of a paper.
 """
@@ -20,7 +21,7 @@ class Method(methods.Objective):
   needs = ("c", "to")
 
   def start(self, params, data, rng):
-    """Raises ValueError where the model has no table of embeddings."""
+    """Raises ValueError where the model has no table of embeddings, or of prompts."""
     column, value, other = embeddings.concept_of(data["a"])
     table = embeddings.table(params, column)
     return embeddings.with_table(params, column, table.at[value].set(table[other]))

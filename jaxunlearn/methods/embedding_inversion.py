@@ -6,8 +6,12 @@ As textual inversion (Gal et al., 2023) and concept inversion (Pham et al., 2024
 what the weights can still draw, some vector may ask for. v starts where the condition is, and the
 images `a` are of the concept. A pixel sum.
 
+Of a text-to-image model v is the states [L, D] that the UNet reads in the place of the concept's
+prompt, or of each prompt with it (config.trained.pattern = "prompts"): *state inversion*, which has
+far more freedom than a word. token_inversion.py is textual inversion itself.
+
 Deviations: textual inversion learns the vector of a new word in a prompt; here it stands in place
-of a class's own.
+of a class's own, or of all states of a prompt.
 """
 
 import dataclasses

@@ -1,7 +1,9 @@
 """What conditions are in the parameters: tables of embeddings; and which one is to be forgotten.
 
 A conditional network keeps the table of its i-th condition as `class_embedding_i/embedding`: one
-row a value, the learned null last.
+row a value, the learned null last. A text-to-image network has one where it trains `prompts`: the
+states of each prompt, `states/prompts` [*classes, L, D], a value's row being all prompts with it,
+and `states/empty` the null's.
 """
 
 from typing import Any
@@ -40,14 +42,26 @@ def concept_of(stream: methods.Whole) -> tuple[int, int, int]:
 
 
 def table(params: Tree, column: int) -> jax.Array:
-  """The embeddings [K + 1, D] of a condition; raises ValueError where the model has none."""
+  """The embeddings [K + 1, ...] of a condition; raises ValueError where the model has none."""
+  if "states" in params:
+    rows = jnp.moveaxis(jnp.asarray(params["states"]["prompts"]), column, 0)
+    empty = jnp.broadcast_to(params["states"]["empty"], (1, *rows.shape[1:]))
+    return jnp.concatenate([rows, empty])
   name = f"class_embedding_{column}"
+  if {"unet", "text_encoder", "token"} & params.keys():
+    raise ValueError(
+      "the prompts of this model are encoded from their words and are in no table; set "
+      "config.trained.pattern to prompts"
+    )
   if name not in params:
     raise ValueError(f"the model has no {name}; use a conditional model (config.model.classes)")
   return jnp.asarray(params[name]["embedding"])
 
 
 def with_table(params: Tree, column: int, embeddings: Any) -> Tree:
-  """The parameters with another table."""
+  """The parameters with another table; the states of the empty prompt stay."""
+  if "states" in params:
+    prompts = jnp.moveaxis(embeddings[:-1], 0, column)
+    return {**params, "states": {**params["states"], "prompts": prompts}}
   name = f"class_embedding_{column}"
   return {**params, name: {**params[name], "embedding": embeddings}}

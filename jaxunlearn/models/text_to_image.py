@@ -6,10 +6,14 @@ row. The parameters are
 
     unet            text_unet.Net's
     text_encoder    clip.Text's, which encodes `book`: the tokens of each row
-    states          [P + 1, L, D] in its place: the book encoded once
+    token           [n, D], where a run adds it: embeddings of new tokens, behind the vocabulary
+    states          in the place of all three: the book encoded once, a table that can be trained
+      prompts       [*classes, L, D], of each combination
+      empty         [L, D]
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -24,18 +28,23 @@ from jaxunlearn.diffusion import NULL
 from jaxunlearn.inputs import ranges
 from jaxunlearn.models import clip, text_unet
 
+ADDED = {"prompts": "states", "token": "token"}  # config.trained.pattern -> what it adds
+ENCODED = 64  # prompts at a time
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Book:
   """The token ids of each prompt, the empty one last; equal ones are equal, as jit needs."""
 
   ids: Int[np.ndarray, "P L"]
+  start: tuple[int, ...] = ()  # the tokens whose mean new ones begin as
 
   def __eq__(self, other: object) -> bool:
-    return isinstance(other, Book) and np.array_equal(self.ids, other.ids)
+    same = isinstance(other, Book) and np.array_equal(self.ids, other.ids)
+    return same and self.start == other.start  # type: ignore[attr-defined]
 
   def __hash__(self) -> int:
-    return hash((self.ids.shape, self.ids.tobytes()))
+    return hash((self.ids.shape, self.ids.tobytes(), self.start))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +55,7 @@ class Net:
   text: Any = dataclasses.field(default_factory=clip.Text)  # a clip.Text, or its fields
   classes: Sequence[ranges.Count] = ()
   book: Book | None = dataclasses.field(default=None, metadata={"of": "data"})  # no config's
+  tokens: ranges.From0 = 0  # new ones, which config.prompts.token names
 
   def __post_init__(self) -> None:
     for name, kind in (("unet", text_unet.Net), ("text", clip.Text)):
@@ -93,20 +103,79 @@ class Net:
 
   def states(self, params: Any, c: Int[Array, "B ..."]) -> Float[Array, "B L D"]:
     """The states of the prompts of those conditions."""
-    rows = self.rows(c)
     if "states" in params:
-      return params["states"][rows]
+      columns = self._columns(c)
+      found = jnp.asarray(params["states"]["prompts"])[tuple(columns.T)]
+      null = (columns == NULL).any(axis=1)[:, None, None]
+      return jnp.where(null, params["states"]["empty"], found)
     if self.book is None:
       raise ValueError("this network has no prompts; give it a book, or the states of texts")
-    return self.text.states(params["text_encoder"], jnp.asarray(self.book.ids)[rows])
+    return self.encode(params, jnp.asarray(self.book.ids)[self.rows(c)])
+
+  def encode(self, params: Any, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+    """The states of tokens, new ones among them."""
+    if "token" not in params:
+      return self.text.states(params["text_encoder"], ids)
+    new = params["token"]
+    return more_tokens(self.text, len(new)).states(with_rows(params["text_encoder"], new), ids)
+
+  def extended(self, params: Any, pattern: str) -> Any:
+    """The parameters with what a run of that config.trained.pattern adds, if it is not there yet.
+
+    prompts   `states`, all prompts encoded
+    token     `token`, each new one the mean of the embeddings that the book says
+
+    Without a book there are zeros in their place, for a checkpoint to fill.
+    """
+    name = ADDED.get(pattern, "")
+    if not name or name in params:
+      return params
+    return {**params, name: self._states(params) if name == "states" else self._tokens(params)}
+
+  def _states(self, params: Any) -> Any:
+    width = (self.text.max_position_embeddings, self.text.hidden_size)
+    if self.book is None:
+      states = np.zeros((self.prompts + 1, *width), np.float32)
+    else:
+      states = _encoded(self, {k: v for k, v in params.items() if k != "unet"})
+    return {"prompts": states[:-1].reshape(*self.classes, *width), "empty": states[-1]}
+
+  def _tokens(self, params: Any) -> Any:
+    if self.book is None:
+      return np.zeros((self.tokens, self.text.hidden_size), np.float32)
+    table = jnp.asarray(params["text_encoder"]["embeddings"]["token_embedding"]["embedding"])
+    return jnp.tile(table[jnp.array(self.book.start)].mean(axis=0), (self.tokens, 1))
 
   def rows(self, c: Int[Array, "B ..."]) -> Int[Array, " B"]:
     """Their rows of the book; the last is the empty prompt, which any NULL leads to."""
-    columns = jnp.asarray(c).reshape(len(c), len(self.classes))
+    columns = self._columns(c)
     row = jnp.zeros(len(columns), jnp.int32)
     for i, count in enumerate(self.classes):
       row = row * count + columns[:, i]
     return jnp.where((columns == NULL).any(axis=1), self.prompts, row)
+
+  def _columns(self, c: Int[Array, "B ..."]) -> Int[Array, "B n"]:
+    return jnp.asarray(c).reshape(len(c), len(self.classes))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encoded(net: Net, params: Any) -> Float[Array, "P L D"]:
+  """The states of every prompt of the book, some at a time."""
+  assert net.book is not None
+  encode = lambda row: net.encode(params, row[None])[0]
+  return jax.lax.map(encode, jnp.asarray(net.book.ids), batch_size=ENCODED)
+
+
+def more_tokens(text: clip.Text, count: int) -> clip.Text:
+  """The text encoder of a vocabulary that is larger by so many."""
+  return dataclasses.replace(text, vocab_size=text.vocab_size + count)
+
+
+def with_rows(params: Any, new: Float[Array, "n D"]) -> Any:
+  """The parameters of a text encoder with more rows in the table of tokens."""
+  own = params["embeddings"]
+  table = jnp.concatenate([jnp.asarray(own["token_embedding"]["embedding"]), jnp.asarray(new)])
+  return {**params, "embeddings": {**own, "token_embedding": {"embedding": table}}}
 
 
 def combinations(classes: tuple[int, ...]) -> Int[np.ndarray, "P n"]:

@@ -70,9 +70,9 @@ def render(run: pathlib.Path, config: Mapping[str, Any], item: str, step: int, o
   results = _results(run, hide_target=o.deleted == "count")
   table = [rows.row(name, results) for name in rows.metric_names(results)]
   now, earlier = deleted(config, o.deleted) if subject.deletes(config) else (Deleted(0, ()),) * 2
-  origin = config["init_from"]
+  origin, base = config["init_from"], subject.base_of(config)
   hub_id = o.base or (
-    origin.removeprefix("hub:").partition("@")[0] if origin.startswith("hub:") else ""
+    base.removeprefix("hub:").partition("@")[0] if base.startswith("hub:") else ""
   )
   labelled = bool(config["model"].get("num_class_embeds"))
   ours = config["model"].get("classes") and not labelled
@@ -87,7 +87,7 @@ def render(run: pathlib.Path, config: Mapping[str, Any], item: str, step: int, o
     run=run.resolve().name,
     method=config["method"]["name"],
     deleted="deleted" if origin else "left out",  # of a fresh model nothing is deleted
-    facts=facts(config, item, step, o.base or origin or "random parameters"),
+    facts=facts(config, item, step, o.base or subject.origins(config)),
     now=now,
     earlier=earlier,
     how=o.deleted,
@@ -101,6 +101,7 @@ def render(run: pathlib.Path, config: Mapping[str, Any], item: str, step: int, o
     kind=kind,
     foreign=kind not in (diffusers_config.UNET, stable_diffusion.PIPELINE_CLASS),
     text=kind == stable_diffusion.PIPELINE_CLASS,
+    token=config.get("prompts", {}).get("token", ""),
     labelled=labelled,
     patch=config["model"].get("patch_size", 1),
     limits=limits(config, results, item, now.count + earlier.count),
@@ -115,6 +116,7 @@ def facts(config: Mapping[str, Any], item: str, step: int, origin: str) -> dict[
   averaged = f"averaged (EMA, largest decay {config['ema']})"
   return {
     "Started from": origin,
+    **({"Trained": told} if (told := subject.trained(config)) else {}),
     "Method": f"{config['method']['name']} ({_listed(method)})",
     "Streams": _listed(_streams(config)),
     "Data": f"{config['data']['source']} ({_listed(source)})",

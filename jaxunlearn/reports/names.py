@@ -24,6 +24,7 @@ METHODS = {
   "sfron": "SFR-on",
   "siss": "SISS",
   "siss_no_is": "SISS (No IS)",
+  "token_inversion": "token inversion",
 }
 FIELDS = {
   "lam": "λ",

@@ -9,13 +9,18 @@ compartments  a network a source (CDM)
 measuring     no step at all: a model as it is
 """
 
+import json
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxunlearn import data, methods, streams
+import jax
+
+from jaxunlearn import adapters, data, methods, models, streams
 from jaxunlearn.reports import names
 
 DELETING = ("retraining", "naive", "unlearning")
+INVERTED = {"token_inversion": "a new word"}  # what an inversion moves, if not the embedding
 Config = Mapping[str, Any]  # a run's config.json; fields may be missing
 _DELETES = {("x", "retain"), ("a", "forget")}  # streams of a run that deletes
 
@@ -132,7 +137,9 @@ def _training(config: Config, source: str) -> str:
 
 
 def _attack(config: Config) -> str:
-  how = "by its embedding alone, " if config["attack"] == "inversion" else ""
+  method = config.get("method", {}).get("name", "")
+  means = INVERTED.get(method, "its embedding") if config["attack"] == "inversion" else ""
+  how = f"by {means} alone, " if means else ""
   return f"Relearning {target(config)} {how}from {learnt_from(config)}, on {origin_of(config)}"
 
 
@@ -170,6 +177,46 @@ def origin_of(config: Config) -> str:
   return config.get("init_from") or "random parameters"
 
 
+def base_of(config: Config) -> str:
+  """What the first of the runs began with that this one comes from, as far as they are there."""
+  origin = config.get("init_from", "")
+  path = pathlib.Path(origin) / "config.json"
+  if origin and (pathlib.Path(origin) / "checkpoints").is_dir() and path.is_file():
+    return base_of(json.loads(path.read_text())) or origin
+  return origin
+
+
+def origins(config: Config) -> str:
+  """Where it started, and what that began with: `runs/a, which began with hub:OWNER/NAME`."""
+  first = base_of(config)
+  further = f", which began with {first}" if first and first != config.get("init_from") else ""
+  return origin_of(config) + further
+
+
+def trained(config: Config) -> str:
+  """`43,962,560 parameters, those of attn2; 938,618,884 stay as in PLACE`; "" where all are."""
+  kind = adapters.Trained(**config.get("trained", {}))
+  if kind.everything:
+    return ""
+  net = models.make(**config["model"])
+  parts = jax.eval_shape(
+    lambda key, whole: kind.split(key, kind.extended(net, whole)),
+    jax.random.key(0),
+    jax.eval_shape(net.init, jax.random.key(0)),
+  )
+  own, frozen = (sum(leaf.size for leaf in jax.tree.leaves(part)) for part in parts)
+  return f"{own:,} parameters, {_which(kind)}; {frozen:,} stay as in {origin_of(config)}"
+
+
+def _which(kind: adapters.Trained) -> str:
+  """What of a network is trained, in words."""
+  found = kind.pattern or "every kernel"
+  if kind.rank:
+    return f"LoRA of rank {kind.rank} and alpha {kind.alpha:g} on {found}"
+  added = {"prompts": "the states of its prompts", "token": "the embedding of a new token"}
+  return added.get(kind.pattern, f"those of {found}")
+
+
 # The header.
 
 
@@ -186,7 +233,8 @@ def facts(
     "Method": method or "not recorded",
     **_of_kind(config, compartments or {}),
     "Steps": f"{done} of {train.get('steps', 'unknown')}, batch {train.get('batch', 'unknown')}",
-    "Started from": origin_of(config),
+    "Started from": origins(config),
+    **({"Trained": told} if (told := trained(config)) else {}),
     "Data": _named(names.source, section, "source") or "not recorded",
     "Seed": str(config.get("seed", "not recorded")),
   }

@@ -13,9 +13,9 @@ import urllib.request
 from collections.abc import Mapping
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 from tqdm import tqdm
+
+from jaxunlearn.weights import arrays
 
 PICKLED = (".bin", ".pt", ".pth")
 ALLOW = "JAXUNLEARN_PICKLE"
@@ -95,7 +95,12 @@ def identity(path: pathlib.Path) -> str:
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """A flat state dict, name -> array.
+  """A flat state dict, name -> array, all in memory; raises ValueError as `open_`."""
+  return dict(open_(path))
+
+
+def open_(path: pathlib.Path) -> Mapping[str, np.ndarray]:
+  """A flat state dict, name -> array; a .safetensors is read array by array, when one is asked for.
 
   Raises:
     ValueError: a damaged file, one that holds more than arrays, or a pickled one, unless that is
@@ -103,10 +108,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
   """
   path = pathlib.Path(path)
   if path.suffix == ".safetensors":
-    try:
-      return safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-      raise ValueError(f"{path} is damaged ({error}); fetch or make it again") from error
+    return arrays.of_file(path)
   if path.suffix not in PICKLED:
     raise ValueError(f"{path} is no weights file; give .safetensors, {', '.join(PICKLED)}")
   if not pickle_allowed():

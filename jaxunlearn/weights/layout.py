@@ -11,13 +11,14 @@ A part may be named alone: the scheduler is looked for beside it.
 import json
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
 
 from jaxunlearn import data, weights
+from jaxunlearn.weights import arrays
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PICKLED = "diffusion_pytorch_model.bin"
@@ -64,8 +65,10 @@ def is_text_to_image(folder: pathlib.Path) -> bool:
   return path.is_file() and read_json(path).get("_class_name") == TEXT_UNET
 
 
-def state(folder: pathlib.Path, name: str = "unet") -> dict[str, np.ndarray]:
+def state(folder: pathlib.Path, name: str = "unet") -> Mapping[str, np.ndarray]:
   """The weights of a UNet, or of another part of a pipeline, by their names in PyTorch.
+
+  Each is read when it is asked for.
 
   Raises:
     ValueError: no weights there, or a damaged file.
@@ -75,11 +78,11 @@ def state(folder: pathlib.Path, name: str = "unet") -> dict[str, np.ndarray]:
     logging.warning("%s is taken; the average lies in %s", inner, inner.parent / "unet_ema")
   path = _choose(inner, NAMED if name == "text_encoder" else WEIGHTS)
   if path.suffix != ".json":
-    return weights.read(path)
+    return weights.open_(path)
   shards = [inner / name for name in _shards(path)]
   if lost := [shard.name for shard in shards if not shard.is_file()]:
     raise ValueError(f"{path} lists {lost[0]!r}, which is not there; fetch it again")
-  return {name: value for shard in shards for name, value in weights.read(shard).items()}
+  return arrays.together([weights.open_(shard) for shard in shards])
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

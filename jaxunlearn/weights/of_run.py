@@ -1,5 +1,7 @@
 """The newest weights of a run, with its config: what an export and samples begin with."""
 
+import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -9,6 +11,7 @@ import jax
 
 from jaxunlearn import adapters, checkpoint, models
 from jaxunlearn.mesh import sharding
+from jaxunlearn.models import text_to_image
 from jaxunlearn.weights import layout, pretrained
 
 NEEDED = ("model", "process", "ema", "data")  # of a run's config
@@ -63,15 +66,26 @@ def parts(
   run: pathlib.Path, net: Any, mesh: jax.sharding.Mesh, item: str
 ) -> tuple[adapters.Trained, Any, Any]:
   """What a run trained: in words, as it came to be, and what it left alone."""
-  shapes = jax.eval_shape(net.init, jax.random.key(0))
   target = lambda tree: sharding.shaped(mesh, tree, sharding.replicated(mesh))
   trained, config = _trained(run)
+  bare = dataclasses.replace(net, book=None) if isinstance(net, text_to_image.Net) else net
   if trained.everything:
+    shapes = _shapes(bare, config.get("init_from", ""))
     return trained, checkpoint.read_params(run, target(shapes), item), {}
-  base = start(config["init_from"], net, config["seed"], mesh)
+  base = trained.extended(bare, start(config["init_from"], net, config["seed"], mesh))
   params, frozen = trained.split(split_key(config["seed"]), base)
   shapes = jax.eval_shape(lambda: params)
   return trained, checkpoint.read_params(run, target(shapes), item, frozen=frozen), frozen
+
+
+def _shapes(net: Any, origin: str) -> Any:
+  """Of all parameters of a network, with what the runs that they come from added."""
+  shapes = jax.eval_shape(net.init, jax.random.key(0))
+  while origin and (pathlib.Path(origin) / "checkpoints").is_dir():
+    trained, config = _trained(pathlib.Path(origin))
+    shapes = jax.eval_shape(functools.partial(trained.extended, net), shapes)
+    origin = config.get("init_from", "")
+  return shapes
 
 
 def split_key(seed: int) -> jax.Array:

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import safetensors.numpy
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -23,6 +22,7 @@ from jaxunlearn import latents, models, prompts
 from jaxunlearn.diffusion import Diffusion, sampling
 from jaxunlearn.models import unet, uvit
 from jaxunlearn.weights import (
+  arrays,
   diffusers_config,
   layout,
   pipeline_config,
@@ -51,8 +51,13 @@ _ADVICE = "set config.model to the checkpoint's architecture"
 
 def to_state_dict(params: Any) -> dict[str, np.ndarray]:
   """Our nested parameters as PyTorch's flat, named, OIHW state dict (NumPy)."""
+  return {name: np.ascontiguousarray(view) for name, view in views(params).items()}
+
+
+def views(params: Any) -> dict[str, np.ndarray]:
+  """The same without a copy: views of our arrays, in PyTorch's order of axes."""
   return {
-    _torch_name(path): np.ascontiguousarray(np.asarray(leaf).transpose(_axes(path, leaf)))
+    _torch_name(path): np.asarray(leaf).transpose(_axes(path, leaf))
     for path, leaf in jax.tree.leaves_with_path(params)
   }
 
@@ -60,24 +65,25 @@ def to_state_dict(params: Any) -> dict[str, np.ndarray]:
 def from_state_dict(state: Mapping[str, np.ndarray], target: Any) -> Any:
   """The inverse of `to_state_dict`, into the structure of `target` (arrays or their shapes).
 
-  A prefix that all names have from a wrapper (`module.`) is taken off.
+  A prefix that all names have from a wrapper (`module.`) is taken off. Each array is asked for
+  once, and copied.
 
   Raises:
     ValueError: a weight is missing, left over, or of another shape.
   """
   state = _without_prefix(state)
-  left = {_OLD_NAME.sub(lambda m: f"{m[1]}.{_OLD[m[2]]}", name): v for name, v in state.items()}
+  left = {_OLD_NAME.sub(lambda m: f"{m[1]}.{_OLD[m[2]]}", name): name for name in state}
 
   def take(path: Any, leaf: Any) -> np.ndarray:
     name, axes = _torch_name(path), _axes(path, leaf)
     if name not in left:
       raise ValueError(f"the weights have no {name!r}{_missing(name, left)}")
-    value, shape = left.pop(name), tuple(leaf.shape[i] for i in axes)
+    value, shape = state[left.pop(name)], tuple(leaf.shape[i] for i in axes)
     if value.shape != shape:
       raise ValueError(
         f"{name!r} is {value.shape} in the weights and {shape} in the config's model; {_ADVICE}"
       )
-    return np.ascontiguousarray(value.transpose(np.argsort(axes)), np.float32)
+    return arrays.aligned(value.transpose(np.argsort(axes)))
 
   params = jax.tree.map_with_path(take, target)
   if left:
@@ -91,7 +97,7 @@ def from_state_dict(state: Mapping[str, np.ndarray], target: Any) -> Any:
 def _without_prefix(state: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
   shared = lambda prefix: state and all(name.startswith(prefix) for name in state)
   while prefix := next(filter(shared, _PREFIXES), None):
-    state = {name.removeprefix(prefix): value for name, value in state.items()}
+    state = arrays.renamed(state, {name: name.removeprefix(prefix) for name in state})
   return state
 
 
@@ -148,8 +154,7 @@ def save(
     del contents[PIPELINE]
   for name, content in contents.items():
     (folder / name).write_text(json.dumps(content, indent=2) + "\n")
-  arrays = safetensors.numpy.save(to_state_dict(params), metadata={"format": "pt"})
-  (folder / WEIGHTS).write_bytes(arrays)  # save_file would leave it to its owner alone
+  arrays.write(folder / WEIGHTS, views(params))
 
 
 def load(folder: pathlib.Path, target: Any) -> Any:
@@ -169,8 +174,8 @@ def load(folder: pathlib.Path, target: Any) -> Any:
 def text_encoder(state: Mapping[str, np.ndarray], target: Any) -> Any:
   """As `from_state_dict`, with or without the prefix; the places of tokens are no weights."""
   names = {name: name.removeprefix(TEXT_PREFIX) for name in state}
-  places = "embeddings.position_ids"
-  return from_state_dict({n: state[old] for old, n in names.items() if n != places}, target)
+  names = {old: new for old, new in names.items() if new != "embeddings.position_ids"}
+  return from_state_dict(arrays.renamed(state, names), target)
 
 
 # Configs.

@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from absl import logging
 
 from jaxunlearn import checkpoint, latents, weights
@@ -28,6 +27,7 @@ from jaxunlearn.diffusion import Diffusion, EpsFn, guidance, sampling
 from jaxunlearn.mesh import sharding
 from jaxunlearn.models import clip, text_to_image, text_unet, vae
 from jaxunlearn.weights import (
+  arrays,
   layout,
   of_run,
   pipeline_config,
@@ -70,8 +70,9 @@ class Pipeline:
 
   @property
   def codec(self) -> latents.Codec:
-    """Pictures <-> latents."""
-    return latents.Codec(self.vae, self.params["vae"])
+    """Pictures <-> latents, as many at a time as take a gigabyte."""
+    pixels = (self.unet.sample_size * self.vae.factor) ** 2
+    return latents.Codec(self.vae, self.params["vae"], max(1, latents.ROOM // pixels))
 
   def eps_fn(self, prompts: Sequence[str], scale: float = 1.0) -> EpsFn:
     """The noise predictor of the prompts by their numbers 0, 1, ..., encoded once.
@@ -79,9 +80,13 @@ class Pipeline:
     `scale` is that of guidance as Stable Diffusion counts it: eps_null + scale (eps_c - eps_null).
     """
     net = text_to_image.Net(self.unet, self.text, (len(prompts),))
-    params = {"unet": self.params["unet"], "states": self.states(prompts)}
+    states = self.states(prompts)
+    params = {
+      "unet": self.params["unet"],
+      "states": {"prompts": states[:-1], "empty": states[-1]},
+    }
     apply = self.process.predictor(net.apply)
-    eps_fn = jax.tree_util.Partial(apply, jax.tree.map(jnp.asarray, params))
+    eps_fn = jax.tree_util.Partial(apply, jax.device_put(params))  # on a CPU no copy is made
     return guidance.guided(eps_fn, scale - 1)
 
   def states(self, prompts: Sequence[str]) -> jax.Array:
@@ -92,7 +97,7 @@ class Pipeline:
         logging.warning(
           "%r is cut to %d tokens; left out is %r", prompt, self.tokenizer.length, cut
         )
-    return jax.jit(self.text.states)(self.params["text_encoder"], encoded.ids)
+    return jax.jit(self.text.states)(jax.device_put(self.params["text_encoder"]), encoded.ids)
 
 
 def load(folder: pathlib.Path) -> Pipeline:
@@ -166,7 +171,7 @@ def agree(
       )
 
 
-def _state(folder: pathlib.Path, name: str) -> dict[str, np.ndarray]:
+def _state(folder: pathlib.Path, name: str) -> Mapping[str, np.ndarray]:
   """A part's weights; says whose they are where that is known."""
   for path in (folder / name).glob("*.safetensors"):
     digest, what = PUBLISHED.get(path.stat().st_size, ("", ""))
@@ -179,9 +184,15 @@ def of_newest(run: of_run.Newest) -> Pipeline:
   """The whole model of a run: what it trained, with the parts that it was given.
 
   Raises:
-    ValueError: the model that it began with is not there any more, or has no such part.
+    ValueError: the model that it began with is not there any more, or has no such part; or the run
+      trained the states of its prompts.
   """
   config, net = run.config, run.net
+  if "states" in run.params:
+    raise ValueError(
+      "the run trained the states of its own prompts, for which a pipeline has no place; look at "
+      "its samples, or start another run from it"
+    )
   codec = read_codec(config["codec"]["path"], config["codec"]["batch"])
   return Pipeline(
     unet=net.unet,
@@ -193,6 +204,17 @@ def of_newest(run: of_run.Newest) -> Pipeline:
     scheduler=config["scheduler"],
     params={**run.params, "vae": codec.params},
     folder=layout.locate(config["codec"]["path"]),
+  )
+
+
+def with_token(model: Pipeline, new: Sequence[str], rows: np.ndarray) -> Pipeline:
+  """The model with new tokens and their embeddings [n, D]."""
+  text = text_to_image.with_rows(model.params["text_encoder"], jnp.asarray(rows))
+  return dataclasses.replace(
+    model,
+    text=text_to_image.more_tokens(model.text, len(new)),
+    tokenizer=model.tokenizer.with_tokens(new),
+    params={**model.params, "text_encoder": text},
   )
 
 
@@ -234,7 +256,7 @@ def save(folder: pathlib.Path, model: Pipeline) -> None:
   The tokenizer's files, and a licence where there is one, are those of the folder it came from.
   """
   folder = pathlib.Path(folder)
-  params = {name: pretrained.to_state_dict(model.params[name]) for name in PARTS}
+  params = {name: pretrained.views(model.params[name]) for name in PARTS}
   text = {
     f"{pretrained.TEXT_PREFIX}{name}": value for name, value in params["text_encoder"].items()
   }
@@ -270,8 +292,7 @@ def _write_part(
   folder: pathlib.Path, config: Mapping[str, Any], state: Mapping[str, np.ndarray], name: str
 ) -> None:
   _write_json(folder / CONFIG, config)
-  arrays = safetensors.numpy.save(dict(state), metadata={"format": "pt"})
-  (folder / name).write_bytes(arrays)  # save_file would leave it to its owner alone
+  arrays.write(folder / name, state)
 
 
 def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:

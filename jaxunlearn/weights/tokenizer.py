@@ -46,6 +46,7 @@ class Tokenizer:
   merges: Sequence[tuple[str, str]]
   length: int = LENGTH
   pad: str = END  # Stable Diffusion 2 pads by "!"
+  new: tuple[str, ...] = ()  # tokens behind the vocabulary, in order
 
   @functools.cached_property
   def _bpe(self) -> tokenizers.Tokenizer:
@@ -58,12 +59,24 @@ class Tokenizer:
     made.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
     special = dict.fromkeys((START, END, self.pad))  # also where a text spells them out
     made.add_special_tokens([tokenizers.AddedToken(t, normalized=False) for t in special])
+    made.add_tokens([tokenizers.AddedToken(t, normalized=False) for t in self.new])
     return made
 
   @property
   def vocabulary(self) -> int:
     """How many tokens there are."""
     return self._bpe.get_vocab_size()
+
+  def with_tokens(self, new: Sequence[str]) -> "Tokenizer":
+    """The same with those tokens besides; raises ValueError where one is none, or not new."""
+    for token in new:
+      if token in self.words or not token.strip():
+        raise ValueError(f"{token!r} is no new token of {self.folder}; use one like '<it>'")
+    return dataclasses.replace(self, new=(*self.new, *new))
+
+  def pieces(self, text: str) -> tuple[int, ...]:
+    """The ids of a text alone, however many."""
+    return tuple(self._bpe.encode(text).ids)
 
   def id_of(self, token: str) -> int:
     """The id of a token; raises ValueError where the vocabulary lacks it."""

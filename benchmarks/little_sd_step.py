@@ -1,0 +1,246 @@
+"""A training step of the little Stable Diffusion: this project beside PyTorch and diffusers.
+
+  python -m benchmarks.little_sd_step --out=results     (5 minutes on 2 idle cores)
+  python -m benchmarks.little_sd_step --quick           (a smoke test on tiny networks)
+
+The networks, batch and optimiser of configs/pretrain_little_sd.py, from random weights: UNet and
+text encoder are trained together, a tenth of the prompts is dropped, gradients are clipped, AdamW,
+an average is kept. In PyTorch these are diffusers' UNet2DConditionModel and transformers'
+CLIPTextModel, eagerly, by the fused AdamW. A step is everything from latents and numbers of prompts
+on. Both live in one process and take turns; a ratio is between neighbours in time.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.siss_step import environment
+
+DROPPED, PROMPTS = 0.1, 256
+NULL = -1  # the last row of the book, the empty prompt
+TINY = {
+  "unet": {
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_head_dim": 2,
+    "cross_attention_dim": 16,
+  },
+  "text": {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 100,
+    "max_position_embeddings": 8,
+    "end": 99,
+  },
+}
+
+
+def network(quick: bool) -> Any:
+  """The network with a book of random prompts, the empty one last."""
+  from configs import pretrain_little_sd
+  from jaxunlearn import models
+  from jaxunlearn.models.text_to_image import Book
+
+  fields = TINY if quick else pretrain_little_sd.model()
+  places, end = (fields["text"][name] for name in ("max_position_embeddings", "end"))
+  ids = np.random.default_rng(0).integers(1, end, (PROMPTS + 1, places)).astype(np.int32)
+  ids[:, 0], ids[:, -1], ids[-1, 1:] = 0, end, end
+  return models.make("text_to_image", **fields, classes=(PROMPTS,), book=Book(ids))
+
+
+def batch_of(net: Any, size: int, seed: int) -> dict[str, np.ndarray]:
+  """Latents and numbers of prompts."""
+  rng = np.random.default_rng(seed)
+  image = rng.standard_normal((size, *net.image_shape)).astype(np.float32)
+  return {"image": image, "c": rng.integers(0, PROMPTS, size).astype(np.int32)}
+
+
+def settings(size: int) -> Any:
+  """The config, with the learning rate that its schedule comes to."""
+  from configs import pretrain_little_sd
+
+  config = pretrain_little_sd.get_config()
+  config.optimizer.update(schedule="constant", warmup=0)
+  config.train.batch = size
+  return config
+
+
+def ours(net: Any, params: Any, size: int) -> Callable[[dict[str, np.ndarray]], None]:
+  """This project's step, as a run takes it."""
+  import jax
+
+  from jaxunlearn import build, methods, step
+  from jaxunlearn.diffusion import Diffusion
+  from jaxunlearn.mesh import sharding
+
+  config = settings(size)
+  setup = build.Setup(
+    config=config,
+    mesh=sharding.make_mesh(1),
+    process=Diffusion(**config.process),
+    net=net,
+    method=methods.make(**config.method),
+    tx=build.make_optimizer(config),
+    train=None,
+    heldout=None,
+    forget=None,
+    concept=None,
+    streams={},
+  )
+  state = build.make_state(setup, params)
+  update, where = step.make_update(setup, state), sharding.batch_sharding(setup.mesh)
+
+  def take(batch: dict[str, np.ndarray]) -> None:
+    nonlocal state
+    index = np.arange(size, dtype=np.int32)
+    rows = methods.Rows(batch["image"], batch["c"], index)
+    state, _ = update(state, sharding.put({"x": rows}, where))
+    jax.block_until_ready(state)
+
+  return take
+
+
+class Theirs:
+  """diffusers' UNet and transformers' text encoder with the same weights, and their step."""
+
+  def __init__(self, net: Any, params: Any, size: int):
+    import diffusers
+    import torch
+    import transformers
+
+    from jaxunlearn.diffusion import Diffusion
+    from jaxunlearn.weights import pipeline_config, pretrained
+
+    config = settings(size)
+    self.unet = diffusers.UNet2DConditionModel.from_config(pipeline_config.write_unet(net.unet))
+    fields = pipeline_config.write_text(net.text)
+    self.text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**fields))
+    for module, part in ((self.unet, "unet"), (self.text, "text_encoder")):
+      state = pretrained.to_state_dict(params[part])
+      names = {name.removeprefix(pretrained.TEXT_PREFIX): name for name in module.state_dict()}
+      given = {names[name]: torch.from_numpy(value.copy()) for name, value in state.items()}
+      module.load_state_dict(given, strict=False)
+    self.params = [*self.unet.parameters(), *self.text.parameters()]
+    self.ema, self.decay = [p.detach().clone() for p in self.params], config.ema
+    self.clip, self.ids = config.optimizer.clip, torch.from_numpy(net.book.ids).long()
+    abar = torch.from_numpy(Diffusion(**config.process).abar.copy())
+    self.gamma, self.sigma = abar.sqrt().float(), (1 - abar).sqrt().float()
+    self.adam = torch.optim.AdamW(
+      self.params,
+      config.optimizer.learning_rate,
+      (config.optimizer.b1, config.optimizer.b2),
+      weight_decay=config.optimizer.weight_decay,
+      fused=True,
+    )
+
+  def loss(self, x: Any, t: Any, noise: Any, c: Any) -> Any:
+    """E ||eps - eps_theta(x_t, t, text(c))||^2 of latents [B, C, H, W]."""
+    gamma, sigma = (part[t].view(-1, 1, 1, 1) for part in (self.gamma, self.sigma))
+    states = self.text(self.ids[c]).last_hidden_state
+    error = noise - self.unet(gamma * x + sigma * noise, t, states).sample
+    return error.square().sum((1, 2, 3)).mean()
+
+  def __call__(self, batch: dict[str, np.ndarray]) -> None:
+    import torch
+
+    x = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2).contiguous()
+    c = torch.from_numpy(batch["c"]).long()
+    c = torch.where(torch.rand(len(c)) < DROPPED, NULL, c)
+    t = torch.randint(0, len(self.gamma), (len(x),))
+    self.loss(x, t, torch.randn_like(x), c).backward()
+    torch.nn.utils.clip_grad_norm_(self.params, self.clip)
+    self.adam.step()
+    self.adam.zero_grad(set_to_none=True)
+    with torch.no_grad():
+      torch._foreach_lerp_(self.ema, [p.detach() for p in self.params], 1 - self.decay)
+
+
+def parameters(net: Any) -> Any:
+  """Random ones, without compiling `init`."""
+  import jax
+
+  rng = np.random.default_rng(0)
+  draw = lambda s: rng.normal(0, np.prod(s.shape[:-1]) ** -0.5, s.shape).astype(np.float32)
+  return jax.tree.map(draw, jax.eval_shape(net.init, jax.random.key(0)))
+
+
+def measure(quick: bool, rounds: int) -> dict[str, Any]:
+  """Seconds of both in each round, after a step of each that is not counted."""
+  net, size = network(quick), 8 if quick else 64
+  params = parameters(net)
+  steps = {"ours": ours(net, params, size), "pytorch": Theirs(net, params, size)}
+  seconds: dict[str, list[float]] = {name: [] for name in steps}
+  for round_ in range(rounds + 1):
+    batch = batch_of(net, size, round_)
+    for name, take in steps.items():
+      begin = time.perf_counter()
+      take(batch)
+      seconds[name].append(time.perf_counter() - begin)
+  counted = {name: found[1:] for name, found in seconds.items()}
+  ratios = [a / b for a, b in zip(counted["ours"], counted["pytorch"], strict=True)]
+  return {
+    "batch": size,
+    "parameters": sum(p.numel() for p in steps["pytorch"].params),
+    "first_seconds": {name: found[0] for name, found in seconds.items()},
+    "seconds": counted,
+    "ratio": statistics.median(ratios),
+    "ratio_range": [min(ratios), max(ratios)],
+  }
+
+
+def markdown(result: dict[str, Any]) -> str:
+  env, found = result["environment"], result["step"]
+  low, high = found["ratio_range"]
+  lines = [
+    "# A training step of the little Stable Diffusion, on CPU",
+    "",
+    f"`{result['command']}` on {env['machine']}; jax {env['jax']}, torch {env['torch']}, diffusers "
+    f"{env['diffusers']}. Load before the start: {env['load_before']:.2f}. "
+    f"{found['parameters']:,} parameters, batch {found['batch']}, float32, both in turn.",
+    "",
+    "| what | median s | least s | first step, compilation included, s |",
+    "|---|---|---|---|",
+  ]
+  for name, title in (("ours", "this project"), ("pytorch", "PyTorch with diffusers")):
+    seconds, first = found["seconds"][name], found["first_seconds"][name]
+    lines.append(
+      f"| {title} | {statistics.median(seconds):.3f} | {min(seconds):.3f} | {first:.1f} |"
+    )
+  lines += ["", f"Ratio of neighbours, median: {found['ratio']:.2f} ({low:.2f} to {high:.2f})."]
+  return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+  described = argparse.RawDescriptionHelpFormatter
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=described)
+  parser.add_argument("--out", type=pathlib.Path, help="write little_sd_step.{md,json} there")
+  parser.add_argument("--quick", action="store_true")
+  parser.add_argument("--rounds", type=int, default=15)
+  args = parser.parse_args()
+  result = {
+    "command": " ".join(["python -m benchmarks.little_sd_step", *sys.argv[1:]]),
+    "environment": environment(),
+    "step": measure(args.quick, args.rounds),
+  }
+  print(markdown(result))
+  if args.out:
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "little_sd_step.json").write_text(json.dumps(result, indent=2) + "\n")
+    (args.out / "little_sd_step.md").write_text(markdown(result))
+
+
+if __name__ == "__main__":
+  main()
