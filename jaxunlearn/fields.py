@@ -34,6 +34,7 @@ RULES: Mapping[str, Any] = {
   "ema": _Decay,
   "ema_warmup": bool,
   "init_optimizer": bool,
+  "init_bits": Annotated[int, ranges.Range(2, 16, whole=True, besides=(0,))],
   "mesh.data": _Devices,
   "mesh.fsdp": _Devices,
   "optimizer.learning_rate": ranges.AtLeast0,

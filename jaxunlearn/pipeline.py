@@ -26,7 +26,7 @@ from jaxunlearn.evals import statistics
 from jaxunlearn.inputs import ranges
 from jaxunlearn.latents import train as autoencoding
 from jaxunlearn.mesh import processes
-from jaxunlearn.reports import audit, verdicts
+from jaxunlearn.reports import audit, timing, verdicts
 
 _ANOTHER = re.compile(r"run:([^\"]+)")
 
@@ -156,6 +156,7 @@ def summarise(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     for name, outcome in zip(names, outcomes, strict=True):
       if "after" in outcome:
         outcome["after"] |= audit.recovered(workdir, name, attacks, outcome["after"])
+        outcome["after"] |= _seconds(workdir / name.partition("#")[0])
     finished = [outcome["after"] for outcome in outcomes if "after" in outcome]
     row: dict[str, Any] = {
       "steps": config.runs[names[0].partition("#")[0]].train.steps,
@@ -201,6 +202,14 @@ def outcome_of(run_dir: pathlib.Path) -> dict[str, Any] | None:
     if (run_dir / name).exists():
       return json.loads((run_dir / name).read_text())
   return None
+
+
+def _seconds(run_dir: pathlib.Path) -> dict[str, Any]:
+  """What all steps of a run took, where it has some."""
+  seconds = timing.total(run_dir / "timing.jsonl")
+  if seconds is None:
+    return {}
+  return {"seconds": {"value": seconds, "ci95": None, "identity": "steps without compilation"}}
 
 
 def _interval(

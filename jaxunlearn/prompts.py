@@ -8,11 +8,17 @@ combination, and last those of the empty prompt, which NULL leads to.
 import dataclasses
 import itertools
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from absl import logging
+from jaxtyping import Float
 
 from jaxunlearn import errors
+from jaxunlearn.inputs import ranges
 from jaxunlearn.models.text_to_image import Book
 from jaxunlearn.weights.tokenizer import Tokenizer
 
@@ -26,6 +32,51 @@ class Options:
 
   template: str = ""  # like "a {class} emoji in {style} style"; "": the name of the class
   tokenizer: str = ""  # the model whose tokenizer it is; "": init_from
+  prefix: ranges.From0 = 0  # tokens before each prompt that an attack searches for
+
+
+def with_prefix(params: Any, count: int, net: Any) -> Any:
+  """The parameters of a text-to-image model with so many tokens before each prompt, all as likely.
+
+  Raises:
+    ValueError: the network takes none, or has no room for so many.
+  """
+  if not hasattr(net, "text"):
+    raise ValueError(
+      f"config.prompts.prefix is {count} and the model reads no prompts; use 0, or a text-to-image "
+      "model"
+    )
+  room = net.text.max_position_embeddings - 3  # the start, the end and a token between
+  if count > room:
+    raise ValueError(
+      f"config.prompts.prefix is {count} and a prompt has room for {room}; use at most that"
+    )
+  tokens = net.text.vocab_size
+  return {**params, "prefix": np.full((count, tokens), 1 / tokens, np.float32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+  """The text encoder of a model as it is, and its book of prompts."""
+
+  net: Any  # a text_to_image.Net with a book
+  params: Any  # of the whole model
+  words: Callable[[], Tokenizer]  # read where a prompt is spelt out
+
+  def last(self, given: np.ndarray | Sequence[str]) -> Float[np.ndarray, "P D"]:
+    """The state of the last token of each prompt, before the end token: of its number, or text.
+
+    That of an empty prompt is the state of the start token, which all prompts share.
+    """
+    ids = self._ids(given)
+    end = np.argmax(ids == self.net.text.end, axis=1)
+    states = np.asarray(jax.jit(self.net.text.states)(self.params["text_encoder"], ids))
+    return states[np.arange(len(ids)), end - 1]
+
+  def _ids(self, given: np.ndarray | Sequence[str]) -> np.ndarray:
+    if isinstance(given[0], str):
+      return self.words().encode([str(text) for text in given]).ids
+    return self.net.book.ids[np.asarray(self.net.rows(jnp.asarray(given)))]
 
 
 def write(vocabulary: Sequence[Sequence[str]], template: str, words: Tokenizer) -> Book:

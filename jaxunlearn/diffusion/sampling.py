@@ -14,7 +14,8 @@ two and those of multistep.py.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -111,6 +112,27 @@ def inject(
   return out.reshape(len(x), n, *x.shape[1:])
 
 
+@functools.partial(jax.jit, static_argnames=("process", "steps", "options"))
+def watched(
+  predict: Callable[..., tuple[Array, Any]],
+  process: Diffusion,
+  x_T: Float[Array, "B H W C"],
+  c: Array | None = None,
+  *,
+  steps: int = 50,
+  options: Options = DEFAULT,
+) -> tuple[Float[Array, "B H W C"], Any]:
+  """DDIM samples, and what was seen at each step: `predict(x_t, t, c)` is (eps, seen).
+
+  `predict` is a `jax.tree_util.Partial`, as for `sample`.
+
+  Raises:
+    ValueError: steps outside 1..T, or times past T - 1.
+  """
+  table = _ddim_steps(process, times(process, steps, options), steps, 0.0, options)
+  return _walk(predict, jax.random.key(0), x_T, c, table, options)
+
+
 SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "plms": multistep.plms, "dpm": multistep.dpm}
 
 
@@ -181,15 +203,27 @@ def _schedule(
 def _reverse(
   eps_fn: EpsFn, rng: Array, x: Array, c: Array | None, steps: Steps, options: Options
 ) -> Array:
-  """Walks x down the table. The noise of a step depends on rng and t, not on the table."""
+  """Walks x down the table."""
+  return _walk(lambda *at: (eps_fn(*at), None), rng, x, c, steps, options)[0]
 
-  def step(x_t: Array, k: Steps) -> tuple[Array, None]:
-    eps = eps_fn(x_t, jnp.full(len(x_t), k.t), c)
+
+def _walk(
+  predict: Callable[..., tuple[Array, Any]],
+  rng: Array,
+  x: Array,
+  c: Array | None,
+  steps: Steps,
+  options: Options,
+) -> tuple[Array, Any]:
+  """Where x ends, and what was seen. The noise of a step depends on rng and t, not on the table."""
+
+  def step(x_t: Array, k: Steps) -> tuple[Array, Any]:
+    eps, seen = predict(x_t, jnp.full(len(x_t), k.t), c)
     x0 = (x_t - k.sigma * eps) / k.gamma
     if options.clip_sample:
       x0 = jnp.clip(x0, -options.clip_sample_range, options.clip_sample_range)
     z = jax.random.normal(jax.random.fold_in(rng, k.t), x_t.shape)
-    return k.x0 * x0 + k.x_t * x_t + k.eps * eps + k.z * z, None
+    return k.x0 * x0 + k.x_t * x_t + k.eps * eps + k.z * z, seen
 
   table = jax.tree.map(np.float32, steps)._replace(t=np.int32(steps.t))
-  return jax.lax.scan(step, jnp.asarray(x, jnp.float32), table)[0]
+  return jax.lax.scan(step, jnp.asarray(x, jnp.float32), table)

@@ -62,6 +62,10 @@ class Rows(NamedTuple):
       rows = slice(start, start + size)
       yield self.at(rows)
 
+  def told(self) -> tuple[Any, Any]:
+    """The condition of each row, and what it is mapped to."""
+    return self.c, self.to
+
   def at(self, rows: Any) -> "Rows":
     return Rows(*(None if part is None else part[rows] for part in self))  # type: ignore[arg-type]
 
@@ -78,6 +82,17 @@ class Whole(Protocol):
   def chunks(self, size: int = 256) -> Iterator[Rows]: ...
 
   def pick(self, n: int, seed: int) -> Rows: ...
+
+  def told(self) -> tuple[Any, Any]: ...
+
+
+@runtime_checkable
+class Text(Protocol):
+  """The text side of a text-to-image model: `prompts.Encoder`."""
+
+  def last(self, given: np.ndarray | Sequence[str]) -> np.ndarray:
+    """The state [P, D] of the last token of each prompt, float32: of its number, or spelt out."""
+    ...
 
 
 Batch = Mapping[str, Rows]  # stream name -> rows; the names are the papers' (x kept, a to unlearn)
@@ -104,7 +119,10 @@ class Objective:
     ranges.check(self)
 
   def start(self, params: Tree, data: Mapping[str, Whole], rng: Array) -> Tree:
-    """The parameters of step 0, from those of init_from; `prepare` still gets the latter."""
+    """The parameters of step 0, from those of init_from; `prepare` still gets the latter.
+
+    A method that needs `text` gets a `Text` as well, under that name.
+    """
     del data, rng
     return params
 
@@ -208,10 +226,14 @@ def begin(
   process: Diffusion,
   data: Mapping[str, Whole],
   rng: Array,
+  text: Text | None = None,
 ) -> tuple[Tree, Tree]:
   """The parameters of step 0 and the extras: what a method does before the first step."""
+  if "text" in objective.needs and text is None:
+    raise ValueError(f"this method needs {NEEDS['text']}")
+  given: dict[str, Any] = {"text": text} if "text" in objective.needs else {}
   extras = objective.prepare(apply, params, process, data, rng)
-  return objective.start(params, data, jax.random.fold_in(rng, 1)), extras
+  return objective.start(params, data, jax.random.fold_in(rng, 1), **given), extras
 
 
 def direction(

@@ -5,6 +5,7 @@ from typing import Any
 
 THINGS = {"tshirt": "T-shirt", "t-shirt": "T-shirt", "target": "the target"}
 METHODS = {
+  "concept_ablation": "Concept Ablation",
   "denoising": "denoising loss",
   "dimum": "DiMUM",
   "dimum_meta": "DiMUM, meta",
@@ -22,6 +23,8 @@ METHODS = {
   "sfron": "SFR-on",
   "siss": "SISS",
   "siss_no_is": "SISS (No IS)",
+  "uce": "UCE",
+  "unlearn_diff_attack": "UnlearnDiffAtk",
 }
 FIELDS = {
   "lam": "λ",
