@@ -80,6 +80,10 @@ def get_config() -> ConfigDict:
       "sampler": "ddpm",  # or ddim, plms, dpm
       "steps": 25,
       "seed": 0,
+      # Every condition once a seed, styles in turn and objects in each, the noise by the seed and
+      # the place in this order: UnlearnCanvas's answer set. (): samples and asked, as above.
+      "seeds": (),
+      "jpeg": 0,  # the quality at which samples are saved as JPEG before they are judged; 0: not
       **dataclasses.asdict(evals.Options(target_name="tshirt")),
     }
   )

@@ -6,6 +6,7 @@ combination, and last those of the empty prompt, which NULL leads to.
 """
 
 import dataclasses
+import functools
 import itertools
 import string
 from collections.abc import Callable, Sequence
@@ -70,13 +71,18 @@ class Encoder:
     """
     ids = self._ids(given)
     end = np.argmax(ids == self.net.text.end, axis=1)
-    states = np.asarray(jax.jit(self.net.text.states)(self.params["text_encoder"], ids))
+    states = np.asarray(_states(self.net.text, self.params["text_encoder"], ids))
     return states[np.arange(len(ids)), end - 1]
 
   def _ids(self, given: np.ndarray | Sequence[str]) -> np.ndarray:
     if isinstance(given[0], str):
       return self.words().encode([str(text) for text in given]).ids
     return self.net.book.ids[np.asarray(self.net.rows(jnp.asarray(given)))]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _states(text: Any, params: Any, ids: np.ndarray) -> jax.Array:
+  return text.states(params, ids)
 
 
 def write(vocabulary: Sequence[Sequence[str]], template: str, words: Tokenizer) -> Book:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from jaxunlearn import streams
 from jaxunlearn.reports import names, rows, subject
 from jaxunlearn.reports.rows import Results
 from jaxunlearn.reports.subject import Config

@@ -39,6 +39,7 @@ SOURCES = {
   "digits_clothes": "digits and clothes",
   "emoji": "emoji",
   "emoji_captions": "emoji with captions",
+  "emoji_styles": "emoji in six styles",
   "fashion": "Fashion-MNIST",
   "folder": "a folder of images",
   "mnist_tshirt": "digits and a T-shirt",
