@@ -41,6 +41,9 @@ NEEDS = {
   "concept": "a class or style to forget; set config.forget.label or config.forget.style",
   "to": "a stream that maps the condition to forget to another; write streams.a in the config "
   "file as {'take': 'forget', 'to': 'next'}",
+  "own": "other images under the condition to forget that keep their own; write streams.alt in the "
+  "config file as {'take': 'class:NAME', 'c': 'forget', 'to': 'own'}",
+  "text": "a text-to-image model; set config.init_from to one and config.model.name to pretrained",
 }
 
 Array = jax.Array
