@@ -167,7 +167,8 @@ def with_prompts(config: ConfigDict, net: Any, records: data.Records) -> Any:
       f"the text encoder has {net.text.vocab_size} tokens and config.prompts.tokenizer "
       f"{words.vocabulary}; name the tokenizer of the model"
     )
-  book = prompts.write(records.vocabulary, config.prompts.template, words)
+  names = prompts.spelt(records.vocabulary, config.prompts.blank)
+  book = prompts.write(names, config.prompts.template, words)
   with config.unlocked():
     config.model.classes = tuple(map(len, records.vocabulary))
   return models.make(**config.model, book=book)
@@ -251,9 +252,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 def start_params(setup: Setup) -> Tree:
   """Where a run starts (host arrays): random, another run's, or weights in diffusers' layout."""
   config = setup.config
-  params = of_run.start(
-    config.init_from, setup.net, config.seed, setup.mesh, config.init_bits
-  )
+  params = of_run.start(config.init_from, setup.net, config.seed, setup.mesh, config.init_bits)
   count = config.prompts.prefix if "prompts" in config else 0
   return prompts.with_prefix(params, count, setup.net) if count else params
 

@@ -33,7 +33,13 @@ class Options:
 
   template: str = ""  # like "a {class} emoji in {style} style"; "": the name of the class
   tokenizer: str = ""  # the model whose tokenizer it is; "": init_from
+  blank: str = ""  # a sign of names that is a blank in prompts, like _
   prefix: ranges.From0 = 0  # tokens before each prompt that an attack searches for
+
+
+def spelt(vocabulary: Sequence[Sequence[str]], blank: str) -> list[list[str]]:
+  """The names as prompts have them: a blank where they have that sign."""
+  return [[name.replace(blank, " ") if blank else name for name in names] for names in vocabulary]
 
 
 def with_prefix(params: Any, count: int, net: Any) -> Any:

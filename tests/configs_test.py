@@ -32,12 +32,16 @@ PIPELINES = (
   "siss_celeba_sequence",
   "audit_fashion",
   "audit_emoji",
+  "audit_little_sd",
   "table_cdm",
 )
 AUTOENCODERS = ("pretrain_little_vae",)  # tests/latents_test.py steps one
 OF_THE_USER = ("siss_folder",)  # tests/your_model_test.py runs it
-FULL = re.compile(r".*_(cifar10|canvas)_full")  # tests/full_configs_test.py steps them
-TEXT = ("pretrain_little_sd",)  # on what another run made; tests/text_to_image_test.py runs one
+FULL = re.compile(r".*_(cifar10|canvas|canvas_sd)_full")  # tests/full_configs_test.py steps them
+TEXT = (  # on what another run made; tests/text_to_image_test.py runs one
+  *("pretrain_little_sd", "pretrain_little_styles", "retrain_little_styles"),
+  *("unlearn_little_sd", "attack_little_sd"),
+)
 OTHERS = PIPELINES + AUTOENCODERS + TEXT
 RUNS = [name for name in NAMES if name not in OTHERS + OF_THE_USER and not FULL.fullmatch(name)]
 

@@ -145,7 +145,10 @@ def test_a_step_of_every_method_is_one_of_latents_and_prompts(config, name):
   """Traced, not compiled: K gradients of the trained part, whatever the method."""
   config.forget.update(ids=(), label="a red whale")
   config.method = common.method(name)
-  takes = {"a": {"take": "forget", "to": "next"}, "alt": {"take": "class:a hand", "c": "forget"}}
+  takes = {
+    "a": {"take": "forget", "to": "next"},
+    "alt": {"take": "class:a hand", "c": "forget", "to": "own"},
+  }
   config.streams = {s: takes.get(s, "retain") for s in methods.make(name).streams}
   config.trained.update(pattern="attn2", rank=2)
   setup = build.build(config)

@@ -143,7 +143,9 @@ def to_params(state: Mapping[str, np.ndarray], net: Vit, file: pathlib.Path) -> 
 
 def _name(name: str, value: np.ndarray) -> str:
   """`blocks.3.norm1.weight` -> `blocks_3/norm1/scale`."""
-  name = re.sub(r"^blocks\.(\d+)", r"blocks_\1", name).replace("patch_embed.proj", "patch_embed_proj")
+  name = re.sub(r"^blocks\.(\d+)", r"blocks_\1", name).replace(
+    "patch_embed.proj", "patch_embed_proj"
+  )
   return re.sub("weight$", "scale" if value.ndim == 1 else "kernel", name).replace(".", "/")
 
 

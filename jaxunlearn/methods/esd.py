@@ -74,9 +74,7 @@ class Method(methods.Objective):
       turn = np.arange(first, first + self.partial_batch) % len(rows.image)
       c = None if rows.c is None else jnp.asarray(rows.c)[turn]
       x_T = jax.random.normal(k_x, (len(turn), *rows.image.shape[1:]))
-      _, way = sampling.watched(
-        seen, process, x_T, c, steps=self.partial_steps, options=OPTIONS
-      )
+      _, way = sampling.watched(seen, process, x_T, c, steps=self.partial_steps, options=OPTIONS)
       stop = jax.random.randint(k_stop, (len(turn),), 0, len(t))
       parts.append({"a_t": way[stop, jnp.arange(len(turn))], "t": t[stop], "c": c})
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: self.partial], *parts)
