@@ -1,6 +1,7 @@
 """The base model of audit_little_sd.py: eight kinds of emoji in six styles, by prompt.
 
-    python -m jaxunlearn.main --config=configs/pretrain_little_styles.py --workdir=runs/little_styles
+    python -m jaxunlearn.main --config=configs/pretrain_little_styles.py \\
+        --workdir=runs/little_styles
 
 The little Stable Diffusion knows two of the styles (and `heart emoji in noto style` by that very
 caption); this trains it further, UNet and text encoder, until it knows all six. The autoencoder

@@ -1,7 +1,7 @@
 """UnlearnCanvas as its authors run it (Zhang et al., 2024): Stable Diffusion 1.5, 512 px, prompts.
 
-    python -m jaxunlearn.main --config=configs/unlearn_canvas_sd_full.py --workdir=runs/esd_canvas \\
-        --config.init_from=FOLDER --config.data.path=PICTURES \\
+    python -m jaxunlearn.main --config=configs/unlearn_canvas_sd_full.py \\
+        --workdir=runs/esd_canvas --config.init_from=FOLDER --config.data.path=PICTURES \\
         --config.eval.classifier=OBJECTS.safetensors \\
         --config.eval.style_classifier=STYLES.safetensors
 

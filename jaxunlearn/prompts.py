@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jaxunlearn import errors
 from jaxunlearn.inputs import ranges
@@ -77,7 +77,7 @@ class Encoder:
     """
     ids = self._ids(given)
     end = np.argmax(ids == self.net.text.end, axis=1)
-    states = np.asarray(_states(self.net.text, self.params["text_encoder"], ids))
+    states = np.asarray(_states(self.net.text, self.params["text_encoder"], jnp.asarray(ids)))
     return states[np.arange(len(ids)), end - 1]
 
   def _ids(self, given: np.ndarray | Sequence[str]) -> np.ndarray:
@@ -87,7 +87,7 @@ class Encoder:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _states(text: Any, params: Any, ids: np.ndarray) -> jax.Array:
+def _states(text: Any, params: Any, ids: Int[jax.Array, "P L"]) -> Float[jax.Array, "P L D"]:
   return text.states(params, ids)
 
 

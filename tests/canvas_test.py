@@ -79,7 +79,7 @@ def test_the_classifier_is_timms(vit):
   np.testing.assert_allclose(found.probabilities(x), want, atol=1e-5)
   names = [canvas.OBJECTS[i] for i in want.argmax(axis=1)]
   assert found.agrees(x, names).all() and not found.agrees(x[:1], [other(names[0])]).any()
-  with pytest.raises(ValueError, match="no class of the classifier objects 'Dog'.*mean 'Dogs'"):
+  with pytest.raises(ValueError, match=r"no class of the classifier objects 'Dog'.*mean 'Dogs'"):
     found.agrees(x[:1], ["Dog"])
 
 

@@ -131,7 +131,7 @@ def test_an_empty_guide_is_the_start_tokens_state(setup_of, places):
 
 def test_uce_without_its_matrices_is_refused(setup_of):
   setup = setup_of("uce", {"a": {"take": "forget", "to": "next"}}, "attn1")
-  with pytest.raises(ValueError, match="uce writes attn2/to_k and .*; set config.trained.pattern"):
+  with pytest.raises(ValueError, match=r"uce writes attn2/to_k and .*; set config.trained.pattern"):
     build.make_state(setup, build.start_params(setup))
 
 
@@ -193,7 +193,7 @@ def test_concept_ablation_is_its_loss_in_pytorch(setup_of, places, form):
 
 
 def test_a_form_that_is_none_is_refused():
-  with pytest.raises(ValueError, match="no form of concept ablation 'nois'.*mean 'noise'"):
+  with pytest.raises(ValueError, match=r"no form of concept ablation 'nois'.*mean 'noise'"):
     methods.make("concept_ablation", form="nois")
 
 

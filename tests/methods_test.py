@@ -237,7 +237,7 @@ def test_a_step_follows_what_combine_gives_and_the_slope_of_the_penalty(name):
   direction = jax.tree.map(jnp.add, method.combine(grads, extras)[0], slope)
   np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(direction), rtol=1e-5)
   moved = optax.apply_updates(params, setup.tx.update(direction, opt, params)[0])
-  want, _ = method.settle(moved, extras, step_0)
+  want, _ = method.settle(moved, extras, jnp.asarray(step_0))
   assert_trees_close(state.params, want)
 
 

@@ -23,18 +23,19 @@ from PIL import Image
 from jaxunlearn import data, errors, weights
 from jaxunlearn.models.vit import Vit
 
-OBJECTS = tuple(
+_OBJECTS = (
   "Architectures Bears Birds Butterfly Cats Dogs Fishes Flame Flowers Frogs Horses Human Jellyfish "
-  "Rabbits Sandwiches Sea Statues Towers Trees Waterfalls".split()
+  "Rabbits Sandwiches Sea Statues Towers Trees Waterfalls"
 )
-STYLES = tuple(
+_STYLES = (
   "Abstractionism Artist_Sketch Blossom_Season Bricks Byzantine Cartoon Cold_Warm Color_Fantasy "
   "Comic_Etch Crayon Cubism Dadaism Dapple Defoliation Early_Autumn Expressionism Fauvism French "
   "Glowing_Sunset Gorgeous_Love Greenfield Impressionism Ink_Art Joy Liquid_Dreams Magic_Cube "
   "Meta_Physics Meteor_Shower Monet Mosaic Neon_Lines On_Fire Pastel Pencil_Drawing Picasso "
   "Pop_Art Red_Blue_Ink Rust Seed_Images Sketch Sponge_Dabbed Structuralism Superstring Surrealism "
-  "Ukiyoe Van_Gogh Vibrant_Flow Warm_Love Warm_Smear Watercolor Winter".split()
+  "Ukiyoe Van_Gogh Vibrant_Flow Warm_Love Warm_Smear Watercolor Winter"
 )
+OBJECTS, STYLES = tuple(_OBJECTS.split()), tuple(_STYLES.split())
 BATCH = 16
 HEAD = 64  # channels of a head, in every ViT of timm
 
@@ -143,9 +144,7 @@ def to_params(state: Mapping[str, np.ndarray], net: Vit, file: pathlib.Path) -> 
 
 def _name(name: str, value: np.ndarray) -> str:
   """`blocks.3.norm1.weight` -> `blocks_3/norm1/scale`."""
-  name = re.sub(r"^blocks\.(\d+)", r"blocks_\1", name).replace(
-    "patch_embed.proj", "patch_embed_proj"
-  )
+  name = re.sub(r"^(blocks|patch_embed)\.", r"\1_", name)
   return re.sub("weight$", "scale" if value.ndim == 1 else "kernel", name).replace(".", "/")
 
 

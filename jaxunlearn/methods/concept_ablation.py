@@ -1,4 +1,4 @@
-"""Concept Ablation: the concept's condition gives what an anchor's gives (Kumari et al., ICCV 2023).
+"""Concept Ablation: a concept's condition gives what an anchor's does (Kumari et al., ICCV 2023).
 
     model    L = E ||eps_theta(alt_t, t, c_u) - sg eps_theta(alt_t, t, c')||^2
     noise    L = E ||eps_theta(alt_t, t, c_u) - eps||^2

@@ -1,7 +1,7 @@
 """UCE, unified concept editing: keys and values of a concept become another's, in closed form.
 
-    W  = (lam W0 + s_e sum v c^T + s_p sum W0 c_j c_j^T) (lam I + s_e sum c c^T + s_p sum c_j c_j^T)^-1
-    v  = W0 c'
+    W = (lam W0 + s_e sum v c^T + s_p sum W0 c_j c_j^T) A^-1,   v = W0 c'
+    A = lam I + s_e sum c c^T + s_p sum c_j c_j^T
 
 (Gandikota et al., WACV 2024.) W0 is each to_k and to_v of the attention to text; c is the state of
 the last token of a prompt to forget, c' that of the prompt it is mapped to, c_j those of prompts to

@@ -1,4 +1,4 @@
-"""UnlearnDiffAtk, an attack: tokens before a prompt that bring the concept back (Zhang et al., 2024).
+"""UnlearnDiffAtk, an attack: tokens before a prompt that bring it back (Zhang et al., ECCV 2024).
 
     minimise over k tokens alone  E_{a, eps} ||eps - eps_theta(a_t, t, tokens + prompt)||^2
 

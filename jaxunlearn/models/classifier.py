@@ -1,6 +1,8 @@
 """A small convolutional classifier, for the metrics that need class probabilities or features.
 
-[mean of blocks]  ->  [conv 3x3 -> ReLU -> 2x2 max]  x 2  ->  conv 3x3 -> ReLU  ->  dense -> ReLU = features  ->  dense
+[conv 3x3 -> ReLU -> 2x2 max]  x 2  ->  conv 3x3 -> ReLU  ->  dense -> ReLU = features  ->  dense
+
+Large pictures may be averaged over blocks first.
 """
 
 import flax.linen as nn

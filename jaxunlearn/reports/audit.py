@@ -54,7 +54,7 @@ def recovered(
 
 
 def points(run: pathlib.Path) -> np.ndarray:
-  """The AR of an attack at its probes; of one that trains nothing that of its evaluation, [0, AR]."""
+  """The AR of an attack at its probes; of one that trains nothing [0, AR], of its evaluation."""
   if len(found := curve(run)) or not (run / "results.json").exists():
     return found
   after = json.loads((run / "results.json").read_text()).get("after", {})
