@@ -11,6 +11,8 @@ COMMANDS = {
   "run": ("jaxunlearn.main:start", "Train, unlearn or attack a model, as a config says."),
   "export": ("jaxunlearn.export:start", "Write a run as a folder that diffusers loads."),
   "sample": ("jaxunlearn.commands.sample:start", "Draw samples of a model, of prompts or classes."),
+  "audit": ("jaxunlearn.commands.audit:start", "Attack a model of anybody's, and say what came."),
+  "leaderboard": ("jaxunlearn.commands.leaderboard:start", "One table of several audits."),
   "verify-export": ("jaxunlearn.proofs.export_signature:start", "Check a signed export."),
   "weights": ("jaxunlearn.weights.__main__:main", "Fetch the published files of the metrics."),
   "cdm delete": ("jaxunlearn.cdm.delete:start", "Delete records or a source from a CDM, exactly."),

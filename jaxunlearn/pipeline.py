@@ -10,8 +10,10 @@ config.columns, config.published, config.out   what the table shows, and where i
 import contextlib
 import fcntl
 import json
+import math
 import pathlib
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
@@ -31,8 +33,10 @@ from jaxunlearn.reports import audit, timing, verdicts
 _ANOTHER = re.compile(r"run:([^\"]+)")
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: pathlib.Path, minutes: float = 0.0) -> dict[str, Any]:
   """Every run in turn under workdir/NAME, then the table; returns its numbers.
+
+  With `minutes`, no attack (NAME@ATTACK) begins when they are over: the table goes without it.
 
   A run that diverges is recorded as such, and the next one starts. The same command may be
   launched several times at once, to use more cores: each run is taken by one of them, and the
@@ -45,9 +49,25 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   workdir = pathlib.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   jax.config.update("jax_compilation_cache_dir", str((workdir / "xla_cache").absolute()))
-  while [name for name, sub in config.runs.items() if _run_one(name, sub, workdir)]:
+  end = time.monotonic() + 60 * minutes if minutes else math.inf
+  due = lambda name: "@" not in name or time.monotonic() < end
+  while [n for n, sub in config.runs.items() if due(n) and _run_one(n, sub, workdir)]:
     pass  # what waited for another run may have its turn now
+  if time.monotonic() >= end:
+    config = _without_unmade(config, workdir)
   return processes.from_first(lambda: _finish(config, workdir))
+
+
+def _without_unmade(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
+  """The config without the attacks for which no time was left; says which."""
+  left = [n for n in config.runs if "@" in n and outcome_of(workdir / n) is None]
+  if left:
+    print(f"the time is over: {len(left)} attacks were not made, the first is {left[0]}")
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    for name in left:
+      del config.runs[name]
+  return config
 
 
 def check(config: ConfigDict) -> None:

@@ -18,6 +18,8 @@ FLAGS = {
   "run": "config workdir dry_run topology distributed",
   "export": "run out raw license deleted base sign_key",
   "verify-export": "key",
+  "audit": "model before forget data out retrained template classifier minutes attacks small",
+  "leaderboard": "out",
   "sample": "from out prompt label style n batch steps sampler lora scale guidance seed",
   "weights": "help",
   "cdm delete": "run ids file source resume plan prove receipt out",

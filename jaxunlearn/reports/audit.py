@@ -168,12 +168,14 @@ def _kind(config: ConfigDict, names: Sequence[str]) -> str:
 
 def _is_method(config: ConfigDict, label: str, names: Sequence[str]) -> bool:
   other = label.startswith(_base(config)) or label in _controls(config)
-  return _kind(config, names) != "measuring" and not other
+  changed = _kind(config, names) != "measuring" or label == config.get("audited")
+  return changed and not other
 
 
 def _never_saw(config: ConfigDict, label: str, names: Sequence[str]) -> bool:
   """Whether a row is a model as it is, other than the base."""
-  return _kind(config, names) == "measuring" and not label.startswith(_base(config))
+  known = label.startswith(_base(config)) or label == config.get("audited")
+  return _kind(config, names) == "measuring" and not known
 
 
 def _base(config: ConfigDict) -> str:
