@@ -1,4 +1,4 @@
-"""`jaxunlearn audit` on pipelines that diffusers made: what it makes of its flags, and one whole."""
+"""`jaxunlearn audit` on pipelines of diffusers: what it makes of its flags, and one whole."""
 
 import json
 import pathlib
