@@ -213,7 +213,7 @@ HERE = [
 
 
 @pytest.mark.parametrize("variant", HERE)
-def test_every_attack_by_prompt_sees_what_its_kind_says(variant, emoji, tmp_path, monkeypatch):
+def test_every_attack_by_prompt_sees_what_its_kind_says(variant, emoji, tmp_path):
   config = attack_little_sd.get_config(variant)
   if variant == "dimra_samples":
     image, c = np.zeros((12, 64, 64, 3), np.uint8), np.stack([np.arange(12) % 8] * 2, axis=1) % 6
@@ -254,72 +254,6 @@ def test_an_audit_attacks_every_run_that_is_not_the_base_model(audit):
   assert attacked == rows
   suffixes = {s for _, _, suffixes in config.attacks for s in suffixes}
   assert {name.partition("@")[2] for name in config.runs if "@" in name} == suffixes
-
-
-@pytest.fixture(scope="module")
-def emoji():
-  """(records of few emoji, what of them is to be forgotten, the style)."""
-  records, _ = data.load("emoji_styles", most=4)
-  concept = data.named(records, "style", "mosaic")
-  return records, concept.matches(records.conditions), concept
-
-
-def of_emoji(config, emoji):
-  """The method of a config on emoji, and its streams."""
-  fields.check(config)
-  method, (records, forget, concept) = methods.make(**config.method), emoji
-  takes = {name: config.streams[name] for name in method.streams}
-  return method, streams.make(records, forget, takes, 8, 0, concept, conditional=True)
-
-
-@pytest.mark.parametrize("variant", sorted(unlearn_little_sd.METHODS))
-def test_every_way_to_unlearn_by_prompt_has_its_streams(variant, emoji):
-  config = unlearn_little_sd.get_config(variant)
-  assert config.forget.style == "mosaic" and config.trained.pattern
-  method, made = of_emoji(config, emoji)
-  told = {to for stream in made.values() for to in [stream.take.to] if to}
-  assert ("to" in method.needs) <= bool(told & {"next", "random"})
-  assert ("own" in method.needs) == (told == {"own"})
-
-
-HERE = [
-  name
-  for name, how in attack_little_sd.ATTACKS.items()
-  if how.method in methods.names() and "token" not in how.prompts
-]
-
-
-@pytest.mark.parametrize("variant", HERE)
-def test_every_attack_by_prompt_sees_what_its_kind_says(variant, emoji, tmp_path, monkeypatch):
-  config = attack_little_sd.get_config(variant)
-  if variant == "dimra_samples":
-    image, c = np.zeros((12, 64, 64, 3), np.uint8), np.stack([np.arange(12) % 8] * 2, axis=1) % 6
-    np.savez(tmp_path / streams.SAMPLES, image=image, c=c)
-    config.streams.x = f"samples:{tmp_path}"
-  _, made = of_emoji(config, emoji)
-  streams.check_attack(config.attack, made, *emoji[:2])
-  streams.check_still(config.attack, config.train.steps, config.init_bits)
-  assert config.eval.after == (config.train.steps == 0) == bool(config.eval.metrics)
-
-
-def test_a_retrained_model_never_saw_what_it_is_to_lack():
-  """What the base has seen is trained from scratch, what it has not is trained further."""
-  for name, origin in (("mosaic", pretrain_little_styles.ORIGIN), ("heart", ""), ("noto", "")):
-    config = retrain_little_styles.get_config(name)
-    assert config.init_from == origin and config.streams.x == "retain"
-    assert name in (config.forget.label, config.forget.style)
-
-
-def test_unlearn_canvas_is_asked_for_as_its_authors_do():
-  config = unlearn_canvas_sd_full.get_config()
-  names = prompts.spelt((("Dogs",), ("Van_Gogh", "Seed_Images")), config.prompts.blank)
-  assert prompts.prompts(names, config.prompts.template) == [
-    "A Dogs image in Van Gogh style.",
-    "A Dogs image in Seed Images style.",
-  ]
-  assert config.eval.seeds == (188, 288, 588, 688, 888) and config.eval.guidance == 8
-  for variant in unlearn_canvas_sd_full.METHODS:
-    fields.check(unlearn_canvas_sd_full.get_config(variant))
 
 
 @pytest.mark.parametrize("audit", [audit_fashion, audit_emoji, audit_little_sd])

@@ -50,7 +50,7 @@ def test_no_attack_begins_when_the_time_is_over(tmp_path, launched, monkeypatch,
   config = config_of(tmp_path)
   config.rows = (("A", ("a0",), ("1%",)),)
   run = {"train": {"steps": 5}, "init_from": ""}
-  config.runs = ConfigDict({name: run for name in ("a0", "a0@one", "a0@two")}, sort_keys=False)
+  config.runs = ConfigDict(dict.fromkeys(("a0", "a0@one", "a0@two"), run), sort_keys=False)
   monkeypatch.setitem(RATES, "a0@one", 0.0)
   monkeypatch.setitem(RATES, "a0@two", 0.0)
   clock = iter([0.0, 59.0, *[61.0] * 9])  # the start, before one, before two, ...
