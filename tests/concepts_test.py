@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from configs import common
-from jaxunlearn import build, data, methods, streams
+from jaxunlearn import build, data, methods, step, streams
 from jaxunlearn.diffusion import NULL, Diffusion
 from jaxunlearn.methods import esd, importance, uce
 from jaxunlearn.weights import pretrained
@@ -43,11 +43,11 @@ def setup_of(places, monkeypatch):
   model, _, pictures, cache = places
   monkeypatch.setenv("JAXUNLEARN_CACHE", str(cache))
 
-  def make(name, takes, pattern, **fields):
+  def make(name, takes, pattern, prefix=0, **fields):
     config = common.get_config()
     config.init_from = str(model)
     with config.unlocked():
-      config.model = {"name": "pretrained"}
+      config.model, config.prompts = {"name": "pretrained"}, {"prefix": prefix}
     config.data = common.source("captions", path=str(pictures), size=16)
     config.forget.label = CLASSES[FORGET]
     config.method = common.method(name, **fields)
@@ -256,6 +256,35 @@ def test_esd_on_a_sample_goes_where_the_frozen_model_points_away():
   want = toys.linear_loss(toys.flat(moved), a_t, c, null - (frozen(c) - null))
   close(metrics["loss_a"], want[0])
   close(toys.flat(grad), want[1])
+
+
+# A prompt that is searched for.
+
+
+def test_a_prompt_is_searched_for_and_all_else_is_frozen(setup_of):
+  takes = {"a": {"take": "forget"}}
+  setup = setup_of("unlearn_diff_attack", takes, "^prefix$", prefix=2)
+  state = build.make_state(setup, build.start_params(setup))
+  assert state.params.keys() == {"prefix"} and state.frozen.keys() == {"unet", "text_encoder"}
+  first = np.asarray(state.params["prefix"])
+  assert first.shape == (2, setup.net.text.vocab_size)
+  moved, metrics = step.make_update(setup, state)(state, setup.batch(0))
+  found = np.asarray(moved.params["prefix"])
+  np.testing.assert_allclose([first.sum(axis=1), found.sum(axis=1)], 1, rtol=1e-5)
+  assert (found >= 0).all() and np.abs(found - first).max() > 0 and metrics["grad_norm"] > 0
+
+
+@pytest.mark.parametrize(
+  ("pattern", "prefix", "error"),
+  [
+    ("^unet/", 0, "searches for tokens and there are none; set config.prompts.prefix to 5"),
+    ("^prefix$", 10, "config.prompts.prefix is 10 and a prompt has room for 9; use at most that"),
+  ],
+)
+def test_a_search_without_tokens_or_room_is_refused(setup_of, pattern, prefix, error):
+  setup = setup_of("unlearn_diff_attack", {"a": "forget"}, pattern, prefix=prefix)
+  with pytest.raises(ValueError, match=error):
+    build.make_state(setup, build.start_params(setup))
 
 
 # The others, on prompts.
