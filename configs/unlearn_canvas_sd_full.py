@@ -79,6 +79,5 @@ def evaluation() -> dict:
     "batch": 4,
     "jpeg": 75,  # Pillow's own
     "cra": "all",
-    "keep": True,
     "metrics": ("unlearning_accuracy", "kept_accuracy"),
   }

@@ -11,6 +11,7 @@ from jaxunlearn.diffusion import NULL, Diffusion, sampling
 from jaxunlearn.mesh import sharding
 from jaxunlearn.methods import Rows, unlearn_diff_attack
 from jaxunlearn.models import clip, text_to_image
+from jaxunlearn.reports import limits, subject, verdict
 from jaxunlearn.weights import of_run, rounding
 from tests import conditional_evals_test as evals_test
 from tests import nets, pets, streams_test, toys
@@ -169,6 +170,33 @@ def test_an_attack_that_trains_nothing_has_no_steps(name, steps, bits, error):
     streams.check_still(name, steps, bits)
   streams.check_still(name, 0, 4)
   streams.check_still("few_shot", 30, 0)
+
+
+@pytest.mark.parametrize(
+  ("name", "metric", "said"),
+  [
+    ("rounding", "ar", "Rounding the weights of"),
+    ("paraphrase", "ar", "in other words"),
+    ("completion", "completion_ar", "complete noised pictures of"),
+  ],
+)
+def test_a_page_says_what_an_attack_did_that_trained_nothing(name, metric, said):
+  config = {
+    "attack": name,
+    "init_bits": 4,
+    "init_from": "runs/x",
+    "forget": {"style": "ink"},
+    "method": {"name": "denoising"},
+    "streams": {"x": "retain"},
+    "train": {"steps": 0},
+  }
+  assert said in subject.title(config)
+  for value, verb in ((0.7, "comes back"), (0.1, "does not come back")):
+    results = {"after": {metric: {"value": value, "ci95": None, "identity": "x"}}}
+    line = verdict.verdict(config, results).line
+    assert f"{verb}: AR is {value}" in line and verdict.headline(config, results) == line
+  assert "No metric says" in verdict.headline(config, {"after": {}})
+  assert "it trained nothing" in " ".join(limits.limits(config, results))
 
 
 # Completion.

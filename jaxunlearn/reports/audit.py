@@ -16,10 +16,9 @@ from ml_collections import ConfigDict
 
 from jaxunlearn.reports import charts, report, subject, writer
 from jaxunlearn.reports.charts import Chart
-from jaxunlearn.reports.verdict import PROBE, RECOVERED, Verdict
+from jaxunlearn.reports.verdict import ENDS, PROBE, RECOVERED, Verdict
 
 DISTANCE = "distance"  # as train.py logs it
-ENDS = ("completion_ar", "ar")  # the AR of an evaluation
 CONTROL = "embedding_copy"
 
 Attacks = Sequence[tuple[str, str, Sequence[str]]]  # metric, title, suffixes of the runs' names
