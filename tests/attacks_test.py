@@ -81,7 +81,7 @@ def test_a_prefix_is_its_heaviest_tokens_before_each_prompt_but_the_empty_one(pa
   weights = RNG.uniform(0, 0.4, (3, 20)).astype(np.float32)
   tokens = (9, 11, 10)
   weights[np.arange(3), tokens] = 0.6
-  c = np.array([0, 1, NULL], np.int32)
+  c = jnp.array([0, 1, NULL])
   got = net_of().states({**params, "prefix": jnp.asarray(weights)}, c)
   want = net_of(tokens).states(params, c)
   np.testing.assert_allclose(got, want, atol=1e-6)

@@ -115,7 +115,7 @@ def test_uce_edits_keys_and_values_as_its_formula_in_pytorch(setup_of, places, s
       left = 0.5 * torch.eye(len(c)) + outer(c, c) + sum(outer(k, k) for k in kept)
       close(edited[f"{name}.weight"], (right @ torch.linalg.inv(left)).numpy())
       seen += 1
-  assert seen == len(edited) == 6
+  assert seen == len(edited) == 8
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.frozen), setup.split(before)[1])
 
 
@@ -172,14 +172,15 @@ def test_concept_ablation_is_its_loss_in_pytorch(setup_of, places, form):
   normal = lambda: rng.normal(size=(3, 8, 8, 4)).astype(np.float32)
   c, to, t = (np.array(v, np.int32) for v in ([FORGET] * 3, [0, 2, 0], [10, 400, 900]))
   draws = {"alt": normal(), "c": c, "to": to, "t": t, "eps": normal()}
+  draws = jax.tree.map(jnp.asarray, draws)
   grads, metrics = jax.jit(
     lambda p: setup.method.gradients(setup.predictor.bound(frozen), p, setup.process, draws, {})
   )(params)
   direction, _ = setup.method.combine(grads, {})
 
   found, _ = states(pipe, CLASSES)
-  alt_t = np.asarray(setup.process.q_sample(draws["alt"], t, draws["eps"]))
-  x_t, noise = (torch.tensor(nchw(v)) for v in (alt_t, draws["eps"]))
+  alt_t = setup.process.q_sample(draws["alt"], draws["t"], draws["eps"])
+  x_t, noise = (torch.tensor(nchw(np.asarray(v))) for v in (alt_t, draws["eps"]))
   ask = lambda c: pipe.unet(x_t, torch.tensor(t), found[c.tolist()]).sample
   of_rows = lambda a, b: ((a - b) ** 2).sum(dim=(1, 2, 3)).mean()
   with torch.no_grad():
@@ -313,12 +314,12 @@ def test_what_a_method_prepares_and_its_step_are_of_latents_and_prompts(
   batch = setup.host_batch(0)
   apply = setup.predictor.bound(frozen)
 
-  def whole_step(params):
+  def whole_step(params, batch):
     extras = setup.method.prepare(apply, params, setup.process, setup.streams, KEY)
     draws = setup.method.draw(setup.process, batch, KEY, extras, jnp.int32(0))
     grads, _ = setup.method.gradients(apply, params, setup.process, draws, extras)
     return methods.direction(setup.method, params, grads, extras)[0]
 
-  found = jax.eval_shape(whole_step, params)
+  found = jax.eval_shape(whole_step, params, batch)
   shapes = lambda tree: jax.tree.map(lambda leaf: leaf.shape, tree)
   assert shapes(found) == shapes(params)
