@@ -15,6 +15,7 @@ from configs import common
 from jaxunlearn import build, data, methods, step, streams
 from jaxunlearn.diffusion import NULL, Diffusion
 from jaxunlearn.methods import esd, importance, uce
+from jaxunlearn.reports import subject
 from jaxunlearn.weights import pretrained
 from tests import pets, tiny_pipeline, toys
 from tests.unet_parity import nchw
@@ -191,6 +192,15 @@ def test_concept_ablation_is_its_loss_in_pytorch(setup_of, places, form):
   close([metrics["loss_alt"], metrics["loss_x"]], [loss.item(), kept.item()])
   for name, grad in pretrained.to_state_dict(direction["unet"]).items():
     close(grad, pipe.unet.get_parameter(name).grad.numpy(), rtol=1e-3)
+
+
+def test_a_run_that_shows_others_under_the_prompt_to_forget_unlearns():
+  alt = {"take": "retain", "c": "forget", "to": "own"}
+  config = {"forget": {"style": "ink"}, "init_from": "x", "train": {"steps": 3}}
+  config |= {"method": {"name": "concept_ablation"}, "streams": {"alt": alt}}
+  assert subject.kind(config) == "unlearning"
+  assert "Concept Ablation" in subject.title(config)
+  assert subject.kind(config | {"streams": {"alt": "retain"}}) == "training"
 
 
 def test_a_form_that_is_none_is_refused():
