@@ -34,7 +34,7 @@ class Method(methods.Objective):
   preserve: ranges.AtLeast0 = 1.0  # s_p
   lam: ranges.Above0 = 0.5
   concept: str = ""  # the prompt to forget; "": those of the stream `a`
-  guide: str = ""  # what it becomes; "": what the stream maps to
+  guide: str = ""  # what `concept` becomes
   keep: tuple[str, ...] = ()  # prompts to keep; (): those of the stream `x`
 
   streams = ("x", "a")
