@@ -37,13 +37,12 @@ def test_the_projection_is_the_nearest_point_of_the_simplex():
   np.testing.assert_allclose(unlearn_diff_attack.on_simplex(got), got, atol=1e-6)
 
 
-@pytest.mark.parametrize(("step", "want"), [(0, 99), (2, 99), (3, 74), (9, 25), (12, 99)])
-def test_one_time_is_attacked_for_some_steps_then_the_next(step, want):
+@pytest.mark.parametrize(("step", "first"), [(0, 75), (2, 75), (3, 50), (9, 0), (12, 75)])
+def test_the_times_of_one_bin_are_attacked_for_some_steps_then_of_the_next(step, first):
   method = unlearn_diff_attack.Method(times=4, per_time=3)
-  image = RNG.normal(size=(4, 2, 2, 1)).astype(np.float32)
-  rows, process = Rows(jnp.asarray(image), jnp.zeros(4, jnp.int32)), Diffusion(T=100)
+  rows, process = Rows(jnp.zeros((500, 1, 1, 1)), jnp.zeros(500, jnp.int32)), Diffusion(T=100)
   draws = method.draw(process, {"a": rows}, jax.random.key(0), {}, jnp.int32(step))
-  assert set(np.asarray(draws["t"]).tolist()) == {want}
+  assert set(np.asarray(draws["t"]).tolist()) == set(range(first, first + 25))
 
 
 # A prefix before prompts.
@@ -84,7 +83,7 @@ def test_a_prefix_is_its_heaviest_tokens_before_each_prompt_but_the_empty_one(pa
   c = jnp.array([0, 1, NULL])
   got = net_of().states({**params, "prefix": jnp.asarray(weights)}, c)
   want = net_of(tokens).states(params, c)
-  np.testing.assert_allclose(got, want, atol=1e-6)
+  np.testing.assert_allclose(got, want, atol=2e-5)
   alone = net_of().states(params, c)
   assert np.abs(alone[:2] - got[:2]).max() > 0.1
   np.testing.assert_allclose(alone[2], got[2], atol=1e-6)

@@ -5,7 +5,8 @@
 A token is a point of the simplex over the vocabulary, of which the heaviest entry is taken: the
 gradient passes straight through. After each step every point is put back on the simplex, the
 nearest there. a are pictures of the concept, with its own prompts; the network itself denoises,
-without guidance. t is one of `times` for `per_time` steps, then the next, from the latest down.
+without guidance. t is drawn from one of `times` bins for `per_time` steps, then from the next, from
+the latest down.
 
 Needs config.prompts.prefix = k and config.trained.pattern = "^prefix$": all else is frozen. The
 release has k = 5, AdamW at 1e-2 with a decay of .1, and attacks one picture at a time.
@@ -13,6 +14,7 @@ release has k = 5, AdamW at 1e-2 with a decay of .1, and attacks one picture at 
 Deviations:
   - The token is the heaviest, not one drawn by the weights: the samples of an evaluation have the
     token that was trained.
+  - The release has one time a bin.
   - A batch of pictures is attacked at once, by one prefix.
   - Tokens begin as random points of the simplex.
 """
@@ -21,7 +23,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxunlearn import methods
 from jaxunlearn.inputs import ranges
@@ -50,9 +51,11 @@ class Method(methods.Objective):
 
   def draw(self, process, batch, rng, extras, step):
     draws = methods.draw_one(process, batch["a"], rng)
-    table = jnp.asarray(np.linspace(process.T - 1, 0, self.times + 1)[:-1].round(), jnp.int32)
-    t = table[jnp.asarray(step) // self.per_time % self.times]
-    return draws | {"t": jnp.full_like(draws["t"], t)}
+    bin_ = jnp.asarray(step) // self.per_time % self.times
+    # Not 0 or 1: those are the keys that `draw_noise` splits.
+    inside = jax.random.uniform(jax.random.fold_in(rng, 2), draws["t"].shape)
+    t = process.T - (bin_ + inside) * (process.T / self.times)
+    return draws | {"t": jnp.clip(t, 0, process.T - 1).astype(jnp.int32)}
 
   def losses(self, eps_fn, process, draws, extras):
     return methods.one_denoising_loss(eps_fn, process, draws)
