@@ -205,14 +205,7 @@ def test_every_way_to_unlearn_by_prompt_has_its_streams(variant, emoji):
   assert ("own" in method.needs) == (told == {"own"})
 
 
-HERE = [
-  name
-  for name, how in attack_little_sd.ATTACKS.items()
-  if how.method in methods.names() and "token" not in how.prompts
-]
-
-
-@pytest.mark.parametrize("variant", HERE)
+@pytest.mark.parametrize("variant", attack_little_sd.ATTACKS)
 def test_every_attack_by_prompt_sees_what_its_kind_says(variant, emoji, tmp_path):
   config = attack_little_sd.get_config(variant)
   if variant == "dimra_samples":
