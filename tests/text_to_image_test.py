@@ -154,7 +154,7 @@ def test_a_step_of_every_method_is_one_of_latents_and_prompts(config, name):
   setup = build.build(config)
   state, batch = topology.state_of(setup), topology.batch_of(setup)
   assert len(cache.missing(setup.codec, setup.train)) == 12  # nothing was encoded for it
-  assert batch["x" if "x" in batch else "a"].image.shape == (8, 8, 8, 4)
+  assert {rows.image.shape for rows in batch.values()} == {(8, 8, 8, 4)}
   program = step.program(setup)
   draws = jax.eval_shape(
     lambda state, batch: step.draw_rows(program, 0, state.step, batch, state.extras), state, batch
