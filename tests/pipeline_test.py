@@ -55,11 +55,11 @@ def test_no_attack_begins_when_the_time_is_over(tmp_path, launched, monkeypatch,
   monkeypatch.setitem(RATES, "a0@two", 0.0)
   clock = iter([0.0, 59.0, *[61.0] * 9])  # the start, before one, before two, ...
   monkeypatch.setattr(pipeline.time, "monotonic", lambda: next(clock))
-  pipeline.run(config, tmp_path / "runs", minutes=1)
+  pipeline.run(config, tmp_path / "runs", minutes=1.0)
   assert launched == ["a0", "a0@one"]
   assert "1 attacks were not made, the first is a0@two" in capsys.readouterr().out
   monkeypatch.setattr(pipeline.time, "monotonic", lambda: 0.0)
-  pipeline.run(config, tmp_path / "runs", minutes=1)
+  pipeline.run(config, tmp_path / "runs", minutes=1.0)
   assert launched == ["a0", "a0@one", "a0@two"]
 
 

@@ -99,7 +99,8 @@ def write(config: ConfigDict, results: Mapping[str, Any], workdir: pathlib.Path)
     results: of each row, as pipeline.summarise gives them.
   """
   names = [name for _, row, _ in config.rows for name in row]
-  last = max((c[-1][0] for row in results.values() for c in row["curves"].values()), default=1.0)
+  ends = [c[-1][0] for row in results.values() for c in row["curves"].values()]
+  last = max(ends, default=0) or 1.0  # no attack may have a step
   html = report.render(
     "audit.html.j2",
     concepts=list(_firsts(config, names)),
