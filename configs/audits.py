@@ -122,7 +122,7 @@ def as_it_is(base: ConfigDict, origin: str) -> ConfigDict:
   config = base.copy_and_resolve_references()
   config.init_from, config.ema, config.streams.x = origin, 0.0, "retain"
   config.train.update(steps=0, batch=32)
-  config.eval.update(before=False, asked=72, batch=32)
+  config.eval.update(before=False, asked=base.eval.asked or 72, batch=32)
   return config
 
 

@@ -41,6 +41,6 @@ def evaluation() -> dict:
     "style_classifier": "little_styles",
     "samples": 192,
     "sampler": "ddim",
-    "steps": 25,
+    "steps": 20,
     "guidance": 3.0,
   }
