@@ -89,8 +89,8 @@ def base(origin: str) -> ConfigDict:
   config.eval.update(
     metrics=("unlearning_accuracy", "kept_accuracy"),
     probe_metrics=("unlearning_accuracy",),
-    samples=128,
-    asked=64,
+    samples=129,
+    asked=63,
     batch=32,
   )
   return config
