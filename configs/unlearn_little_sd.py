@@ -23,9 +23,9 @@ NEXT = {"take": "forget", "to": "next"}
 RANDOM = {"take": "forget", "to": "random"}
 UNET, NOT_ATTN2 = "^unet/", "^unet/(?!.*(/attn2/|norm))"
 STEPS = 100
-ESD = {"partial": 8 * STEPS, "partial_batch": 32, "partial_steps": 25}
+ESD = {"partial": 256, "partial_batch": 32, "partial_steps": 20}
 MASK = {"mask_rows": 256, "mask_batch": 32}
-AMNESIA = {"fisher_rows": 20, "lam": 1 / 2000}
+AMNESIA = {"fisher_rows": 5, "lam": 1 / 2000}
 # name -> method, its fields, streams, what is trained, steps and learning rate
 METHODS = {
   "prompt_copy": ("embedding_copy", {}, {"a": NEXT}, "prompts", 0, 0.0),
