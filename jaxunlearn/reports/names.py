@@ -36,6 +36,7 @@ FIELDS = {
 }
 SOURCES = {
   "captions": "pictures with captions",
+  "digits_64": "enlarged digits",
   "digits_clothes": "digits and clothes",
   "emoji": "emoji",
   "emoji_captions": "emoji with captions",
