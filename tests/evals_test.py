@@ -25,7 +25,7 @@ PROCESS = Diffusion()
 METRICS = evals.names()
 KINDS = ("unconditional", "conditional")  # of the model: single records to forget, or a class
 SILENT = {
-  "unconditional": ("unlearning_accuracy", "kept_accuracy"),
+  "unconditional": ("unlearning_accuracy", "kept_accuracy", "completion"),
   "conditional": ("target_rate", "copy_score", "sscd", "nll"),
 }
 ORDERED = ("inception_score",)  # its splits follow the order of the samples, as in the paper

@@ -28,29 +28,32 @@ def evaluate(eps_fn: EpsFn, task: evals.Task) -> dict[str, evals.Value]:
   if not n:
     return {}
   picked = shown.take(np.arange(n) * len(shown) // n)
-  images = _completed(eps_fn, task, picked)
+  pictures = data.to_model(picked.image[np.arange(n)])
+  images = _completed(eps_fn, task, pictures, picked.conditions)
   classifier = classifiers.of_column(task.options, task.concept.column)
   hits = int(classifier.agrees(images, [task.concept_name] * n).sum())
   facts = evals.identity(
     completed=n,
     completion_t=task.options.completion_t,
     completion_steps=task.options.completion_steps,
+    **task.sampler.facts(),
+    shown=evals.fingerprint(pictures),
     extractor=classifier.identity,
   )
   identity = f"{facts} concept={task.concept_name.replace(' ', '-')} {task.model_identity}"
   return {"completion_ar": evals.Value(hits / n, statistics.wilson(hits, n), identity)}
 
 
-def _completed(eps_fn: EpsFn, task: evals.Task, shown: data.Records) -> np.ndarray:
-  """What the model makes of the pictures."""
-  z = jnp.asarray(task.codec.encode(data.to_model(shown.image[np.arange(len(shown))])))
+def _completed(eps_fn: EpsFn, task: evals.Task, pictures: np.ndarray, c: np.ndarray) -> np.ndarray:
+  """What the model makes of the pictures, under their own conditions."""
+  z = jnp.asarray(task.codec.encode(pictures))
   made = sampling.complete(
     eps_fn,
     task.process,
     task.key("completion"),
     z,
     task.options.completion_t,
-    jnp.asarray(shown.conditions),
+    jnp.asarray(c),
     steps=task.options.completion_steps,
     options=task.sampler,
   )
