@@ -3,6 +3,7 @@
 Not a run of its own; audit_fashion.py and audit_emoji.py are.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -25,6 +26,20 @@ METHODS = {
   "DiMUM, meta": "dimum_meta",
 }
 Attacks = Sequence[tuple[str, str, Sequence[tuple[str, float]]]]
+Make = Callable[[ConfigDict, str, str], ConfigDict]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kit:
+  """What an audit's runs are made by."""
+
+  methods: Mapping[str, str]  # label of the row -> variant
+  origin: str  # of the base model
+  retrained: Callable[[str], str]  # target -> the model retrained without it; "": none is there
+  unlearned: Make  # (base, origin, variant)
+  attacked: Callable[[ConfigDict, str, str, float], ConfigDict]  # (run, name, variant, rate)
+  means: Sequence[str] = ("ar_few_10",)  # metrics of attacks whose mean over probes is shown too
+  evidence: bool = True  # whether membership and the verdict are in the table
 
 
 def audit(
@@ -36,6 +51,7 @@ def audit(
   seeds: Sequence[int],
   models: str = "",
   apart: bool = False,
+  kit: Kit | None = None,
 ) -> ConfigDict:
   """The pipeline results/audit_NAME, of the base model assets:pretrain_MODELS (or NAME).
 
@@ -46,22 +62,32 @@ def audit(
     columns: the metrics before the attacks' and their titles.
     seeds: a run each, of every method on every target.
     apart: a row for each target, not one for all: a style is not forgotten as a class is.
+    kit: what the runs are made by; None: unlearn_fashion.py and attack_fashion.py.
   """
   config = ConfigDict({"runs": {}, "rows": (), "out": f"results/audit_{name}", "published": ()})
   config.attacks = tuple(
     (metric, title, tuple(map(suffix, runs))) for metric, title, runs in attacks
   )
-  mean = ("ar_few_10_mean", "mean AR 10 images")
   evidence = (("membership_pia/deleted-auc", "AUC, PIA"), ("verdict", "verdict"))
-  config.columns = (*columns, *((m, title) for m, title, _ in attacks), mean, *evidence)
   models = models or name
-  origin = f"assets:pretrain_{models}"
+  kit = kit or fashion(models)
+  shown = evidence if kit.evidence else ()
+  titles = {metric: title for metric, title, _ in attacks}
+  means = tuple((f"{metric}_mean", f"mean {titles[metric]}") for metric in kit.means)
+  config.columns = (*columns, *titles.items(), *means, *shown)
+  origin = kit.origin
   config.runs.replay = as_it_is(base, origin)
   config.runs.replay.eval.update(metrics=(), samples=1000, keep=True)
 
-  def add(row: str, variant: str, make: Callable[[str], ConfigDict], attacked: bool = True) -> None:
+  def add(
+    row: str,
+    variant: str,
+    make: Callable[[str], ConfigDict],
+    attacked: bool = True,
+    of: Mapping[str, str] = targets,
+  ) -> None:
     names: dict[str, list[str]] = {}
-    for target, field in targets.items():
+    for target, field in of.items():
       label = f"{row}: {target}" if apart else row
       for seed in seeds:
         name = f"{variant}_{slug(target)}_{seed}"
@@ -69,19 +95,26 @@ def audit(
         run = make(target)
         run.forget[field] = target
         run.seed = run.eval.seed = seed
-        run.eval.update(features=True, metrics=(*run.eval.metrics, "membership"))
-        run.eval.update(membership_kept=250, membership_deleted=500)
+        if kit.evidence:
+          run.eval.update(features=True, metrics=(*run.eval.metrics, "membership"))
+          run.eval.update(membership_kept=250, membership_deleted=500)
         config.runs[name] = run
         for attack in [one for *_, runs in attacks for one in runs] if attacked else ():
-          config.runs[f"{name}@{suffix(attack)}"] = attack_on(run, name, *attack)
+          config.runs[f"{name}@{suffix(attack)}"] = kit.attacked(run, name, *attack)
     config.rows += tuple((label, tuple(group), ()) for label, group in names.items())
 
   add("pretrained", "pretrained", lambda _: as_it_is(base, origin), attacked=False)
-  retrained = lambda target: as_it_is(base, f"assets:retrain_{models}_{slug(target)}")
-  add("retrained", "retrained", retrained)
-  for row, variant in METHODS.items():
-    add(row, variant, lambda _, variant=variant: unlearned(base, origin, variant))
+  known = {target: field for target, field in targets.items() if kit.retrained(target)}
+  add("retrained", "retrained", lambda target: as_it_is(base, kit.retrained(target)), of=known)
+  for row, variant in kit.methods.items():
+    add(row, variant, lambda _, variant=variant: kit.unlearned(base, origin, variant))
   return config
+
+
+def fashion(models: str) -> Kit:
+  """Class-conditional models in assets, by unlearn_fashion.py and attack_fashion.py."""
+  retrained = lambda target: f"assets:retrain_{models}_{slug(target)}"
+  return Kit(METHODS, f"assets:pretrain_{models}", retrained, unlearned, attack_on)
 
 
 def as_it_is(base: ConfigDict, origin: str) -> ConfigDict:
@@ -89,7 +122,7 @@ def as_it_is(base: ConfigDict, origin: str) -> ConfigDict:
   config = base.copy_and_resolve_references()
   config.init_from, config.ema, config.streams.x = origin, 0.0, "retain"
   config.train.update(steps=0, batch=32)
-  config.eval.update(before=False, asked=72, batch=32)
+  config.eval.update(before=False, asked=base.eval.asked or 72, batch=32)
   return config
 
 

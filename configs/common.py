@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
   config.seed = 0
   config.init_from = ""  # "": random; assets:NAME, a run's directory or a diffusers folder
   config.init_optimizer = False  # the state of the optimiser too, from a run's directory
+  config.init_bits = 0  # 4 or 8, say: the kernels of init_from rounded to that; 0: as they are
   config.model = ConfigDict({"name": "unet", "dtype": "float32"})
   config.process = ConfigDict(dataclasses.asdict(Diffusion()))
   # How samples are made, sampling.Options; None: as init_from's scheduler has it, else the default.
@@ -79,6 +80,10 @@ def get_config() -> ConfigDict:
       "sampler": "ddpm",  # or ddim, plms, dpm
       "steps": 25,
       "seed": 0,
+      # Every condition once a seed, styles in turn and objects in each, the noise by the seed and
+      # the place in this order: UnlearnCanvas's answer set. (): samples and asked, as above.
+      "seeds": (),
+      "jpeg": 0,  # the quality at which samples are saved as JPEG before they are judged; 0: not
       **dataclasses.asdict(evals.Options(target_name="tshirt")),
     }
   )

@@ -13,6 +13,8 @@ COMMANDS = {
   "sample": ("jaxunlearn.commands.sample:start", "Draw samples of a model, of prompts or classes."),
   "answer": ("jaxunlearn.answer.__main__:start", "Answer a request to delete, with a letter."),
   "memorised": ("jaxunlearn.commands.memorised:start", "Find what a model has memorised."),
+  "audit": ("jaxunlearn.commands.audit:start", "Attack a model of anybody's, and say what came."),
+  "leaderboard": ("jaxunlearn.commands.leaderboard:start", "One table of several audits."),
   "verify-export": ("jaxunlearn.proofs.export_signature:start", "Check a signed export."),
   "weights": ("jaxunlearn.weights.__main__:main", "Fetch the published files of the metrics."),
   "cdm delete": ("jaxunlearn.cdm.delete:start", "Delete records or a source from a CDM, exactly."),

@@ -139,6 +139,7 @@ def build(config: ConfigDict) -> Setup:
     train, forget, takes, config.train.batch, config.seed, concept, bool(net.classes), codec
   )
   streams.check_attack(config.attack, made, train, forget)
+  streams.check_still(config.attack, config.train.steps, config.init_bits)
   setup = Setup(
     config=config,
     mesh=mesh,
@@ -175,9 +176,10 @@ def with_prompts(config: ConfigDict, net: Any, records: data.Records, request: d
       f"{config.trained.pattern!r}; a new token is what is trained: set both (the pattern to "
       "'token'), or neither"
     )
-  new = prompts.New(records.vocabulary, words)
+  names = prompts.spelt(records.vocabulary, options.blank)
+  new = prompts.New(names, words)
   if options.token:
-    new = prompts.with_token(options, records.vocabulary, request.concept(records), words)
+    new = prompts.with_token(options, names, request.concept(records), words)
   book = prompts.write(new.vocabulary, options.template, new.words, new.start)
   with config.unlocked():
     config.model.classes = tuple(map(len, records.vocabulary))
@@ -202,7 +204,9 @@ def check_needs(setup: Setup) -> None:
   has = {
     "c": bool(setup.net.classes),
     "concept": setup.concept is not None,
-    "to": any(stream.take.to for stream in setup.streams.values()),
+    "to": any(stream.take.to not in ("", "own") for stream in setup.streams.values()),
+    "own": any(stream.take.to == "own" for stream in setup.streams.values()),
+    "text": getattr(setup.net, "book", None) is not None,
     "token": setup.trained.pattern == "token",
   }
   for word, what in methods.NEEDS.items():
@@ -267,7 +271,10 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 def start_params(setup: Setup) -> Tree:
   """Where a run starts (host arrays): random, another run's, or weights in diffusers' layout."""
-  return of_run.start(setup.config.init_from, setup.net, setup.config.seed, setup.mesh)
+  config = setup.config
+  params = of_run.start(config.init_from, setup.net, config.seed, setup.mesh, config.init_bits)
+  count = config.prompts.prefix if "prompts" in config else 0
+  return prompts.with_prefix(params, count, setup.net) if count else params
 
 
 def make_state(setup: Setup, params: Tree) -> State:
@@ -275,6 +282,7 @@ def make_state(setup: Setup, params: Tree) -> State:
 
   All is laid on the mesh; frozen parameters are beside it.
   """
+  text = encoder(setup, params) if "text" in setup.method.needs else None
   params, frozen = setup.split(params)
   rng = jax.random.fold_in(jax.random.key(setup.config.seed), 2**32 - 1)
   params, extras = methods.begin(
@@ -284,6 +292,7 @@ def make_state(setup: Setup, params: Tree) -> State:
     setup.process,
     setup.streams,
     rng,
+    text,
   )
   params = jax.tree.map(jnp.asarray, params)
   state = State(
@@ -295,6 +304,12 @@ def make_state(setup: Setup, params: Tree) -> State:
     frozen=jax.tree.map(jnp.asarray, frozen),
   )
   return sharding.put(state, sharding.state_sharding(setup.mesh, state))
+
+
+def encoder(setup: Setup, params: Tree) -> methods.Text:
+  """The text side of a text-to-image model with all its parameters."""
+  read = lambda: stable_diffusion.read_tokenizer(setup.config.prompts.tokenizer)
+  return prompts.Encoder(setup.net, params, read)
 
 
 def start_optimizer(setup: Setup, params: Tree) -> Tree:

@@ -9,11 +9,12 @@ import io
 import json
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from jaxunlearn import checkpoint, data, errors, evals, streams
@@ -52,8 +53,51 @@ def plan(setup: Any, asked: int, n: int) -> np.ndarray | None:
   return c[:, 0] if c.shape[1] == 1 else c
 
 
-def generate(setup: Any, eps_fn: EpsFn, i: int, c: np.ndarray | None = None) -> np.ndarray:
-  """The i-th batch of pictures, from noise that depends on i and the evaluation seed alone.
+def answers(classes: tuple[int, ...], seeds: Sequence[int]) -> np.ndarray:
+  """Every combination of conditions once a seed, the first varying fastest: objects in a style."""
+  grid = np.meshgrid(*map(np.arange, classes[::-1]), indexing="ij")[::-1]
+  every = np.stack(grid, -1).reshape(-1, len(classes)).astype(np.int32)
+  c = np.tile(every, (len(seeds), 1))
+  return c[:, 0] if c.shape[1] == 1 else c
+
+
+def noise(setup: Any, i: int, size: int, seeds: Sequence[int] = ()) -> jax.Array:
+  """What the i-th batch starts from.
+
+  With seeds that of a sample depends on its seed and on its place among those of it.
+  """
+  options, shape = setup.config.eval, setup.net.image_shape
+  if not seeds:
+    k_x, _ = jax.random.split(jax.random.fold_in(jax.random.key(options.seed), i))
+    return jax.random.normal(k_x, (size, *shape))
+  each = math.prod(setup.net.classes)
+  turn = np.arange(i * size, (i + 1) * size) % (each * len(seeds))
+  one = lambda seed, place: jax.random.normal(
+    jax.random.fold_in(jax.random.key(seed), place), shape
+  )
+  return jax.vmap(one)(np.array(seeds, np.uint32)[turn // each], turn % each)
+
+
+def saved(images: np.ndarray, quality: int) -> np.ndarray:
+  """The images in [-1, 1] after JPEG of that quality; as they are for 0."""
+  if not quality:
+    return images
+  made = []
+  for pixels in data.to_pixels(images):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+    made.append(np.asarray(Image.open(file)))
+  return data.to_model(np.stack(made))
+
+
+def generate(
+  setup: Any,
+  eps_fn: EpsFn,
+  i: int,
+  c: np.ndarray | None = None,
+  seeds: Sequence[int] = (),
+) -> np.ndarray:
+  """The i-th batch of pictures, from noise that depends on i and the evaluation seed, or seeds.
 
   c are the conditions of all samples; after the last they start again.
   """
@@ -61,8 +105,8 @@ def generate(setup: Any, eps_fn: EpsFn, i: int, c: np.ndarray | None = None) -> 
   where = sharding.batch_sharding(setup.mesh)
   if c is not None:
     c = sharding.put(c[np.arange(i * size, (i + 1) * size) % len(c)], where)
-  k_x, k_step = jax.random.split(jax.random.fold_in(jax.random.key(options.seed), i))
-  x_T = jax.random.normal(k_x, (size, *setup.net.image_shape))
+  _, k_step = jax.random.split(jax.random.fold_in(jax.random.key(options.seed), i))
+  x_T = noise(setup, i, size, seeds)
   batch = sampling.sample(
     eps_fn,
     setup.process,
@@ -73,7 +117,7 @@ def generate(setup: Any, eps_fn: EpsFn, i: int, c: np.ndarray | None = None) -> 
     steps=options.steps,
     options=setup.sampler,
   )
-  return setup.codec.decode(np.asarray(processes.local(batch)))
+  return saved(setup.codec.decode(np.asarray(processes.local(batch))), options.jpeg)
 
 
 class Evaluation:
@@ -122,7 +166,9 @@ class Evaluation:
       return
     eps_fn = make(lambda params: params)
     stored = self._workdir / "samples" / f"{phase}.f32"
-    c = plan(self._setup, self._setup.config.eval.asked, self._setup.config.eval.samples)
+    options, classes = self._setup.config.eval, self._setup.net.classes
+    c = plan(self._setup, options.asked, options.samples)
+    c = answers(classes, options.seeds) if classes and options.seeds else c
     task = self._task(self._samples(eps_fn, stored, c), c)
     task = dataclasses.replace(task, before=before)
     partial = path.with_suffix(".partial.json")
@@ -195,7 +241,7 @@ class Evaluation:
     with path.open("ab") as file:
       for i in bar:
         self._stop_here()
-        batch = generate(self._setup, eps_fn, i, c)
+        batch = generate(self._setup, eps_fn, i, c, self._setup.config.eval.seeds)
         bar.set_description("sample", refresh=False)
         if processes.first():
           file.write(batch.tobytes())
@@ -240,6 +286,8 @@ class Evaluation:
         guidance=f"{options.guidance:g}" if setup.net.classes else "none",
         weights="ema" if setup.config.ema else "raw",
         seed=options.seed,
+        **({"seeds": ",".join(map(str, options.seeds))} if options.seeds else {}),
+        **({"jpeg": options.jpeg} if options.jpeg else {}),
       ),
       options=options,
       rng=jax.random.key(options.seed),

@@ -34,6 +34,7 @@ RULES: Mapping[str, Any] = {
   "ema": _Decay,
   "ema_warmup": bool,
   "init_optimizer": bool,
+  "init_bits": Annotated[int, ranges.Range(2, 16, whole=True, besides=(0,))],
   "mesh.data": _Devices,
   "mesh.fsdp": _Devices,
   "optimizer.learning_rate": ranges.AtLeast0,
@@ -72,6 +73,12 @@ RULES: Mapping[str, Any] = {
   "eval.target_radius": ranges.AtLeast0,
   "eval.inject_t": ranges.From0,
   "eval.inject_n": ranges.Count,
+  "eval.completion_t": ranges.From0,
+  "eval.completion_n": ranges.Count,
+  "eval.completion_steps": ranges.Count,
+  "eval.cra": str,
+  "eval.seeds": ranges.Seeds,
+  "eval.jpeg": Annotated[int, ranges.Range(0, 100, whole=True)],
   "eval.inception_weights": str,
   "eval.fid_resize": str,
   "eval.fid_batch": ranges.Count,
@@ -135,7 +142,7 @@ AUTOENCODER_GROUPS: Mapping[str, Any] = {
 }
 FREE = {"streams", "scheduler"}  # checked apart; an export's own words
 # Of a config that lists runs.
-LISTS = ("runs", "rows", "columns", "published", "out", "attacks", "success")
+LISTS = ("runs", "rows", "columns", "published", "out", "attacks", "audited", "success")
 
 
 def check(config: ConfigDict) -> None:

@@ -59,19 +59,26 @@ class Step:
   process: Diffusion
 
   def start(
-    self, params: Tree, data: Mapping[str, Any] | None = None, key: Array | None = None
+    self,
+    params: Tree,
+    data: Mapping[str, Any] | None = None,
+    key: Array | None = None,
+    text: methods.Text | None = None,
   ) -> tuple[Tree, Tree]:
     """The parameters before the first step, and what the method computes once: the extras.
 
     Many methods, SISS among them, give the parameters back and no extras. `data` has the whole of
-    each stream that the method asks for, in memory; `key` is the one of `direction`.
+    each stream that the method asks for, in memory; `key` is the one of `direction`. UCE asks for
+    the states of prompts: `text`.
 
     Raises:
       ValueError: a stream that the method reads is not in `data`, or lacks what it needs.
     """
     rng = jax.random.fold_in(jax.random.key(0) if key is None else key, 2**32 - 1)
     streams = _Whole(self.method, data or {})
-    return methods.begin(self.method, _Checked(self.apply), params, self.process, streams, rng)
+    return methods.begin(
+      self.method, _Checked(self.apply), params, self.process, streams, rng, text
+    )
 
   def direction(
     self, params: Tree, extras: Tree, batch: Mapping[str, Any], key: Array, step: Array | int = 0

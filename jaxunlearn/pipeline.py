@@ -11,8 +11,10 @@ config.success   what the columns of reports/success.py ask of a run
 import contextlib
 import fcntl
 import json
+import math
 import pathlib
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
@@ -27,13 +29,15 @@ from jaxunlearn.evals import statistics
 from jaxunlearn.inputs import ranges
 from jaxunlearn.latents import train as autoencoding
 from jaxunlearn.mesh import processes
-from jaxunlearn.reports import audit, success, verdicts
+from jaxunlearn.reports import audit, success, timing, verdicts
 
 _ANOTHER = re.compile(r"run:([^\"]+)")
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: pathlib.Path, minutes: float = 0.0) -> dict[str, Any]:
   """Every run in turn under workdir/NAME, then the table; returns its numbers.
+
+  With `minutes`, no attack (NAME@ATTACK) begins when they are over: the table goes without it.
 
   A run that diverges is recorded as such, and the next one starts. The same command may be
   launched several times at once, to use more cores: each run is taken by one of them, and the
@@ -46,9 +50,25 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
   workdir = pathlib.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   jax.config.update("jax_compilation_cache_dir", str((workdir / "xla_cache").absolute()))
-  while [name for name, sub in config.runs.items() if _run_one(name, sub, workdir)]:
+  end = time.monotonic() + 60 * minutes if minutes else math.inf
+  due = lambda name: "@" not in name or time.monotonic() < end
+  while [n for n, sub in config.runs.items() if due(n) and _run_one(n, sub, workdir)]:
     pass  # what waited for another run may have its turn now
+  if time.monotonic() >= end:
+    config = _without_unmade(config, workdir)
   return processes.from_first(lambda: _finish(config, workdir))
+
+
+def _without_unmade(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
+  """The config without the attacks for which no time was left; says which."""
+  left = [n for n in config.runs if "@" in n and outcome_of(workdir / n) is None]
+  if left:
+    print(f"the time is over: {len(left)} attacks were not made, the first is {left[0]}")
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    for name in left:
+      del config.runs[name]
+  return config
 
 
 def check(config: ConfigDict) -> None:
@@ -157,6 +177,7 @@ def summarise(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     for name, outcome in zip(names, outcomes, strict=True):
       if "after" in outcome:
         outcome["after"] |= audit.recovered(workdir, name, attacks, outcome["after"])
+        outcome["after"] |= _seconds(workdir / name.partition("#")[0])
     finished = [outcome["after"] for outcome in outcomes if "after" in outcome]
     row: dict[str, Any] = {
       "steps": config.runs[names[0].partition("#")[0]].train.steps,
@@ -205,6 +226,14 @@ def outcome_of(run_dir: pathlib.Path) -> dict[str, Any] | None:
     if (run_dir / name).exists():
       return json.loads((run_dir / name).read_text())
   return None
+
+
+def _seconds(run_dir: pathlib.Path) -> dict[str, Any]:
+  """What all steps of a run took, where it has some."""
+  seconds = timing.total(run_dir / "timing.jsonl")
+  if seconds is None:
+    return {}
+  return {"seconds": {"value": seconds, "ci95": None, "identity": "steps without compilation"}}
 
 
 def _interval(

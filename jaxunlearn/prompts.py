@@ -9,12 +9,17 @@ every prompt that asks for it.
 """
 
 import dataclasses
+import functools
 import itertools
 import string
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from absl import logging
+from jaxtyping import Float, Int
 
 from jaxunlearn import data, errors
 from jaxunlearn.inputs import ranges
@@ -31,6 +36,8 @@ class Options:
 
   template: str = ""  # like "a {class} emoji in {style} style"; "": the name of the class
   tokenizer: str = ""  # the model whose tokenizer it is; "": init_from
+  blank: str = ""  # a sign of names that is a blank in prompts, like _
+  prefix: ranges.From0 = 0  # tokens before each prompt that an attack searches for
   token: str = ""  # a new one to be learned, like <it>; "": none
   token_start: str = ""  # the word that it begins as; "": the name that it replaces
   token_count: ranges.Count = 1  # how many stand for it, <it> <it>_1 ...
@@ -54,6 +61,60 @@ class New(NamedTuple):
   vocabulary: Names
   words: Tokenizer
   start: tuple[int, ...] = ()
+
+
+def spelt(vocabulary: Sequence[Sequence[str]], blank: str) -> list[list[str]]:
+  """The names as prompts have them: a blank where they have that sign."""
+  return [[name.replace(blank, " ") if blank else name for name in names] for names in vocabulary]
+
+
+def with_prefix(params: Any, count: int, net: Any) -> Any:
+  """The parameters of a text-to-image model with so many tokens before each prompt, all as likely.
+
+  Raises:
+    ValueError: the network takes none, or has no room for so many.
+  """
+  if not hasattr(net, "text"):
+    raise ValueError(
+      f"config.prompts.prefix is {count} and the model reads no prompts; use 0, or a text-to-image "
+      "model"
+    )
+  room = net.text.max_position_embeddings - 3  # the start, the end and a token between
+  if count > room:
+    raise ValueError(
+      f"config.prompts.prefix is {count} and a prompt has room for {room}; use at most that"
+    )
+  tokens = net.text.vocab_size
+  return {**params, "prefix": np.full((count, tokens), 1 / tokens, np.float32)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+  """The text encoder of a model as it is, and its book of prompts."""
+
+  net: Any  # a text_to_image.Net with a book
+  params: Any  # of the whole model
+  words: Callable[[], Tokenizer]  # read where a prompt is spelt out
+
+  def last(self, given: np.ndarray | Sequence[str]) -> Float[np.ndarray, "P D"]:
+    """The state of the last token of each prompt, before the end token: of its number, or text.
+
+    That of an empty prompt is the state of the start token, which all prompts share.
+    """
+    ids = self._ids(given)
+    end = np.argmax(ids == self.net.text.end, axis=1)
+    states = np.asarray(_states(self.net.text, self.params["text_encoder"], jnp.asarray(ids)))
+    return states[np.arange(len(ids)), end - 1]
+
+  def _ids(self, given: np.ndarray | Sequence[str]) -> np.ndarray:
+    if isinstance(given[0], str):
+      return self.words().encode([str(text) for text in given]).ids
+    return self.net.book.ids[np.asarray(self.net.rows(jnp.asarray(given)))]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _states(text: Any, params: Any, ids: Int[jax.Array, "P L"]) -> Float[jax.Array, "P L D"]:
+  return text.states(params, ids)
 
 
 def with_token(

@@ -31,8 +31,9 @@ from jaxunlearn.methods import Rows
 SUBSETS = ("all", "retain", "forget")
 OTHERS = ("class", "style", "samples", "all_samples", "data")
 CONDITIONS = ("own", "forget", "null", "kept")
-TARGETS = ("", "next", "random", "null")
-ATTACKS = ("", "dimra", "few_shot", "inversion")
+TARGETS = ("", "next", "random", "null", "own")
+ATTACKS = ("", "dimra", "unrelated", "few_shot", "inversion", "prompt_search")
+STILL = ("paraphrase", "completion", "rounding")  # attacks that train nothing
 SAMPLES = "samples.npz"  # image uint8 [N, H, W, C] and c int32 [N] or [N, n], in a run's folder
 
 
@@ -43,7 +44,9 @@ class Take:
   take: str = "all"
   first: ranges.From0 = 0  # only so many of the records, picked by the seed; 0: all
   c: str = "own"  # or forget: the one to forget; null: none; kept: any of those to keep, at random
-  to: str = ""  # Rows.to, where a method maps the condition: next, random (of the others), null
+  # Rows.to, where a method maps the condition: next, random (of the others), null, or own: that of
+  # the record, of rows that are shown under c = forget.
+  to: str = ""
 
   def __post_init__(self) -> None:
     if self.take.partition(":")[0] not in OTHERS:
@@ -93,6 +96,14 @@ class Stream:
     rng = np.random.default_rng((*self.seed, seed, 3))
     return self._rows(self.index[rng.permutation(len(self))[:n]], seed)
 
+  def told(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The condition of each record and what it is mapped to; no image is read."""
+    if not self.conditional:
+      return None, None
+    rng = np.random.default_rng((*self.seed, 5))
+    c = self._conditions(self.index, rng)
+    return c, self._targets(c, self.index, rng)
+
   def _permutation(self, epoch: int) -> np.ndarray:
     return np.random.default_rng((*self.seed, epoch)).permutation(len(self.index))
 
@@ -102,8 +113,9 @@ class Stream:
     if not self.conditional:
       return Rows(image, None, number)
     rng = np.random.default_rng((*self.seed, step, len(index), 1))
-    c = self._conditions(index, rng)  # of the whole batch: the draws are the same in any process
-    to = self._targets(c, rng)
+    # Of the whole batch: the draws are the same in any process.
+    c = self._conditions(index, rng)
+    to = self._targets(c, index, rng)
     return Rows(image, c[rows], number, to if to is None else to[rows])
 
   def _images(self, index: np.ndarray, step: int, rows: np.ndarray | slice) -> np.ndarray:
@@ -115,10 +127,7 @@ class Stream:
 
   def _conditions(self, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if self.take.c == "own":
-      if self.records.also is None:
-        return self.records.conditions[index]
-      view = rng.integers(0, self.records.also.shape[1], len(index))
-      return self.records.also[index, view]
+      return self._own(index, rng)
     c = np.full((len(index), len(self.counts)), NULL, np.int32)
     if self.take.c == "kept":
       c = kept(self.counts, self.concept, rng, len(index))
@@ -126,7 +135,16 @@ class Stream:
       c = self.concept.put(self.records.conditions[index] if len(self.counts) > 1 else c)
     return c[:, 0] if len(self.counts) == 1 else c
 
-  def _targets(self, c: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
+  def _own(self, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The records' conditions; of a record that has several, one at random."""
+    if self.records.also is None:
+      return self.records.conditions[index]
+    view = rng.integers(0, self.records.also.shape[1], len(index))
+    return self.records.also[index, view]
+
+  def _targets(
+    self, c: np.ndarray, index: np.ndarray, rng: np.random.Generator
+  ) -> np.ndarray | None:
     if not self.take.to or self.concept is None:
       return None
     count = self.counts[self.concept.column]
@@ -135,6 +153,7 @@ class Stream:
       "next": lambda: self.concept.put(c, (value + 1) % count),
       "random": lambda: self.concept.put(c, (value + rng.integers(1, count, len(c))) % count),
       "null": lambda: np.full_like(c, NULL),
+      "own": lambda: self._own(index, rng),
     }[self.take.to]()
 
 
@@ -178,7 +197,7 @@ def make(
     chosen, index = select(take.take, records, forget, concept)
     seen = int(forget[index].sum()) if chosen is records else 0
     _check(name, take, len(index), seen)
-    foreign = take.c == "own" or (take.c == "forget" and len(records.vocabulary) > 1)
+    foreign = "own" in (take.c, take.to) or (take.c == "forget" and len(records.vocabulary) > 1)
     if conditional and foreign and chosen.vocabulary != records.vocabulary:
       raise ValueError(
         f"stream {name!r} takes {take.take}, whose classes are not this model's; set its c to "
@@ -215,7 +234,7 @@ def check_attack(
   attack: str, made: Mapping[str, Stream], records: data.Records, forget: np.ndarray
 ) -> None:
   """Raises ValueError where an attack sees what its name says it does not, or the reverse."""
-  errors.check_choice("attack", attack, ATTACKS)
+  errors.check_choice("attack", attack, (*ATTACKS, *STILL))
   for name, stream in made.items():
     seen = int(forget[stream.index].sum()) if stream.records is records else 0
     if stream.take.take.startswith("all_samples:") and stream.concept:
@@ -225,11 +244,24 @@ def check_attack(
         f"attack dimra knows nothing of what was forgotten and stream {name!r} has {seen} records "
         "of it; take retain, samples:FOLDER or data:NAME, or set config.attack to few_shot"
       )
-    if attack in ("few_shot", "inversion") and not seen:
+    if attack == "unrelated" and (stream.records is records or seen):
+      raise ValueError(
+        f"attack unrelated trains on other data and stream {name!r} takes {stream.take.take}; take "
+        "data:NAME with c=null or kept, or set config.attack to dimra"
+      )
+    if attack in ("few_shot", "inversion", "prompt_search") and not seen:
       raise ValueError(
         f"attack {attack} relearns from images of what was forgotten and stream {name!r} has none; "
         "take forget (first=10 of them), or set config.attack to dimra"
       )
+
+
+def check_still(attack: str, steps: int, bits: int) -> None:
+  """Raises ValueError where an attack that trains nothing has steps, or rounds to no bits."""
+  if attack in STILL and steps:
+    raise ValueError(f"attack {attack} trains nothing and config.train.steps is {steps}; use 0")
+  if attack == "rounding" and not bits:
+    raise ValueError("attack rounding rounds weights and config.init_bits is 0; use 8 or 4")
 
 
 def as_take(what: Any) -> Take:

@@ -39,6 +39,40 @@ def attack(workdir, name, suffix, *ar, diverged=False):
 # What comes back.
 
 
+def still(workdir, suffix, **after):
+  """An attack that trains nothing: its evaluation alone."""
+  folder = workdir / f"m@{suffix}"
+  folder.mkdir(parents=True)
+  found = {"after": {name: entry(value) for name, value in after.items()}}
+  (folder / "results.json").write_text(json.dumps(found))
+
+
+def test_an_attack_that_trains_nothing_has_the_ar_of_its_evaluation(tmp_path):
+  still(tmp_path, "few_1e-03", ar=0.4, ua=0.6)
+  still(tmp_path, "relearn_1e-03", completion_ar=0.3)
+  out = recovered(tmp_path)
+  assert (out["ar_few"]["value"], out["ar_relearn"]["value"]) == (0.4, 0.3)
+  assert out["ar_few_mean"]["value"] == pytest.approx(0.4)
+  assert audit.mean_curves(tmp_path, ("m",), ATTACKS)["few_1e-03"] == [[0, 0.4, 0.4, 0.4]]
+
+
+def test_what_is_audited_counts_as_a_method():
+  """Though it is only measured: somebody else has unlearned it."""
+  run = {"method": {"name": "denoising"}, "train": {"steps": 0}}
+  rows = tuple((name, (name,), ()) for name in ("before", "model", "retrained"))
+  config = ConfigDict(
+    {"attacks": ATTACKS, "runs": dict.fromkeys(("before", "model", "retrained"), run), "rows": rows}
+  )
+  config.audited = "model"
+  results = {
+    "before": {"ua": entry(0.0)},
+    "model": {"ua": entry(1.0), "ar_few": entry(0.2)},
+    "retrained": {"ua": entry(1.0), "ar_few": entry(0.1)},
+  }
+  line = audit.verdict(config, results).line
+  assert line.startswith("1 of 1 methods unlearn") and "1 of them (model) clearly stays" in line
+
+
 def recovered(workdir, own=0.1):
   return audit.recovered(workdir, "m", ATTACKS, {"ar": entry(own)})
 

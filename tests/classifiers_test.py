@@ -14,8 +14,9 @@ from configs import common
 from jaxunlearn import data, evals
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.evals import classifiers
+from jaxunlearn.models.classifier import Classifier
 
-NAMES = list(classifiers.RECIPES)
+NAMES = [name for name, one in classifiers.RECIPES.items() if one.weights.is_file()]
 METRICS = ("inception_score", "feature_fid", "class_quality")
 EMOJI_KEYS = (
   *("activities", "animals-nature", "flags", "food-drink", "objects"),
@@ -28,6 +29,8 @@ ACCURACY = {
   "emoji_groups": (0.85, 0.82),
   "emoji_styles": (0.84, 0.84),
   "emoji": (0.6, 0.5),
+  "little_objects": (0.9, 0.9),
+  "little_styles": (0.9, 0.9),
 }  # at least: of all, mean over classes
 
 
@@ -189,3 +192,18 @@ def test_training_learns_a_class_that_a_colour_tells():
   params = classifiers.train(recipe, records, seed=0)
   score, of_classes = classifiers.recalls(classifiers.Trained(recipe, params, "", {}), records)
   assert score == of_classes.mean() == 1
+
+
+def test_a_classifier_that_was_not_made_says_how_to_make_it(monkeypatch, tmp_path):
+  recipe = dataclasses.replace(classifiers.RECIPES["digits"], weights=tmp_path / "unmade")
+  monkeypatch.setitem(classifiers.RECIPES, "unmade", recipe)
+  with pytest.raises(ValueError, match=r"unmade has no weights in .*evals\.classifiers --set=unm"):
+    classifiers.load("unmade")
+
+
+def test_large_pictures_are_averaged_first():
+  small, large = Classifier(widths=(4, 8)), Classifier(widths=(4, 8), shrink=2)
+  images = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+  halved = images.reshape(2, 8, 2, 8, 2, 3).mean(axis=(2, 4))
+  params = small.init(jax.random.key(0), halved)
+  np.testing.assert_allclose(large.apply(params, images)[0], small.apply(params, halved)[0], 1e-5)

@@ -18,6 +18,8 @@ FLAGS = {
   "run": "config workdir dry_run topology distributed",
   "export": "run out raw license deleted base sign_key",
   "verify-export": "key",
+  "audit": "model before forget data out retrained template classifier minutes attacks small",
+  "leaderboard": "out",
   "sample": "from out prompt label style n batch steps sampler lora scale guidance seed",
   "answer": "run out ids files pictures confirm receipt execute prove purge runs workdir head",
   "memorised": "from prompts out n steps scale seed by references radius sscd vary few lora",

@@ -11,14 +11,20 @@ import pytest
 
 from configs import (
   attack_fashion,
+  attack_little_sd,
   audit_emoji,
   audit_fashion,
+  audit_little_sd,
+  pretrain_little_styles,
+  retrain_little_styles,
   siss_celeba,
   siss_celeba_sequence,
   siss_mnist,
+  unlearn_canvas_sd_full,
   unlearn_fashion,
+  unlearn_little_sd,
 )
-from jaxunlearn import build, data, methods, streams
+from jaxunlearn import build, data, fields, methods, prompts, streams
 from jaxunlearn.data import folder, mnist_tshirt, tfds_tshirt
 from jaxunlearn.weights import layout, pretrained
 
@@ -32,6 +38,7 @@ PIPELINES = (
   "siss_celeba_sequence",
   "audit_fashion",
   "audit_emoji",
+  "audit_little_sd",
   "table_cdm",
   "table_siss_sd",
   "table_little_sd",
@@ -39,8 +46,11 @@ PIPELINES = (
 AUTOENCODERS = ("pretrain_little_vae",)  # tests/latents_test.py steps one
 # On what another command made: tests/your_model_test.py runs one, tests/siss_sd_test.py the others.
 OF_THE_USER = ("siss_folder", "siss_sd", "siss_little_sd")
-FULL = re.compile(r".*_(cifar10|canvas)_full")  # tests/full_configs_test.py steps them
-TEXT = ("pretrain_little_sd",)  # on what another run made; tests/text_to_image_test.py runs one
+FULL = re.compile(r".*_(cifar10|canvas|canvas_sd)_full")  # tests/full_configs_test.py steps them
+TEXT = (  # on what another run made; tests/text_to_image_test.py runs one
+  *("pretrain_little_sd", "pretrain_little_styles", "retrain_little_styles"),
+  *("unlearn_little_sd", "attack_little_sd"),
+)
 OTHERS = PIPELINES + AUTOENCODERS + TEXT
 RUNS = [name for name in NAMES if name not in OTHERS + OF_THE_USER and not FULL.fullmatch(name)]
 
@@ -172,7 +182,66 @@ def test_every_attack_builds(variant, tmp_path, monkeypatch):
   assert config.attack == "dimra" or seen == {True}
 
 
-@pytest.mark.parametrize("audit", [audit_fashion, audit_emoji])
+@pytest.fixture(scope="module")
+def emoji():
+  """(records of few emoji, what of them is to be forgotten, the style)."""
+  records, _ = data.load("emoji_styles", most=4)
+  concept = data.named(records, "style", "mosaic")
+  return records, concept.matches(records.conditions), concept
+
+
+def of_emoji(config, emoji):
+  """The method of a config on emoji, and its streams."""
+  fields.check(config)
+  method, (records, forget, concept) = methods.make(**config.method), emoji
+  takes = {name: config.streams[name] for name in method.streams}
+  return method, streams.make(records, forget, takes, 8, 0, concept, conditional=True)
+
+
+@pytest.mark.parametrize("variant", sorted(unlearn_little_sd.METHODS))
+def test_every_way_to_unlearn_by_prompt_has_its_streams(variant, emoji):
+  config = unlearn_little_sd.get_config(variant)
+  assert config.forget.style == "mosaic" and config.trained.pattern
+  method, made = of_emoji(config, emoji)
+  told = {to for stream in made.values() for to in [stream.take.to] if to}
+  assert ("to" in method.needs) <= bool(told & {"next", "random"})
+  assert ("own" in method.needs) == (told == {"own"})
+
+
+@pytest.mark.parametrize("variant", attack_little_sd.ATTACKS)
+def test_every_attack_by_prompt_sees_what_its_kind_says(variant, emoji, tmp_path):
+  config = attack_little_sd.get_config(variant)
+  if variant == "dimra_samples":
+    image, c = np.zeros((12, 64, 64, 3), np.uint8), np.stack([np.arange(12) % 8] * 2, axis=1) % 6
+    np.savez(tmp_path / streams.SAMPLES, image=image, c=c)
+    config.streams.x = f"samples:{tmp_path}"
+  _, made = of_emoji(config, emoji)
+  streams.check_attack(config.attack, made, *emoji[:2])
+  streams.check_still(config.attack, config.train.steps, config.init_bits)
+  assert config.eval.after == (config.train.steps == 0) == bool(config.eval.metrics)
+
+
+def test_a_retrained_model_never_saw_what_it_is_to_lack():
+  """What the base has seen is trained from scratch, what it has not is trained further."""
+  for name, origin in (("mosaic", pretrain_little_styles.ORIGIN), ("heart", ""), ("noto", "")):
+    config = retrain_little_styles.get_config(name)
+    assert config.init_from == origin and config.streams.x == "retain"
+    assert name in (config.forget.label, config.forget.style)
+
+
+def test_unlearn_canvas_is_asked_for_as_its_authors_do():
+  config = unlearn_canvas_sd_full.get_config()
+  names = prompts.spelt((("Dogs",), ("Van_Gogh", "Seed_Images")), config.prompts.blank)
+  assert prompts.prompts(names, config.prompts.template) == [
+    "A Dogs image in Van Gogh style.",
+    "A Dogs image in Seed Images style.",
+  ]
+  assert config.eval.seeds == (188, 288, 588, 688, 888) and config.eval.guidance == 8
+  for variant in unlearn_canvas_sd_full.METHODS:
+    fields.check(unlearn_canvas_sd_full.get_config(variant))
+
+
+@pytest.mark.parametrize("audit", [audit_fashion, audit_emoji, audit_little_sd])
 def test_an_audit_attacks_every_run_that_is_not_the_base_model(audit):
   config = audit.get_config()
   attacked = {name.partition("@")[0] for name in config.runs if "@" in name}
@@ -183,7 +252,7 @@ def test_an_audit_attacks_every_run_that_is_not_the_base_model(audit):
   assert {name.partition("@")[2] for name in config.runs if "@" in name} == suffixes
 
 
-@pytest.mark.parametrize("audit", [audit_fashion, audit_emoji])
+@pytest.mark.parametrize("audit", [audit_fashion, audit_emoji, audit_little_sd])
 def test_an_attack_is_the_same_on_every_row(audit):
   """But for what it starts from: rows are compared by what the same attack brings back."""
   kinds: dict[str, set[str]] = {}

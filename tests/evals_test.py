@@ -27,7 +27,7 @@ METRICS = evals.names()
 KINDS = ("unconditional", "conditional")  # of the model: single records to forget, or a class
 SILENT = {
   "unconditional": (
-    *("unlearning_accuracy", "kept_accuracy"),
+    *("unlearning_accuracy", "kept_accuracy", "completion"),
     *("text_noise", "one_step", "clip_score"),
   ),
   "conditional": ("target_rate", "copy_score", "sscd", "nll", "memorised"),

@@ -89,7 +89,8 @@ def test_a_start_from_arrays_is_of_the_kind_that_a_run_has(method):
   rows = Rows(floats(8), c=np.full(8, 3, np.int32), to=np.zeros(8, np.int32))
   fields = {"neighbours": 2} if name == "retrack" else {}
   step = jaxunlearn.Step(dataclasses.replace(method, **fields), ours.apply, ours.PROCESS)
-  params, extras = step.start(ours.random_params(), dict.fromkeys(method.streams, rows), KEY)
+  streams = dict.fromkeys(method.streams, rows)
+  params, extras = step.start(ours.random_params(), streams, KEY, ours.TEXT)
   assert jax.tree.structure(params) == jax.tree.structure(ours.random_params())
   assert jax.tree.structure(extras) == jax.tree.structure(ours.started(name).extras)
   numbered = rows._replace(index=np.arange(8, dtype=np.int32))

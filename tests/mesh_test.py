@@ -131,7 +131,7 @@ def test_every_mesh_attacks_as_one_device(variant, data, fsdp, base, attack):
 
 def test_those_are_all_attacks():
   kinds = [attack_fashion.ATTACKS[variant][0] for variant in ATTACKS]
-  assert {"", *kinds} == set(streams.ATTACKS)
+  assert {"", *kinds, "unrelated", "prompt_search"} == set(streams.ATTACKS)
 
 
 @pytest.mark.parametrize("method", PREPARED)

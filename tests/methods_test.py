@@ -15,10 +15,11 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from jaxunlearn import build, data, methods, step, streams, train
+from jaxunlearn import build, data, methods, prompts, step, streams, train
 from jaxunlearn.adapters import Trained
 from jaxunlearn.diffusion import NULL, Diffusion
 from jaxunlearn.mesh import sharding
+from jaxunlearn.models import text_to_image
 from tests import counting
 
 PROCESS = Diffusion(T=100, beta_T=0.2)
@@ -28,7 +29,7 @@ LABEL = np.array([0, 1, 2] * 8 + [3] * 5, np.int32)
 FORGET = LABEL == 3
 TAKES = {
   "a": {"take": "forget", "to": "next"},
-  "alt": {"take": "retain", "c": "forget"},
+  "alt": {"take": "retain", "c": "forget", "to": "own"},
 }  # any other stream: retain
 
 RUN = {
@@ -60,8 +61,13 @@ def dropouts(method):
 def apply(params, x_t, t, c=None):
   table = params["class_embedding_0"]["embedding"]
   embedding = table[jnp.full(len(x_t), NULL) if c is None else c]
-  bias = params["b"] * t[:, None] / PROCESS.T + embedding
-  return jnp.tanh(x_t @ params["w"] + bias[:, None, None])
+  bias = params["b"] * t[:, None] / PROCESS.T + embedding + params["prefix"].mean(axis=0)
+  return jnp.tanh(x_t @ matrix(params) + bias[:, None, None])
+
+
+def matrix(params):
+  """Under the name of a key of an attention to text, which UCE edits."""
+  return params["attn2"]["to_k"]["kernel"]
 
 
 def apply_bf16(params, x_t, t, c=None):
@@ -72,16 +78,38 @@ def random_params():
   k_w, k_b, k_c = jax.random.split(jax.random.key(0), 3)
   table = 0.5 * jax.random.normal(k_c, (5, 3))
   return {
-    "w": 0.3 * jax.random.normal(k_w, (3, 3)),
+    "attn2": {"to_k": {"kernel": 0.3 * jax.random.normal(k_w, (3, 3))}},
+    "text_encoder": {},
+    "prefix": jnp.full((2, 3), 1 / 3),
     "b": jax.random.normal(k_b, (3,)),
     "class_embedding_0": {"embedding": table},
   }
+
+
+class Words:
+  """A text encoder: each token has its state."""
+
+  end = 6
+  table = np.random.default_rng(5).standard_normal((7, 3)).astype(np.float32)
+
+  def states(self, params, ids):
+    del params
+    return jnp.asarray(self.table)[ids]
 
 
 @dataclasses.dataclass(frozen=True)
 class Net:
   apply: object
   classes: tuple[int, ...]
+  book: object = None
+  text = Words()
+
+  def rows(self, c):
+    return jnp.where(c == NULL, 4, c).reshape(len(c))
+
+
+BOOK = text_to_image.Book(np.array([[5, 0, 6], [5, 1, 6], [5, 2, 6], [5, 3, 6], [5, 6, 6]]))
+TEXT = prompts.Encoder(Net(None, (4,), BOOK), {"text_encoder": {}}, lambda: None)
 
 
 def images(seed, n):
@@ -109,7 +137,7 @@ def make_setup(name, apply=apply, conditional=True, micro_batches=1, **fields):
     ),
     mesh=sharding.make_mesh(1),
     process=PROCESS,
-    net=Net(apply, (4,) if conditional else ()),
+    net=Net(apply, (4,), BOOK) if conditional else Net(apply, ()),
     method=method,
     tx=optax.adam(**optimizer),
     train=RECORDS,
@@ -209,7 +237,8 @@ def test_a_step_follows_what_combine_gives_and_the_slope_of_the_penalty(name):
   slope = jax.grad(lambda p: jnp.float32(method.penalty(p, extras)))(params)
   direction = jax.tree.map(jnp.add, method.combine(grads, extras)[0], slope)
   np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(direction), rtol=1e-5)
-  want = optax.apply_updates(params, setup.tx.update(direction, opt, params)[0])
+  moved = optax.apply_updates(params, setup.tx.update(direction, opt, params)[0])
+  want, _ = method.settle(moved, extras, jnp.asarray(step_0))
   assert_trees_close(state.params, want)
 
 
@@ -340,7 +369,7 @@ def passes(name, rows, number, **fields):
 
     def network(params, x_t, t, c=None):
       seen.append((x_t / PROCESS.gamma(t), c))
-      return params["w"][0, 0] * x_t
+      return matrix(params)[0, 0] * x_t
 
     method.gradients(network, params, PROCESS, draws, extras)
     return seen
@@ -386,6 +415,7 @@ def test_conditions_are_dropped_of_the_rows_that_a_field_names_alone(name):
 
 
 CONDITIONAL = {  # what each says it needs; the others need nothing
+  "concept_ablation": ("c", "concept", "own"),
   "dimum": ("c", "concept"),
   "dimum_meta": ("c", "concept"),
   "embedding_copy": ("c", "to"),
@@ -396,6 +426,8 @@ CONDITIONAL = {  # what each says it needs; the others need nothing
   "salun": ("c", "to"),
   "selective_amnesia": ("c", "concept"),
   "token_inversion": ("c", "concept", "token"),
+  "uce": ("c", "to", "text"),
+  "unlearn_diff_attack": ("c", "text"),
 }
 
 
@@ -405,10 +437,12 @@ def test_what_a_run_lacks_of_what_a_method_needs_is_one_line(name):
   setup = make_setup(name, conditional=False)
   assert setup.method.needs == CONDITIONAL.get(name, ())
   given = {
-    "c": lambda s: dataclasses.replace(s, net=make_setup(name).net),
+    "c": lambda s: dataclasses.replace(s, net=Net(apply, (4,))),
     "concept": lambda s: dataclasses.replace(s, concept=make_setup(name).concept),
     "to": lambda s: dataclasses.replace(s, streams=make_setup(name).streams),
     "token": lambda s: dataclasses.replace(s, trained=Trained("token")),
+    "own": lambda s: dataclasses.replace(s, streams=make_setup(name).streams),
+    "text": lambda s: dataclasses.replace(s, net=make_setup(name).net),
   }
   assert given.keys() == methods.NEEDS.keys()
   for word in setup.method.needs:
@@ -451,7 +485,7 @@ def test_a_method_is_frozen_hashable_and_its_fields_have_defaults(name):
 @every_method
 def test_a_senseless_number_is_refused_in_one_line(name):
   for field in dataclasses.fields(methods.make(name)):
-    if not isinstance(field.default, bool | str):
+    if not isinstance(field.default, bool | str | tuple):
       bad = -1 if isinstance(field.default, int) else float("nan")
       with pytest.raises(ValueError, match=rf"^{field.name} is {bad}; use [^\n]+$"):
         methods.make(name, **{field.name: bad})

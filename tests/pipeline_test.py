@@ -45,6 +45,24 @@ def config_of(tmp_path):
   return config
 
 
+def test_no_attack_begins_when_the_time_is_over(tmp_path, launched, monkeypatch, capsys):
+  """The models themselves are measured all the same; a later launch makes the attacks."""
+  config = config_of(tmp_path)
+  config.rows = (("A", ("a0",), ("1%",)),)
+  run = {"train": {"steps": 5}, "init_from": ""}
+  config.runs = ConfigDict(dict.fromkeys(("a0", "a0@one", "a0@two"), run), sort_keys=False)
+  monkeypatch.setitem(RATES, "a0@one", 0.0)
+  monkeypatch.setitem(RATES, "a0@two", 0.0)
+  clock = iter([0.0, 59.0, *[61.0] * 9])  # the start, before one, before two, ...
+  monkeypatch.setattr(pipeline.time, "monotonic", lambda: next(clock))
+  pipeline.run(config, tmp_path / "runs", minutes=1.0)
+  assert launched == ["a0", "a0@one"]
+  assert "1 attacks were not made, the first is a0@two" in capsys.readouterr().out
+  monkeypatch.setattr(pipeline.time, "monotonic", lambda: 0.0)
+  pipeline.run(config, tmp_path / "runs", minutes=1.0)
+  assert launched == ["a0", "a0@one", "a0@two"]
+
+
 def test_the_table_has_means_intervals_divergence_and_the_published_numbers(tmp_path, launched):
   results = pipeline.run(config_of(tmp_path), tmp_path / "runs")
   assert launched == list(RATES)

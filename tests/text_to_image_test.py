@@ -232,7 +232,8 @@ SMALL = {"selective_amnesia": {"fisher_rows": 1, "fisher_chunk": 500}, "retrack"
 @pytest.mark.parametrize("name", methods.names())
 def test_a_step_of_every_method_is_one_of_latents_and_prompts(config, name):
   """Traced, not compiled but for what it prepares: K gradients of the trained part."""
-  takes = {"a": {"take": "forget", "to": "next"}, "alt": {"take": "class:a hand", "c": "forget"}}
+  takes = {"a": {"take": "forget", "to": "next"}}
+  takes["alt"] = {"take": "class:a hand", "c": "forget", "to": "own"}
   takes["all"] = "all"
   read = {s: takes.get(s, "retain") for s in methods.make(name).streams}
   concept_of(config, name, read, "attn2").trained.rank = 2

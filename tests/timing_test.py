@@ -15,6 +15,14 @@ from jaxunlearn.data import synthetic
 from jaxunlearn.reports import timing
 
 
+def test_all_steps_take_the_mean_lap_times_their_number(tmp_path):
+  path = tmp_path / "timing.jsonl"
+  assert timing.total(path) is None
+  lines = [{"step": 10, "seconds": 0.5}, {"step": 20, "seconds": 1.5}]
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  assert timing.total(path) == 20.0
+
+
 def test_laps_count_their_steps_and_leave_out_what_is_between(tmp_path, monkeypatch):
   now = iter([0.0, 10.0, 10.0, 100.0, 101.0, 101.0])
   monkeypatch.setattr(time, "perf_counter", lambda: next(now))

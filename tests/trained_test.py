@@ -18,7 +18,7 @@ from tests import methods_test as toys
 from tests import nets, tiny_config
 
 KEY = jax.random.key(0)
-SUBSET = Trained("class|^w$")
+SUBSET = Trained("class|attn2|prefix")
 plain = toys.methods_with(lambda method: type(method).gradients is methods.Objective.gradients)
 
 
@@ -120,7 +120,9 @@ def test_the_gradient_of_a_part_is_that_part_of_the_gradient(name):
   setup = toys.make_setup(name)
   part = dataclasses.replace(setup, trained=SUBSET)
   state = build.make_state(part, toys.random_params())
-  assert paths(state.params) == {"w", "class_embedding_0/embedding"}
+  assert paths(state.params) == {
+    *("attn2/to_k/kernel", "class_embedding_0/embedding", "prefix"),
+  }
   assert paths(state.frozen) == {"b"}
   draws = toys.drawn(name)
   grads, _ = step.Gradients(step.program(part))(state.params, draws, state.extras, state.frozen)

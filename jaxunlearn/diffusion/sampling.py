@@ -133,6 +133,36 @@ def watched(
   return _walk(predict, jax.random.key(0), x_T, c, table, options)
 
 
+@functools.partial(jax.jit, static_argnames=("process", "t", "steps", "options"))
+def complete(
+  eps_fn: EpsFn,
+  process: Diffusion,
+  rng: Shaped[Array, "..."],
+  x: Float[Array, "B H W C"],
+  t: int,
+  c: Array | None = None,
+  *,
+  steps: int = 50,
+  options: Options = DEFAULT,
+) -> Float[Array, "B H W C"]:
+  """x noised to the latest of DDIM's times that is not after t, and denoised from there.
+
+  `steps` are those of the whole way down, of which the last ones are made.
+
+  Raises:
+    ValueError: as `ddim`; no time is left.
+  """
+  down = times(process, steps, options)
+  down = down[down <= t]
+  if not len(down):
+    raise ValueError(f"t {t} is before the last of {steps} steps; use a later one, or more steps")
+  k_noise, k_steps = jax.random.split(rng)
+  noise = jax.random.normal(k_noise, x.shape)
+  x_t = process.q_sample(x, jnp.full(len(x), down[0]), noise)
+  table = _ddim_steps(process, down, steps, 0.0, options)
+  return _reverse(eps_fn, k_steps, x_t, c, table, options)
+
+
 SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "plms": multistep.plms, "dpm": multistep.dpm}
 
 

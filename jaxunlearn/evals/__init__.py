@@ -27,6 +27,7 @@ from jaxunlearn.inputs import plugins
 # Modules that are no metric.
 HELPERS = (
   "attacks",
+  "canvas",
   "classifiers",
   "frechet",
   "restoration",
@@ -56,6 +57,10 @@ class Options:
   style_classifier: str = ""  # of styles, where the data has them
   inject_t: int = 250
   inject_n: int = 16
+  completion_t: int = 500  # how far completion noises pictures of the concept
+  completion_n: int = 64  # pictures at most
+  completion_steps: int = 50  # of DDIM, from T down
+  cra: str = "kept"  # samples of kept_accuracy's cra; all: as UnlearnCanvas's script takes them
   inception_weights: str = ""  # a file; "": the published one, where it is cached
   fid_resize: str = "bilinear"  # as pytorch-fid; or clean, as clean-fid, or torchmetrics
   fid_batch: int = 32  # images in the network at a time

@@ -30,7 +30,8 @@ from jaxtyping import Array, Float
 from tqdm import trange
 
 from jaxunlearn import data, errors, streams, weights
-from jaxunlearn.data import fashion
+from jaxunlearn.data import emoji_styles, fashion
+from jaxunlearn.evals import canvas
 from jaxunlearn.models.classifier import Classifier
 
 BATCH = 256
@@ -153,6 +154,31 @@ RECIPES = {
       flip=True,
       by="style",
     ),
+    Recipe(
+      name="little_objects",
+      source="emoji_styles",
+      fields={},
+      shape=(64, 64, 3),
+      classes=emoji_styles.KINDS,
+      weights=data.ASSETS / "little_objects_classifier.safetensors",
+      net=Classifier(classes=8, widths=(24, 48, 96, 128), shrink=2, dropout=0.5),
+      epochs=60,
+      background=1.0,
+      flip=True,
+    ),
+    Recipe(
+      name="little_styles",
+      source="emoji_styles",
+      fields={},
+      shape=(64, 64, 3),
+      classes=emoji_styles.Source().styles,
+      weights=data.ASSETS / "little_styles_classifier.safetensors",
+      net=Classifier(classes=6, widths=(16, 32, 48, 64), dropout=0.5),
+      epochs=40,
+      background=1.0,
+      flip=True,
+      by="style",
+    ),
   )
 }
 
@@ -219,7 +245,7 @@ def check(options: Any) -> None:
     load(options.style_classifier)
 
 
-def of_column(options: Any, column: int) -> "Trained":
+def of_column(options: Any, column: int) -> Any:
   """The classifier of a condition: 0 the class, 1 the style."""
   if column and not options.style_classifier:
     raise ValueError(
@@ -230,10 +256,21 @@ def of_column(options: Any, column: int) -> "Trained":
 
 
 @functools.cache
-def load(name: str) -> Trained:
-  """The embedded classifier of that name; raises ValueError with the names where there is none."""
+def load(name: str) -> Any:
+  """The embedded classifier of that name, or UnlearnCanvas's in a file.
+
+  Raises:
+    ValueError: there is none; the names are listed.
+  """
+  if "/" in name or name.endswith((".safetensors", *weights.PICKLED)):
+    return canvas.load(name)
   errors.check_choice("classifier", name, RECIPES)
   recipe = RECIPES[name]
+  if not recipe.weights.is_file():
+    raise ValueError(
+      f"the classifier {name} has no weights in {recipe.weights}; train it: python -m "
+      f"jaxunlearn.evals.classifiers --set={name}"
+    )
   with safetensors.safe_open(recipe.weights, "numpy") as file:
     facts = file.metadata()
   params = traverse_util.unflatten_dict(safetensors.numpy.load_file(recipe.weights), sep=".")

@@ -10,6 +10,7 @@ import math
 import reprlib
 import sys
 import typing
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 LARGEST = 2**31 - 1  # of an int32, which steps and sizes become on a device
@@ -68,6 +69,7 @@ Inside1 = Annotated[float | int, Range(0.0, 1.0, above=True, under=True)]
 Count = Annotated[int, Range(1.0, LARGEST, whole=True)]
 From0 = Annotated[int, Range(0.0, LARGEST, whole=True)]  # 0: none
 Seed = Annotated[int, Range(0.0, 2**32 - 1, whole=True)]
+Seeds = Sequence[Seed]
 OneIn = Annotated[int, Range(2.0, LARGEST, whole=True)]  # one in so many
 
 

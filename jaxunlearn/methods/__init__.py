@@ -22,19 +22,19 @@ To add a method write one file here, or a package of your own (docs/plugins.md);
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxunlearn import errors
 from jaxunlearn.diffusion import NULL, Diffusion, EpsFn
 from jaxunlearn.inputs import plugins, ranges
+from jaxunlearn.methods.rows import Rows, Text, Whole
 
-HELPERS = ("embeddings", "importance")  # modules that are no method
+HELPERS = ("embeddings", "importance", "rows")  # modules that are no method
 # What a method may need of a run, and how a user gives it; build.py checks it.
 NEEDS = {
   "c": "a conditional model; set config.init_from and config.model.classes to one",
@@ -42,45 +42,14 @@ NEEDS = {
   "to": "a stream that maps the condition to forget to another; write streams.a in the config "
   "file as {'take': 'forget', 'to': 'next'}",
   "token": "a new token; set config.trained.pattern to token and config.prompts.token to its name",
+  "own": "other images under the condition to forget that keep their own; write streams.alt in the "
+  "config file as {'take': 'class:NAME', 'c': 'forget', 'to': 'own'}",
+  "text": "a text-to-image model; set config.init_from to one and config.model.name to pretrained",
 }
 
 Array = jax.Array
 Tree = Any  # a nested dict of arrays: parameters, their gradients
 Metrics = dict[str, Array]
-
-
-class Rows(NamedTuple):
-  """A batch of one stream: images in [-1, 1], their conditions if any, their record numbers."""
-
-  image: Array | np.ndarray  # [B, H, W, C] float32
-  c: Array | np.ndarray | None = None  # int32 [B] (or [B, n]), or None for an unconditional model
-  index: Array | np.ndarray | None = None  # type: ignore[assignment]  # [B] int32, place in the set
-  to: Array | np.ndarray | None = None  # the condition that a method maps c to, where it maps it
-
-  def chunks(self, size: int = 256) -> Iterator["Rows"]:
-    """All rows in order, `size` at a time."""
-    for start in range(0, len(self.image), size):
-      rows = slice(start, start + size)
-      yield self.at(rows)
-
-  def at(self, rows: Any) -> "Rows":
-    return Rows(*(None if part is None else part[rows] for part in self))  # type: ignore[arg-type]
-
-  def pick(self, n: int, seed: int) -> "Rows":
-    """n rows at random, or all where there are fewer."""
-    count = len(self.image)
-    return self.at(np.random.default_rng(seed).permutation(count)[:n])
-
-
-@runtime_checkable
-class Whole(Protocol):
-  """All records of a stream, read in chunks or picked: a `streams.Stream`, or `Rows` in memory."""
-
-  def chunks(self, size: int = 256) -> Iterator[Rows]: ...
-
-  def pick(self, n: int, seed: int) -> Rows: ...
-
-
 Batch = Mapping[str, Rows]  # stream name -> rows; the names are the papers' (x kept, a to unlearn)
 
 
@@ -105,7 +74,10 @@ class Objective:
     ranges.check(self)
 
   def start(self, params: Tree, data: Mapping[str, Whole], rng: Array) -> Tree:
-    """The parameters of step 0, from those of init_from; `prepare` still gets the latter."""
+    """The parameters of step 0, from those of init_from; `prepare` still gets the latter.
+
+    A method that needs `text` gets a `Text` as well, under that name.
+    """
     del data, rng
     return params
 
@@ -209,10 +181,14 @@ def begin(
   process: Diffusion,
   data: Mapping[str, Whole],
   rng: Array,
+  text: Text | None = None,
 ) -> tuple[Tree, Tree]:
   """The parameters of step 0 and the extras: what a method does before the first step."""
+  if "text" in objective.needs and text is None:
+    raise ValueError(f"this method needs {NEEDS['text']}")
+  given: dict[str, Any] = {"text": text} if "text" in objective.needs else {}
   extras = objective.prepare(apply, params, process, data, rng)
-  return objective.start(params, data, jax.random.fold_in(rng, 1)), extras
+  return objective.start(params, data, jax.random.fold_in(rng, 1), **given), extras
 
 
 def direction(

@@ -68,9 +68,14 @@ class Text(Tower):
       "params"
     ]
 
-  def states(self, params: Any, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-    """The states of the tokens behind the last norm, float32."""
-    out: Any = TextTower(self).apply({"params": params}, ids)
+  def states(
+    self, params: Any, ids: Int[Array, "B L"], after: Float[Array, "B k D"] | None = None
+  ) -> Float[Array, "B L D"]:
+    """The states of the tokens behind the last norm, float32.
+
+    `after` are embeddings in the place of those of the k tokens after the first.
+    """
+    out: Any = TextTower(self).apply({"params": params}, ids, after)
     return out[0]
 
   def embed(self, params: Any, ids: Int[Array, "B L"]) -> Float[Array, "B P"]:
@@ -114,8 +119,8 @@ class TextTower(nn.Module):
   net: Text
 
   @nn.compact
-  def __call__(self, ids: Array) -> tuple[Array, Array | None]:
-    x = TokenEmbeddings(self.net, name="embeddings")(ids)
+  def __call__(self, ids: Array, after: Array | None = None) -> tuple[Array, Array | None]:
+    x = TokenEmbeddings(self.net, name="embeddings")(ids, after)
     x = Encoder(self.net, causal=True, name="encoder")(x)
     x = _norm(self.net, "final_layer_norm")(x).astype(jnp.float32)
     if not self.net.projection_dim:
@@ -146,10 +151,12 @@ class TokenEmbeddings(nn.Module):
   net: Text
 
   @nn.compact
-  def __call__(self, ids: Array) -> Array:
+  def __call__(self, ids: Array, after: Array | None = None) -> Array:
     net = self.net
     table = lambda rows, name: nn.Embed(rows, net.hidden_size, dtype=net.dtype, name=name)
     tokens = table(net.vocab_size, "token_embedding")(ids)
+    if after is not None:
+      tokens = tokens.at[:, 1 : 1 + after.shape[1]].set(after.astype(tokens.dtype))
     places = jnp.arange(ids.shape[1])
     return tokens + table(net.max_position_embeddings, "position_embedding")(places)
 

@@ -7,7 +7,10 @@ row. The parameters are
     unet            text_unet.Net's
     text_encoder    clip.Text's, which encodes `book`: the tokens of each row
     token           [n, D], where a run adds it: embeddings of new tokens, behind the vocabulary
-    states          in the place of all three: the book encoded once, a table that can be trained
+    prefix          [k, V], where there are some: of k tokens before each prompt but the empty one,
+                    the weights of all tokens; the heaviest is taken, and the gradient is that of
+                    the weighted sum (straight through)
+    states          in the place of all of these: the book encoded once, a table that can be trained
       prompts       [*classes, L, D], of each combination
       empty         [L, D]
 """
@@ -21,7 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Real
+from jaxtyping import Array, Bool, Float, Int, Real
 
 from jaxunlearn import errors
 from jaxunlearn.diffusion import NULL
@@ -110,7 +113,11 @@ class Net:
       return jnp.where(null, params["states"]["empty"], found)
     if self.book is None:
       raise ValueError("this network has no prompts; give it a book, or the states of texts")
-    return self.encode(params, jnp.asarray(self.book.ids)[self.rows(c)])
+    rows = self.rows(c)
+    ids = jnp.asarray(self.book.ids)[rows]
+    if "prefix" in params:
+      return self._prefixed(params, ids, (rows == self.prompts)[:, None])
+    return self.encode(params, ids)
 
   def encode(self, params: Any, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
     """The states of tokens, new ones among them."""
@@ -145,6 +152,22 @@ class Net:
       return np.zeros((self.tokens, self.text.hidden_size), np.float32)
     table = jnp.asarray(params["text_encoder"]["embeddings"]["token_embedding"]["embedding"])
     return jnp.tile(table[jnp.array(self.book.start)].mean(axis=0), (self.tokens, 1))
+
+  def _prefixed(
+    self, params: Any, ids: Int[Array, "B L"], empty: Bool[Array, "B 1"]
+  ) -> Float[Array, "B L D"]:
+    """The states of prompts with the prefix before them; what does not fit is cut at the end."""
+    weights, end = params["prefix"], self.text.end
+    k, length = len(weights), ids.shape[1]
+    hard = jax.nn.one_hot(jnp.argmax(weights, axis=1), weights.shape[1])
+    through = hard + weights - jax.lax.stop_gradient(weights)
+    table = params["text_encoder"]["embeddings"]["token_embedding"]["embedding"]
+    moved = jnp.concatenate([ids[:, : 1 + k], ids[:, 1 : length - k]], axis=1)
+    whole = (moved[:, 1 + k :] == end).any(axis=1)
+    moved = moved.at[:, -1].set(jnp.where(whole, moved[:, -1], end))
+    ids = jnp.where(empty, ids, moved)
+    after = jnp.where(empty[..., None], table[ids[:, 1 : 1 + k]], (through @ table)[None])
+    return self.text.states(params["text_encoder"], ids, after)
 
   def rows(self, c: Int[Array, "B ..."]) -> Int[Array, " B"]:
     """Their rows of the book; the last is the empty prompt, which any NULL leads to."""

@@ -6,6 +6,7 @@ several learning rates is several runs, NAME@ATTACK_RATE, and what counts is the
 rates and steps (Yuan et al., 2025, report AR at each step).
 """
 
+import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 
 from jaxunlearn.reports import charts, report, subject, writer
 from jaxunlearn.reports.charts import Chart
-from jaxunlearn.reports.verdict import PROBE, RECOVERED, Verdict
+from jaxunlearn.reports.verdict import ENDS, PROBE, RECOVERED, Verdict
 
 DISTANCE = "distance"  # as train.py logs it
 CONTROL = "embedding_copy"
@@ -51,6 +52,15 @@ def recovered(
   return out
 
 
+def points(run: pathlib.Path) -> np.ndarray:
+  """The AR of an attack at its probes; of one that trains nothing [0, AR], of its evaluation."""
+  if len(found := curve(run)) or not (run / "results.json").exists():
+    return found
+  after = json.loads((run / "results.json").read_text()).get("after", {})
+  ends = [after[name]["value"] for name in ENDS if name in after]
+  return np.array([(0, float(value)) for value in ends[:1]]).reshape(-1, 2)
+
+
 def curve(run: pathlib.Path, what: str = PROBE) -> np.ndarray:
   """[N, 2] steps and AR, or another metric, of the probes of an attack, those that are finite."""
   lines = [line for line in writer.read(run / "metrics.jsonl") if what in line]
@@ -64,8 +74,8 @@ def mean_curves(
   """suffix -> [step, AR, lowest, highest] at each probe, over the attacked runs that got there."""
   out = {}
   for suffix in _titles(attacks):
-    points = np.concatenate([curve(workdir / f"{name}@{suffix}") for name in names])
-    ar = {step: points[points[:, 0] == step, 1] for step in np.unique(points[:, 0])}
+    every = np.concatenate([points(workdir / f"{name}@{suffix}") for name in names])
+    ar = {step: every[every[:, 0] == step, 1] for step in np.unique(every[:, 0])}
     if ar:
       rows = [(step, a.mean(), a.min(), a.max()) for step, a in ar.items()]
       out[suffix] = np.array(rows).round(4).tolist()
@@ -74,7 +84,7 @@ def mean_curves(
 
 def _made(workdir: pathlib.Path, name: str, suffixes: Iterable[str]) -> dict[str, np.ndarray]:
   """suffix -> the curve of each attack that was made on a run."""
-  curves = {suffix: curve(workdir / f"{name}@{suffix}") for suffix in suffixes}
+  curves = {suffix: points(workdir / f"{name}@{suffix}") for suffix in suffixes}
   return {suffix: c for suffix, c in curves.items() if len(c)}
 
 
@@ -89,7 +99,8 @@ def write(config: ConfigDict, results: Mapping[str, Any], workdir: pathlib.Path)
     results: of each row, as pipeline.summarise gives them.
   """
   names = [name for _, row, _ in config.rows for name in row]
-  last = max((c[-1][0] for row in results.values() for c in row["curves"].values()), default=1.0)
+  ends = [c[-1][0] for row in results.values() for c in row["curves"].values()]
+  last = max(ends, default=0) or 1.0  # no attack may have a step
   said = verdict(config, results)
   cards = [("Stays unlearned", said.pro), ("Comes back, or may", said.contra)]
   html = report.render(
@@ -160,12 +171,14 @@ def _kind(config: ConfigDict, names: Sequence[str]) -> str:
 
 def _is_method(config: ConfigDict, label: str, names: Sequence[str]) -> bool:
   other = label.startswith(_base(config)) or label in _controls(config)
-  return _kind(config, names) != "measuring" and not other
+  changed = _kind(config, names) != "measuring" or label == config.get("audited")
+  return changed and not other
 
 
 def _never_saw(config: ConfigDict, label: str, names: Sequence[str]) -> bool:
   """Whether a row is a model as it is, other than the base."""
-  return _kind(config, names) == "measuring" and not label.startswith(_base(config))
+  known = label.startswith(_base(config)) or label == config.get("audited")
+  return _kind(config, names) == "measuring" and not known
 
 
 def _base(config: ConfigDict) -> str:
@@ -277,7 +290,7 @@ def grids(config: ConfigDict, workdir: pathlib.Path) -> list[Grids]:
       pictures = (
         (base, _picture(workdir, bases.get(noise(name), ""), "after")),
         (label, _picture(workdir, name, "after")),
-        (caption, _picture(workdir, f"{name}@{attack}", "probe")),
+        (caption, _attacked(workdir, f"{name}@{attack}")),
       )
       out.append(Grids(label, concept, pictures))
   return out
@@ -292,6 +305,11 @@ def _strongest(workdir: pathlib.Path, name: str, attacks: Attacks) -> tuple[str,
   (step, ar), most = made[best][-1], made[best][:, 1].max()
   peak = f", at most {most:.2g}" if most > ar else ""
   return best, f"attacked, {_titles(attacks)[best]}: {ar:.2g} at step {step:g}{peak}"
+
+
+def _attacked(workdir: pathlib.Path, run: str) -> str:
+  """Of the newest probe, or of the evaluation of an attack that trains nothing."""
+  return _picture(workdir, run, "probe") or _picture(workdir, run, "after")
 
 
 def _picture(workdir: pathlib.Path, run: str, phase: str) -> str:

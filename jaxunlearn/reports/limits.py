@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from jaxunlearn import streams
 from jaxunlearn.reports import names, rows, subject
 from jaxunlearn.reports.rows import Results
 from jaxunlearn.reports.subject import Config
@@ -99,11 +100,14 @@ def _attack(config: Config) -> Iterator[str]:
   train, wanted = config.get("train", {}), subject.target(config)
   rate = config.get("optimizer", {}).get("learning_rate")
   at = "" if rate is None else f" at a learning rate of {rate:g}"
+  if config["attack"] in streams.STILL:
+    yield "One attack was made, and it trained nothing. Others may bring back more."
+    return
   yield (
     f"One attack was run: {train.get('steps', 'some')} steps{at}, learning from "
     f"{subject.learnt_from(config)}. More steps, other rates or other data may bring back more."
   )
-  if config["attack"] == "dimra":
+  if config["attack"] in ("dimra", "unrelated"):
     yield (
       f"The attack was shown no image of {wanted}. That it comes back shows that the weights held "
       "it, only as far as the same attack does not teach it to a model that never saw it."

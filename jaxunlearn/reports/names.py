@@ -7,6 +7,7 @@ ENDS = {"": "", "_original": ", by the original prompt", "_kept": ", by kept pro
 WAYS = {"kmeans": "k-means", "radius": "radius", "sscd": "SSCD"}
 THINGS = {"tshirt": "T-shirt", "t-shirt": "T-shirt", "target": "the target"}
 METHODS = {
+  "concept_ablation": "Concept Ablation",
   "denoising": "denoising loss",
   "dimum": "DiMUM",
   "dimum_meta": "DiMUM, meta",
@@ -25,6 +26,8 @@ METHODS = {
   "siss": "SISS",
   "siss_no_is": "SISS (No IS)",
   "token_inversion": "token inversion",
+  "uce": "UCE",
+  "unlearn_diff_attack": "UnlearnDiffAtk",
 }
 FIELDS = {
   "lam": "λ",
@@ -36,9 +39,11 @@ FIELDS = {
 }
 SOURCES = {
   "captions": "pictures with captions",
+  "digits_64": "enlarged digits",
   "digits_clothes": "digits and clothes",
   "emoji": "emoji",
   "emoji_captions": "emoji with captions",
+  "emoji_styles": "emoji in six styles",
   "fashion": "Fashion-MNIST",
   "folder": "a folder of images",
   "mnist_tshirt": "digits and a T-shirt",

@@ -51,7 +51,9 @@ def deletes(config: Config) -> bool:
   other = config.get("attack") or "sources" in config or _is_left(config)
   if other or not deleted(config):
     return False
-  return bool({name: take.take for name, take in takes(config).items()}.items() & _DELETES)
+  taken = takes(config)
+  shown = any(take.c == "forget" for take in taken.values())
+  return shown or bool({name: take.take for name, take in taken.items()}.items() & _DELETES)
 
 
 def takes(config: Config) -> dict[str, streams.Take]:
@@ -137,9 +139,19 @@ def _training(config: Config, source: str) -> str:
 
 
 def _attack(config: Config) -> str:
+  wanted, model = target(config), origin_of(config)
+  still = {
+    "paraphrase": f"Asking {model} for {wanted} in other words",
+    "completion": f"Letting {model} complete noised pictures of {wanted}",
+    "rounding": f"Rounding the weights of {model} to {config.get('init_bits')} bits",
+  }
+  if config["attack"] in still:
+    return still[config["attack"]]
   method = config.get("method", {}).get("name", "")
-  means = INVERTED.get(method, "its embedding") if config["attack"] == "inversion" else ""
-  how = f"by {means} alone, " if means else ""
+  how = {
+    "inversion": f"by {INVERTED.get(method, 'its embedding')} alone, ",
+    "prompt_search": "by tokens before its prompts, ",
+  }.get(config["attack"], "")
   return f"Relearning {target(config)} {how}from {learnt_from(config)}, on {origin_of(config)}"
 
 

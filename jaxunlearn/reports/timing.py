@@ -38,6 +38,14 @@ def peak(devices: Sequence[Any], dtype: str | None) -> float | None:
   return len(devices) * PEAKS[max(known, key=len)][dtype != "bfloat16"] * 1e12
 
 
+def total(path: pathlib.Path) -> float | None:
+  """The seconds of all steps of a run, from its mean lap; None where nothing was timed."""
+  lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+  if not lines:
+    return None
+  return lines[-1]["step"] * sum(line["seconds"] for line in lines) / len(lines)
+
+
 class Clock:
   """Times laps of steps, each of `batch` rows, on devices of `peak` FLOP/s (None: not known)."""
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxunlearn import streams
 from jaxunlearn.reports import names, rows, subject
 from jaxunlearn.reports.rows import Results
 from jaxunlearn.reports.subject import Config
@@ -17,6 +18,7 @@ from jaxunlearn.reports.subject import Config
 RECOVERED = 0.5  # an AR from here on is flagged
 SMALL = 0.05
 PROBE = "probe_ar"  # as train.py logs it
+ENDS = ("completion_ar", "ar")  # the AR of an evaluation
 # The metrics that are judged: by the end of their names, whether they should rise.
 FORGETS = {"_rate": False, "ua": True, "copy_score": False, "sscd": False, "nll_bpd": True}
 KEEPS = {
@@ -58,6 +60,8 @@ def verdict(config: Config, results: Results, metrics: Lines = ()) -> Verdict:
 def headline(config: Config, results: Results, metrics: Lines = ()) -> str:
   """`T-shirt 3.1% -> 0% (under 0.74%), inception score -3%`: the run in one line of a terminal."""
   kind = subject.kind(config)
+  if config.get("attack") in streams.STILL:
+    return _of_still(config, results).line
   if kind == "attack":
     step = first_recovery(results, metrics)
     ends = f"first recovered at step {step}" if step is not None else "not recovered"
@@ -170,7 +174,19 @@ def compared(results: Results, name: str) -> str:
 # An attack.
 
 
+def _of_still(config: Config, results: Results) -> Verdict:
+  """Of an attack that trains nothing."""
+  wanted, after = _capital(subject.target(config)), results.get("after", {})
+  found = [float(after[name]["value"]) for name in ENDS if name in after]
+  if not found:
+    return Verdict(f"No metric says whether {wanted} came back: the samples are kept for others.")
+  verb = "comes" if found[0] >= RECOVERED else "does not come"
+  return Verdict(f"{wanted} {verb} back: AR is {found[0]:.3g}, and nothing was trained.")
+
+
 def _of_attack(config: Config, results: Results, metrics: Lines) -> Verdict:
+  if config["attack"] in streams.STILL:
+    return _of_still(config, results)
   points, wanted = recovery(results, metrics), _capital(subject.target(config))
   if not points:
     return Verdict(f"No metric says whether {wanted} came back: the samples are kept for others.")

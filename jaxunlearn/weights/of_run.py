@@ -12,7 +12,7 @@ import jax
 from jaxunlearn import adapters, checkpoint, models
 from jaxunlearn.mesh import sharding
 from jaxunlearn.models import text_to_image
-from jaxunlearn.weights import layout, pretrained
+from jaxunlearn.weights import layout, pretrained, rounding
 
 NEEDED = ("model", "process", "ema", "data")  # of a run's config
 
@@ -41,13 +41,19 @@ def read(run: pathlib.Path, raw: bool = False, needed: Sequence[str] = NEEDED) -
   return Newest(config, net, params, item, checkpoint.latest_step(run) or 0)
 
 
-def start(origin: str, net: Any, seed: int, mesh: jax.sharding.Mesh) -> Any:
+def start(origin: str, net: Any, seed: int, mesh: jax.sharding.Mesh, bits: int = 0) -> Any:
   """All parameters that init_from names (host arrays): random ones, a run's, or a folder's.
+
+  `bits` rounds their kernels: rounding.py.
 
   Raises:
     ValueError: no such place, or weights of another network.
     Damaged: the run's newest checkpoint is damaged.
   """
+  return rounding.rounded(_origin(origin, net, seed, mesh), bits)
+
+
+def _origin(origin: str, net: Any, seed: int, mesh: jax.sharding.Mesh) -> Any:
   if not origin:
     return jax.jit(net.init)(jax.random.key(seed))
   folder = layout.locate(origin)
@@ -72,7 +78,8 @@ def parts(
   if trained.everything:
     shapes = _shapes(bare, config.get("init_from", ""))
     return trained, checkpoint.read_params(run, target(shapes), item), {}
-  base = trained.extended(bare, start(config["init_from"], net, config["seed"], mesh))
+  base = start(config["init_from"], net, config["seed"], mesh, config.get("init_bits", 0))
+  base = trained.extended(bare, base)
   params, frozen = trained.split(split_key(config["seed"]), base)
   shapes = jax.eval_shape(lambda: params)
   return trained, checkpoint.read_params(run, target(shapes), item, frozen=frozen), frozen

@@ -1,0 +1,85 @@
+"""Concepts by prompt under attack: two styles and two kinds unlearned from a text-to-image model.
+
+    python -m jaxunlearn.main --config=configs/audit_little_sd.py --workdir=runs/audit_little_sd
+
+Three seeds; writes results/audit_little_sd.{md,json} and report.html in the working directory.
+Needs runs/little_styles of pretrain_little_styles.py, and runs/retrain_NAME of
+retrain_little_styles.py for each of RETRAINED: the yardstick of every attack. Finished runs are
+skipped; launched twice at once it uses two cores.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import attack_little_sd, audits, unlearn_little_sd
+
+TARGETS = {"mosaic": "style", "twemoji": "style", "heart": "label", "time": "label"}
+RETRAINED = ("mosaic", "heart")
+METHODS = {
+  "prompt copy": "prompt_copy",
+  "NegGrad": "neggrad",
+  "SalUn": "salun",
+  "SFR-on": "sfron",
+  "Selective Amnesia, λ = 1/(2T)": "selective_amnesia",
+  "EraseDiff": "erasediff",
+  "ESD-x": "esd_x",
+  "ESD-u": "esd_u",
+  "Concept Ablation": "ca_model",
+  "UCE": "uce",
+  "DiMUM": "dimum",
+}
+PARAPHRASED = tuple((f"paraphrase_{i}", 0.0) for i in range(len(attack_little_sd.PARAPHRASES)))
+# metric, title, variants of attack_little_sd and their learning rates
+ATTACKS = (
+  ("ar_dimra", "AR DiMRA, kept", (("dimra_retain", 1e-4),)),
+  ("ar_unrelated", "AR digits", (("unrelated", 1e-4),)),
+  ("ar_few_10", "AR 10 images", (("few_10", 1e-4),)),
+  ("ar_lora_10", "AR 10 images, LoRA", (("few_10_lora", 1e-3),)),
+  ("ar_states", "AR state inversion", (("states", 5e-2),)),
+  ("ar_search", "AR prompt search", (("prompt_search", 1e-2),)),
+  ("ar_paraphrase", "AR paraphrases", PARAPHRASED),
+  ("ar_completion", "AR completion", (("completion", 0.0),)),
+  ("ar_int4", "AR int4", (("int4", 0.0),)),
+)
+COLUMNS = (
+  ("ua", "UA"),
+  ("ira", "IRA"),
+  ("cra", "CRA"),
+  ("worst_ira", "worst kept"),
+  ("seconds", "seconds"),
+)
+
+
+def get_config():
+  base = unlearn_little_sd.base(unlearn_little_sd.BASE)
+  return audits.audit("little_sd", base, TARGETS, ATTACKS, COLUMNS, (0, 1, 2), apart=True, kit=KIT)
+
+
+def _unlearned(base: ConfigDict, origin: str, variant: str) -> ConfigDict:
+  base = base.copy_and_resolve_references()
+  config = unlearn_little_sd.unlearning(base, origin, variant)
+  if config.method.name == "selective_amnesia":
+    config.streams.update(x="samples:run:replay", all="all_samples:run:replay")
+  return config
+
+
+def _attacked(run: ConfigDict, name: str, variant: str, rate: float) -> ConfigDict:
+  config = attack_little_sd.attack(run.copy_and_resolve_references(), variant, rate)
+  config.init_from = f"run:{name}"
+  if variant == "dimra_samples":
+    config.streams.x = "samples:run:replay"
+  return config
+
+
+def _retrained(target: str) -> str:
+  return f"runs/retrain_{audits.slug(target)}" if target in RETRAINED else ""
+
+
+KIT = audits.Kit(
+  METHODS,
+  unlearn_little_sd.BASE,
+  _retrained,
+  _unlearned,
+  _attacked,
+  means=("ar_dimra", "ar_few_10", "ar_lora_10", "ar_states", "ar_search"),
+  evidence=False,
+)
