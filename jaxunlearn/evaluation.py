@@ -57,6 +57,11 @@ def generate(setup: Any, eps_fn: EpsFn, i: int, c: np.ndarray | None = None) -> 
 
   c are the conditions of all samples; after the last they start again.
   """
+  return setup.codec.decode(made(setup, eps_fn, i, c))
+
+
+def made(setup: Any, eps_fn: EpsFn, i: int, c: np.ndarray | None = None) -> np.ndarray:
+  """The same as the network sees them: pictures, or their latents."""
   options, size = setup.config.eval, batch_size(setup)
   where = sharding.batch_sharding(setup.mesh)
   if c is not None:
@@ -73,7 +78,7 @@ def generate(setup: Any, eps_fn: EpsFn, i: int, c: np.ndarray | None = None) -> 
     steps=options.steps,
     options=setup.sampler,
   )
-  return setup.codec.decode(np.asarray(processes.local(batch)))
+  return np.asarray(processes.local(batch))
 
 
 class Evaluation:

@@ -156,6 +156,7 @@ def _carry_out(
   writer.replace(path, json.dumps({**facts, "before": before}, indent=2) + "\n")
   for gone in removed:
     shutil.rmtree(cdm.workdir / gone, ignore_errors=True)
+  cdm.forget_latents(left)
   cdm.assign(left, "delete", removed=[*removed, *cdm.clear(changed)], **facts)
   cdm.settle()
   return json.loads(path.read_text())

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float
@@ -44,6 +45,11 @@ class Moments:
     noise = rng.standard_normal((len(index), *mean.shape[1:]), np.float32)[rows]
     return np.float32(self.scaling_factor) * (mean + np.exp(log_var / 2) * noise)
 
+  def means(self, index: np.ndarray) -> Float[np.ndarray, "n h w z"]:
+    """The latents of the records `index` without noise; float32. Raises as `draw`."""
+    both = np.stack([_read(path) for path in self.paths[index].tolist()]).astype(np.float32)
+    return np.float32(self.scaling_factor) * np.split(both, 2, axis=-1)[0]
+
   def take(self, index: np.ndarray) -> "Moments":
     return dataclasses.replace(self, paths=self.paths[index])
 
@@ -71,6 +77,27 @@ def fill(codec: latents.Codec, records: data.Records) -> Moments:
     for row, moments in zip(mine, found, strict=False):
       _write(pathlib.Path(paths[row]), moments)
   return Moments(paths, codec.net.scaling_factor)
+
+
+def look(
+  codec: latents.Pixels | latents.Codec, records: data.Records
+) -> Callable[[np.ndarray], Float[np.ndarray, "n h w z"]]:
+  """index -> what the network sees of those records, float32: pixels, or latents without noise."""
+  if isinstance(codec, latents.Codec):
+    return fill(codec, records).means
+  return lambda index: data.to_model(records.image[index])
+
+
+def forget(codec: latents.Codec, gone: data.Records, kept: data.Records) -> int:
+  """Removes the files of records that are gone, but for those that a kept one has as well.
+
+  Returns how many there were.
+  """
+  files = {*_paths(codec, gone).tolist()} - {*_paths(codec, kept).tolist()}
+  there = [path for path in map(pathlib.Path, files) if path.is_file()]
+  for path in there:
+    path.unlink()
+  return len(there)
 
 
 def _paths(codec: latents.Codec, records: data.Records) -> np.ndarray:

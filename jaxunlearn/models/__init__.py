@@ -11,8 +11,8 @@ from jaxunlearn.inputs import plugins
 
 # Modules that are no noise predictor of images under conditions.
 HELPERS = (
-  *("attention", "classifier", "clip", "inception", "predictor", "resnet", "text_unet"),
-  *("unet_blocks", "vae"),
+  *("attention", "classifier", "clip", "inception", "low_rank", "predictor", "resnet"),
+  *("text_unet", "unet_blocks", "vae"),
 )
 CHOICES = plugins.Group(__name__, "model", "Net", HELPERS)
 names = CHOICES.names
