@@ -50,6 +50,7 @@ def compartments(by: str, n: int) -> ConfigDict:
       "subset": (),  # only these sources, as an access right may say; (): all
       "over": "scan",  # one after the other, faster for convolutions on CPU; or vmap
       "block": 8,
+      "rows": 0,  # evaluated at once where all networks are; 0: all
       "seed": 0,
       "attributed": 4,  # samples that are told apart by source
       "attribution_probes": 16,

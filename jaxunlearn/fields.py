@@ -96,6 +96,7 @@ SOURCES: Mapping[str, Any] = {
   "compose.subset": tuple,
   "compose.over": str,
   "compose.block": ranges.Count,
+  "compose.rows": ranges.From0,
   "compose.seed": ranges.Seed,
   "compose.attributed": ranges.From0,
   "compose.attribution_probes": ranges.Count,

@@ -224,7 +224,9 @@ def open_run(folder: pathlib.Path, stopped: Any = lambda: False) -> Cdm:
   path = folder / "config.json"
   if not path.is_file() or not (folder / sources.FILE).is_file():
     raise ValueError(f"{folder} holds no compartmentalised run; give its working directory")
-  return Cdm(ConfigDict(_tuples(json.loads(path.read_text()))), folder, stopped)
+  config = _tuples(json.loads(path.read_text()))
+  config["compose"].setdefault("rows", 0)  # of a run from before that field
+  return Cdm(ConfigDict(config), folder, stopped)
 
 
 def _tuples(tree: Any) -> Any:

@@ -297,4 +297,5 @@ def mode_of(name: str, options: ConfigDict) -> Mode:
   """soft, naive, step, trajectory, or topK like top2."""
   top = re.fullmatch(r"top(\d+)", name)
   fields = {"over": options.over, "block": options.block, "seed": options.seed}
+  fields["rows"] = options.get("rows", 0)
   return Mode("topk", k=int(top[1]), **fields) if top else Mode(name, **fields)

@@ -14,7 +14,7 @@ two and those of multistep.py.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxunlearn import errors
-from jaxunlearn.diffusion import Diffusion, EpsFn, multistep
+from jaxunlearn.diffusion import Diffusion, EpsFn, held, multistep
 from jaxunlearn.diffusion.options import DEFAULT, Options, times
 
 
@@ -183,13 +183,15 @@ def _reverse(
 ) -> Array:
   """Walks x down the table. The noise of a step depends on rng and t, not on the table."""
 
-  def step(x_t: Array, k: Steps) -> tuple[Array, None]:
-    eps = eps_fn(x_t, jnp.full(len(x_t), k.t), c)
+  def step(state: tuple[Array, Any], k: Steps) -> tuple[Any, None]:
+    x_t, carried = state
+    eps, carried = held.call(eps_fn, carried, x_t, jnp.full(len(x_t), k.t), c)
     x0 = (x_t - k.sigma * eps) / k.gamma
     if options.clip_sample:
       x0 = jnp.clip(x0, -options.clip_sample_range, options.clip_sample_range)
     z = jax.random.normal(jax.random.fold_in(rng, k.t), x_t.shape)
-    return k.x0 * x0 + k.x_t * x_t + k.eps * eps + k.z * z, None
+    return (k.x0 * x0 + k.x_t * x_t + k.eps * eps + k.z * z, carried), None
 
   table = jax.tree.map(np.float32, steps)._replace(t=np.int32(steps.t))
-  return jax.lax.scan(step, jnp.asarray(x, jnp.float32), table)[0]
+  x = jnp.asarray(x, jnp.float32)
+  return jax.lax.scan(step, (x, held.first(eps_fn, x)), table)[0][0]

@@ -4,6 +4,7 @@ Features are sums over p x p pixels (or places of a latent), divided by p: a pro
 orthonormal rows, in which noise stays isotropic. With centroids mu_k, shares pi_k and variances
 v_k of a source there,
 
+    p_t(P x_t) = sum_k pi_k N(P x_t; gamma_t mu_k, (gamma_t^2 v_k + sigma_t^2) I)
 
 A part sees its own source alone: deleting a source deletes its centroids, and nothing is left.
 Golatkar et al. (2024) take the distances of a predicted x0 instead, in features of a network.
