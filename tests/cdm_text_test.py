@@ -11,9 +11,11 @@ from PIL import Image
 
 from configs import cdm_digits_clothes, common
 from jaxunlearn.adapters import Full, Lora, Subset
-from jaxunlearn.cdm import add, compartment, delete, ledger
+from jaxunlearn.cdm import add, compartment, delete, export, ledger
 from jaxunlearn.cdm import run as cdm_run
+from jaxunlearn.cdm.compose import Mode
 from jaxunlearn.cdm.model import Cdm
+from jaxunlearn.commands import sample
 from jaxunlearn.latents import cache
 from tests import cdm_run_test, tiny_pipeline
 
@@ -126,6 +128,37 @@ def test_a_deletion_is_exact_and_takes_its_latents_along(run, places):
   delete.drop(cdm, "c")
   assert set(cdm.sources.values()) == {"a", "b"} and not (run / "shards/c").exists()
   assert add.add(cdm, "c") == 6
+
+
+def asked_of(origin, **fields):
+  return sample.Asked(str(origin), ("a hand", "the emoji"), n=1, batch=2, steps=2, **fields)
+
+
+def test_what_one_may_use_is_composed_without_the_files_of_others(run, tmp_path):
+  """Of a run and of its export; both equal the subset of everything."""
+  (run / "policy.yaml").write_text("alice: [a, c]\n")
+  with pytest.raises(ValueError, match="say who you are with --as=NAME"):
+    sample.find(asked_of(run))
+  with pytest.raises(ValueError, match="gives alice a, c and not b; leave that out"):
+    sample.find(asked_of(run, who="alice", sources=("a", "b")))
+  whole = delete.open_run(run)
+  both = whole.model(cdm_run_test.states(whole)).only(("a", "c"))
+  for gone in ("shards/b", "router/b.npz", "sources.csv", "keys.txt", "ledger.jsonl"):
+    path = run / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+  export.command(export.parse([f"--run={run}", f"--out={tmp_path / 'out'}", "--as=alice"]))
+  found = [sample.find(asked_of(run, who="alice")), sample.find(asked_of(tmp_path / "out"))]
+  x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 4)), jnp.array([500, 20])
+  names = whole.setup.train.classes
+  c = jnp.array([names.index("a hand"), names.index("the emoji")])
+  want = whole.eps_fn(both, Mode("soft"))(x, t, c)  # guidance 1
+  for subject in found:
+    got = subject.guided(1.0)(x, t, jnp.array([0, 1]))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+  assert sample.draw(found[0], asked_of(run)).shape == (2, SIDE, SIDE, 3)
+  card = (tmp_path / "out" / "README.md").read_text()
+  assert "# A composition of 2 sources" in card and "| `a` | 6 | 0.5 |" in card
+  assert "`b`" not in card and "14" not in card.split("parameters")[0]
 
 
 def test_guidance_is_within_each_source(run):

@@ -294,7 +294,7 @@ def _check_step(setup: build.Setup) -> None:
 
 
 def mode_of(name: str, options: ConfigDict) -> Mode:
-  """soft, naive, step, trajectory, or topK like top2."""
+  """soft, naive, step, trajectory, or topK like top2; `options` is config.compose."""
   top = re.fullmatch(r"top(\d+)", name)
   fields = {"over": options.over, "block": options.block, "seed": options.seed}
   fields["rows"] = options.get("rows", 0)
