@@ -128,7 +128,15 @@ AUTOENCODER_GROUPS: Mapping[str, Any] = {
   "loss": loss.Loss,
 }
 FREE = {"streams", "scheduler"}  # checked apart; an export's own words
-LISTS = ("runs", "rows", "columns", "published", "out", "attacks")  # of a config that lists runs
+LISTS = (
+  "runs",
+  "rows",
+  "columns",
+  "published",
+  "out",
+  "attacks",
+  "paired",
+)  # of a config that lists runs
 
 
 def check(config: ConfigDict) -> None:

@@ -33,11 +33,13 @@ PIPELINES = (
   "audit_fashion",
   "audit_emoji",
   "table_cdm",
+  "table_cdm_little_sd",
 )
 AUTOENCODERS = ("pretrain_little_vae",)  # tests/latents_test.py steps one
 OF_THE_USER = ("siss_folder",)  # tests/your_model_test.py runs it
 FULL = re.compile(r".*_(cifar10|canvas)_full")  # tests/full_configs_test.py steps them
-TEXT = ("pretrain_little_sd",)  # on what another run made; tests/text_to_image_test.py runs one
+# On what another run made; tests/text_to_image_test.py and cdm_text_test.py run one.
+TEXT = ("pretrain_little_sd", "pretrain_cdm_backbone", "cdm_little_sd")
 OTHERS = PIPELINES + AUTOENCODERS + TEXT
 RUNS = [name for name in NAMES if name not in OTHERS + OF_THE_USER and not FULL.fullmatch(name)]
 

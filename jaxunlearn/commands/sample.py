@@ -35,7 +35,7 @@ from jaxunlearn.diffusion import Diffusion, EpsFn, guidance, sampling
 from jaxunlearn.diffusion.held import Held
 from jaxunlearn.inputs import ranges
 from jaxunlearn.models import text_to_image
-from jaxunlearn.reports import pictures
+from jaxunlearn.reports import pictures, tifa
 from jaxunlearn.weights import (
   layout,
   lora,
@@ -101,19 +101,25 @@ class Subject:
     return self.within(w) if self.within else guidance.guided(self.eps_fn, w)
 
 
-def write(asked: Asked, out: pathlib.Path) -> str:
+def write(asked: Asked, out: pathlib.Path, folder: pathlib.Path | None = None) -> str:
   """Makes the samples and writes them as one picture, a row for each prompt; returns what it did.
+
+  In the folder, if any, stands each picture of a prompt by itself, for TIFA's scripts.
 
   Raises:
     ValueError: no such model, one that does not take what was asked, or `out` is no .png.
   """
   if out.suffix != ".png":
     raise ValueError(f"--out is {str(out)!r}; use a name that ends in .png")
+  if folder and not asked.prompts:
+    raise ValueError("--tifa takes pictures of prompts; name some with --prompt")
   subject = find(asked)
   images = draw(subject, asked)
   out.parent.mkdir(parents=True, exist_ok=True)
   rows = 1 if subject.c is None else len(subject.c)
   pictures.write_grid(out, images, asked.n if rows > 1 else min(asked.n, pictures.COLUMNS))
+  if folder:
+    tifa.write(folder, np.repeat(asked.prompts, asked.n).tolist(), images)
   made = f"{len(images)} samples of {asked.origin} by {subject.sampler}"
   return f"wrote {made}, {asked.steps} steps, to {out}"
 
@@ -327,6 +333,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   add("--guidance", type=float, help="w = s - 1, as config.eval.guidance has it")
   add("--seed", type=int, default=0, help="of the noise")
   add("--sources", type=_listed, default=(), help="of a CDM, between commas; all if left out")
+  add("--tifa", type=pathlib.Path, help="a folder for each picture by itself, for TIFA's scripts")
   add("--mode", default="", help="of their composition: soft, topK, naive, step, trajectory")
   add("--policy", default="", help="a file that says who may use which source; else the run's own")
   add("--as", dest="who", default="", help="your name in the policy")
@@ -339,5 +346,5 @@ def _listed(text: str) -> tuple[str, ...]:
 
 def start() -> int:
   given = vars(parse())
-  out = given.pop("out")
-  return guard.guarded(lambda: print(write(Asked(**given), out)))
+  out, folder = given.pop("out"), given.pop("tifa")
+  return guard.guarded(lambda: print(write(Asked(**given), out, folder)))

@@ -33,14 +33,14 @@ def evaluate(eps_fn: EpsFn, task: evals.Task) -> dict[str, evals.Value]:
   heldout = np.concatenate([data.to_model(part) for part in task.split.like_kept.chunks(CHUNK)])
   mine, theirs = nearest(task.kept, train()), nearest(heldout, train())
   rng = np.random.default_rng(np.asarray(jax.random.key_data(task.key("nearest_training"))))
-  hits = int((mine < np.quantile(theirs, SHARE)).sum())
+  hits, n = int((mine < np.quantile(theirs, SHARE)).sum()), len(mine)
   identity = evals.identity(
-    distance="pixels", train=len(kept), heldout=len(heldout), threshold=SHARE
+    extractor="pixels", train=len(kept), heldout=len(heldout), threshold=SHARE
   )
   said = f"{identity} {task.samples_identity}"
   interval = statistics.bootstrap_of(nearer, (mine, theirs), rng)
   return {
-    "copied": evals.Value(hits / len(mine), statistics.wilson(hits, len(mine)), said),
+    "copied": evals.Value(hits / max(n, 1), statistics.wilson(hits, n), said),
     "nearer": evals.Value(nearer(mine, theirs), interval, said),
   }
 
@@ -60,7 +60,9 @@ def nearest(
 
 
 def nearer(mine: Float[np.ndarray, " N"], theirs: Float[np.ndarray, " M"]) -> float:
-  """P(mine < theirs) of one of each at random."""
+  """P(mine < theirs) of one of each at random; 1/2 where there is none."""
+  if not len(mine):
+    return 0.5
   order = np.sort(theirs)
   below = np.searchsorted(order, mine, "right")  # of theirs that are not above
   equal = below - np.searchsorted(order, mine, "left")
