@@ -58,7 +58,7 @@ def elbo_gap(
   draws: int = 64,
 ) -> Float[Array, " B"]:
   """ELBO(x) of eps_fn less that of the other, in nats; `draws` times and noises of each image."""
-  table = process.log_noise_to_signal()
+  x, table = jnp.asarray(x), process.log_noise_to_signal()
   span = table[-1] - table[0]
   time_of = lambda u: jnp.interp(u, jnp.asarray(table), jnp.arange(process.T))
 

@@ -131,14 +131,14 @@ def compose(
   if mode.name == "naive":
     weigh = jax.tree_util.Partial(_even, jnp.zeros(len(compartments.names)))
   groups, log_prior = _groups(params), jnp.log(compartments.prior)
+  mix, fixed = _sparse(mode, groups), (apply, params, log_prior)
   if mode.name in DENSE:
-    mixed = jax.tree_util.Partial(_dense(mode, groups), apply, params)
-  else:
-    mixed = jax.tree_util.Partial(_sparse(mode, groups), apply, params, log_prior)
+    mix, fixed = _dense(mode, groups), (apply, params)
   every = getattr(router, "every", 1)
   if every > 1 and mode.name in WEIGHED:
-    return Held(jax.tree_util.Partial(_with_weights, mixed), weigh, every)
-  return jax.tree_util.Partial(mixed, weigh)
+    given = jax.tree_util.Partial(_with_weights, jax.tree_util.Partial(mix, *fixed))
+    return Held(given, weigh, every)
+  return jax.tree_util.Partial(mix, *fixed, weigh)
 
 
 def _with_weights(mixed: Callable[..., Array], log_w: Array, *at: Any) -> Array:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import evaluation
@@ -100,7 +99,7 @@ def attribute(
   apply, model = processes.local((cdm.applied(), model))
   every = compose.eps_all(apply, model)
   return attribution.attribute(
-    every if c is None else jax.tree_util.Partial(every, c=jnp.asarray(c)),
+    attribution.under(every, c),
     processes.local(weights_of(cdm, model)),
     cdm.setup.process,
     samples,

@@ -14,8 +14,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
+from PIL import Image
 
-from jaxunlearn.reports import pictures, writer
+from jaxunlearn import data
+from jaxunlearn.reports import writer
 
 
 def write(
@@ -26,7 +28,8 @@ def write(
   inner.mkdir(parents=True, exist_ok=True)
   names = [f"{i:04d}" for i in range(len(images))]
   for name, image in zip(names, images, strict=True):
-    pictures.write_one(inner / f"{name}.png", image)
+    pixels = data.to_pixels(image)
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(inner / f"{name}.png")
   texts = [{"id": n, "caption": text} for n, text in zip(names, prompts, strict=True)]
   places = {name: f"images/{name}.png" for name in names}
   writer.replace(folder / "text_inputs.json", json.dumps(texts, indent=2) + "\n")

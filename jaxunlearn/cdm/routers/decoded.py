@@ -169,8 +169,8 @@ def _of_classifier(name: str) -> Callable[..., Array]:
   recipe = classifiers.RECIPES[name]
 
   def features(params: Any, images: Array) -> Array:
-    _, found = recipe.net.apply({"params": params}, resized(images, recipe.shape))
-    return unit(found)
+    found: Any = recipe.net.apply({"params": params}, resized(images, recipe.shape))
+    return unit(found[1])
 
   return features
 
