@@ -174,8 +174,9 @@ def find(asked: Asked) -> Subject:
       f"--from is the file {asked.origin}; give a folder in diffusers' layout. diffusers makes one "
       "of a single file: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
     )
+  rights = policy.find(pathlib.Path(asked.origin).expanduser(), asked.policy)
+  names = policy.allowed(rights, asked.who, asked.sources)  # before anything of the model is read
   folder = layout.locate(asked.origin)
-  names = policy.allowed(policy.find(folder, asked.policy), asked.who, asked.sources)
   if serve.is_one(folder):
     return _of_sources(folder, names, asked)
   if asked.sources or asked.mode:
