@@ -128,7 +128,7 @@ def draw(subject: Subject, asked: Asked) -> Float[np.ndarray, "N H W C"]:
   """n pictures for each row of conditions, those of a row one after the other."""
   c = None if subject.c is None else np.repeat(subject.c, asked.n, axis=0)
   count, size = asked.n if c is None else len(c), asked.batch
-  eps_fn = subject.guided(0 if c is None else asked.scale_or(subject.scale) - 1)
+  eps_fn = subject.guided(0.0 if c is None else asked.scale_or(subject.scale) - 1)
   parts, batches = [], -(-count // size)
   with tqdm(total=batches * sampling.calls(subject.sampler, asked.steps), desc=COMPILING) as bar:
     ticking = _ticked(bar, eps_fn)
