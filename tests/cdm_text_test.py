@@ -16,6 +16,7 @@ from jaxunlearn.cdm import run as cdm_run
 from jaxunlearn.cdm.compose import Mode
 from jaxunlearn.cdm.model import Cdm
 from jaxunlearn.commands import sample
+from jaxunlearn.diffusion import NULL
 from jaxunlearn.latents import cache
 from tests import cdm_run_test, tiny_pipeline
 
@@ -151,9 +152,10 @@ def test_what_one_may_use_is_composed_without_the_files_of_others(run, tmp_path)
   x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 4)), jnp.array([500, 20])
   names = whole.setup.train.classes
   c = jnp.array([names.index("a hand"), names.index("the emoji")])
-  want = whole.eps_fn(both, Mode("soft"))(x, t, c)  # guidance 1
+  call = jax.jit(lambda eps_fn, *at: eps_fn(*at))
+  want = call(whole.eps_fn(both, Mode("soft")), x, t, c)  # guidance 1
   for subject in found:
-    got = subject.guided(1.0)(x, t, jnp.array([0, 1]))
+    got = call(subject.guided(1.0), x, t, jnp.array([0, 1]))
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
   assert sample.draw(found[0], asked_of(run)).shape == (2, SIDE, SIDE, 3)
   card = (tmp_path / "out" / "README.md").read_text()
@@ -166,10 +168,10 @@ def test_guidance_is_within_each_source(run):
   model = cdm.model(cdm_run_test.states(cdm))
   c = jnp.array([0, 2])
   x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 4)), jnp.array([500, 20])
-  eps = cdm.eps_fn(model, cdm.modes["soft"])(x, t, c)
+  eps = jax.jit(lambda eps_fn: eps_fn(x, t, c))(cdm.eps_fn(model, cdm.modes["soft"]))
   assert eps.shape == x.shape and np.isfinite(eps).all()
-  every = jax.vmap(lambda own: cdm.compartment.apply(cdm.backbone, own, x, t, c))(model.params)
-  null = jax.vmap(lambda own: cdm.compartment.apply(cdm.backbone, own, x, t))(model.params)
+  by = lambda c: jax.jit(jax.vmap(lambda own: cdm.applied()(own, x, t, c)))(model.params)
+  every, null = by(c), by(jnp.full(2, NULL))
   w = jnp.exp(cdm.routed().logits(model.parts, cdm.setup.process, x, t))
   w = (w / w.sum(1, keepdims=True)).T[..., None, None, None]  # equal priors
   np.testing.assert_allclose(eps, (w * (2 * every - null)).sum(0), rtol=1e-4, atol=1e-4)

@@ -10,9 +10,8 @@ StableDiffusionPipeline), assets:NAME or hub:OWNER/NAME. --prompt is for text-to
 picture. Unless you name them, the sampler is the one of the model's scheduler, the steps are 50,
 and the scale of prompts is 7.5. The module is `python -m jaxunlearn.sample`.
 
-Of a compartmentalised run, or an export of one, --sources are those to compose, --mode says how
-(soft, topK, naive, step, trajectory); no file of another source is opened. --policy=FILE --as=NAME
-checks first who may use which source; policy.yaml in the run binds without being named.
+Of a compartmentalised run no file of a source that is not asked for is opened, and --policy is
+checked before; policy.yaml in the run binds without being named.
 """
 
 import argparse
@@ -333,10 +332,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   add("--scale", type=float, help=f"s in eps_null + s (eps_c - eps_null); of prompts {SCALE}")
   add("--guidance", type=float, help="w = s - 1, as config.eval.guidance has it")
   add("--seed", type=int, default=0, help="of the noise")
-  add("--sources", type=_listed, default=(), help="of a CDM, between commas; all if left out")
-  add("--tifa", type=pathlib.Path, help="a folder for each picture by itself, for TIFA's scripts")
-  add("--mode", default="", help="of their composition: soft, topK, naive, step, trajectory")
-  add("--policy", default="", help="a file that says who may use which source; else the run's own")
+  add("--sources", type=_listed, default=(), help="of a CDM, between commas; else all")
+  add("--tifa", type=pathlib.Path, help="a folder of pictures for TIFA's scripts")
+  add("--mode", default="", help="soft, topK, naive, step or trajectory")
+  add("--policy", default="", help="a file: who may use which source")
   add("--as", dest="who", default="", help="your name in the policy")
   return parser.parse_args(argv)
 

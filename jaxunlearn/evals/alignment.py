@@ -41,7 +41,8 @@ def evaluate(eps_fn: EpsFn, task: evals.Task) -> dict[str, evals.Value]:
   out = {f"aligned_{name}": _share(*found, task) for name, found in right.items()}
   if right:
     whole = np.mean([found for found, _ in right.values()], axis=0)
-    identity = f"of={'+'.join(right)} {task.samples_identity}"
+    extractors = "+".join(dict.fromkeys(extractor for _, extractor in right.values()))
+    identity = f"of={'+'.join(right)} extractor={extractors} {task.samples_identity}"
     interval = statistics.mean_interval(whole)
     out["alignment"] = evals.Value(float(whole.mean()), interval, identity)
   return out

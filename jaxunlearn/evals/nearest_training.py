@@ -9,6 +9,7 @@ nearer           P(d(sample) < d(held out)), ties count half: .5 where samples a
 Both against the same training set, the whole one, for every mode of a composition and the monolith.
 """
 
+import math
 from collections.abc import Iterator
 
 import jax
@@ -49,7 +50,7 @@ def nearest(
   x: Float[np.ndarray, "N H W C"], train: Iterator[np.ndarray]
 ) -> Float[np.ndarray, " N"]:
   """The root mean square of the pixels' difference to the nearest training picture, in [0, 1]."""
-  flat = np.asarray(x, np.float32).reshape(len(x), -1)
+  flat = np.asarray(x, np.float32).reshape(len(x), math.prod(x.shape[1:]))
   square = np.sum(flat**2, axis=1, keepdims=True)
   best = np.full(len(x), np.inf)
   for part in train:
