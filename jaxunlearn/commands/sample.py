@@ -316,7 +316,10 @@ def _number(value: str, count: int, names: tuple[str, ...]) -> int:
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   described = argparse.RawDescriptionHelpFormatter
   parser = argparse.ArgumentParser(
-    prog="jaxunlearn sample", description=__doc__, formatter_class=described
+    prog="jaxunlearn sample",
+    usage="jaxunlearn sample --from=MODEL --out=PNG [FLAGS]",
+    description=__doc__,
+    formatter_class=described,
   )
   add = parser.add_argument
   add("--from", dest="origin", required=True, help="a run, a folder, assets:NAME or hub:OWNER/NAME")
