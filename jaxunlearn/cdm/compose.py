@@ -131,7 +131,8 @@ def compose(
   if mode.name == "naive":
     weigh = jax.tree_util.Partial(_even, jnp.zeros(len(compartments.names)))
   groups, log_prior = _groups(params), jnp.log(compartments.prior)
-  mix, fixed = _sparse(mode, groups), (apply, params, log_prior)
+  fixed: tuple[Any, ...] = (apply, params, log_prior)
+  mix = _sparse(mode, groups)
   if mode.name in DENSE:
     mix, fixed = _dense(mode, groups), (apply, params)
   every = getattr(router, "every", 1)
