@@ -13,6 +13,7 @@ XLA says that the program holds at once: arguments (all parameters, and the batc
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import statistics
@@ -75,6 +76,8 @@ def variants(fields: dict[str, Any], counts: Sequence[int], batch: int) -> list[
   width = router.features(x[:1]).shape[1]
   monolith = jax.tree_util.Partial(net.apply, backbone)
   out = [compiled("monolith", 1, monolith, x, t)]
+  blocks = jax.tree_util.Partial(_in_blocks, monolith)
+  out.append(compiled(f"monolith, blocks of {BLOCK}", 1, blocks, x, t))
   for n in counts:
     parts = {
       "center": jnp.asarray(rng.normal(0, 1, (n, router.k, width)), jnp.float32),
@@ -93,6 +96,19 @@ def variants(fields: dict[str, Any], counts: Sequence[int], batch: int) -> list[
   return out
 
 
+def _in_blocks(eps_fn: Any, x: jax.Array, t: jax.Array) -> jax.Array:
+  """As top-k has its rows: some at a time, which stay in the cache."""
+  return compose.in_blocks(BLOCK, lambda x, t: eps_fn(x, t), x, t)
+
+
+@dataclasses.dataclass(frozen=True)
+class Merged(adapters.Lora):
+  """LoRA as W + s A B, made for each source: what products beside the layers are compared with."""
+
+  def apply(self, net: Any, backbone: Any, params: Any, x: Any, t: Any, c: Any = None) -> Any:
+    return net.apply(self.trained.whole(backbone, params), x, t, c)
+
+
 def ways() -> list[tuple[str, Any, Mode]]:
   full = adapters.Full()
   return [
@@ -100,7 +116,10 @@ def ways() -> list[tuple[str, Any, Mode]]:
     ("soft, scan", full, Mode("soft", over="scan")),
     ("top-1", full, Mode("topk", k=1, block=BLOCK)),
     ("top-2", full, Mode("topk", k=2, block=BLOCK)),
+    (f"soft, scan, blocks of {BLOCK}", full, Mode("soft", over="scan", rows=BLOCK)),
     ("soft, LoRA", adapters.Lora(rank=8), Mode("soft")),
+    ("soft, LoRA merged", Merged(rank=8), Mode("soft")),
+    (f"soft, LoRA, blocks of {BLOCK}", adapters.Lora(rank=8), Mode("soft", rows=BLOCK)),
     ("top-1, LoRA", adapters.Lora(rank=8), Mode("topk", k=1, block=BLOCK)),
     ("soft, prompts", adapters.Prompts(tokens=16), Mode("soft")),
   ]
@@ -149,7 +168,7 @@ def markdown(result: dict[str, Any]) -> str:
   for row in result["rows"]:
     low, high = row["ratio_range"]
     size = [f"{row[name] / 1e6:.1f}" for name in ("arguments", "temporaries")]
-    ratio = f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})" if row["n"] > 1 else "1"
+    ratio = "1" if row["name"] == "monolith" else f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"
     lines.append(
       f"| {row['name']} | {row['n']} | {row['ms_per_sample']:.3f} | {ratio} | {' | '.join(size)} |"
     )

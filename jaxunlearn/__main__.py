@@ -19,6 +19,8 @@ COMMANDS = {
   "weights": ("jaxunlearn.weights.__main__:main", "Fetch the published files of the metrics."),
   "cdm delete": ("jaxunlearn.cdm.delete:start", "Delete records or a source from a CDM, exactly."),
   "cdm add": ("jaxunlearn.cdm.add:start", "Add a source to a CDM."),
+  "cdm compare": ("jaxunlearn.cdm.compare_run:start", "Compare attributions with the exact one."),
+  "cdm export": ("jaxunlearn.cdm.export:start", "Write some sources of a CDM, with their card."),
   "cdm verify": ("jaxunlearn.cdm.verify:cli", "Check the ledger of a CDM, and its files."),
   "cdm sign-ledger": ("jaxunlearn.cdm.sign_ledger:start", "Sign the ledger, for others to keep."),
   "cdm proof": ("jaxunlearn.cdm.proof:start", "Prove to others that one record was deleted."),

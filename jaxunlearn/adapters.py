@@ -3,13 +3,14 @@
     Trained   all of it; the parameters that a pattern finds; LoRA on the kernels among them; or
               what it adds to a text-to-image model: states of its prompts, or new tokens
     full      a whole network, started from the backbone
+    subset    the parameters that a pattern finds, started from the backbone
+    lora      x W + (alpha / rank) (x A) B for x W, of the layers that a pattern finds: low_rank.py
     prompts   deep prompts (Jia et al., 2022): tokens of its own for every block, or some per class
-    lora      W + (alpha / rank) A B on qkv, proj, fc1 and fc2 of every block (Hu et al., 2022)
 
-`Trained` is a run's (config.trained); the others are the compartments of a CDM. There n adapters
-save storage and the traffic of weights, and are n evaluations all the same. A kind is
-`init(key, net, backbone) -> params` and `apply(net, backbone, params, x, t, c) -> eps`; stacked
-params are vmapped over. No gradient reaches the backbone of an adapter.
+`Trained` is a run's (config.trained); the others are the compartments of a CDM, of which the first
+three are a `Trained`. n adapters save storage and the traffic of weights, and are n evaluations all
+the same. A kind is `init(key, net, backbone) -> params` and `apply(net, backbone, params, x, t, c)
+-> eps`; stacked params are vmapped over. No gradient reaches the backbone of an adapter.
 """
 
 import dataclasses
@@ -25,11 +26,16 @@ from jaxtyping import Array, Float, Real
 from jaxunlearn import errors
 from jaxunlearn.diffusion import NULL, Diffusion
 from jaxunlearn.inputs import ranges
-from jaxunlearn.models import text_to_image, uvit
+from jaxunlearn.models import low_rank, text_to_image, uvit
 
 Tree = Any
+# The layers that LoRA is usually on: attention of a UNet, and all products of a U-ViT's blocks.
+_ATTENTION = r"(^|/)to_(q|k|v|out_0)/"
+_BLOCKS = r"(^|/)(in_blocks_\d+|mid_block|out_blocks_\d+)/(attn/(qkv|proj)|mlp/(fc1|fc2))/"
 # Names of patterns, which find a parameter by its path: `unet/mid_block/.../attn2/to_q/kernel`.
 PATTERNS = {
+  "unet": r"^unet/",
+  "attention": rf"{_ATTENTION}|{_BLOCKS}",
   "attn2": r"/attn2/",
   "attn2_kv": r"/attn2/to_[kv]/",
   "attn1": r"/attn1/",
@@ -37,7 +43,6 @@ PATTERNS = {
 }
 # Names of what is added to a text-to-image model: free states of its prompts, or new tokens.
 TEXT_PATTERNS = {"prompts": r"^states/", "token": r"^token$"}
-_BLOCKS = r"(^|/)(in_blocks_\d+|mid_block|out_blocks_\d+)/(attn/(qkv|proj)|mlp/(fc1|fc2))/kernel$"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +89,13 @@ class Trained:
     """
     if self.everything:
       return whole, {}
+    found = lambda path, leaf: re.search(self._regex, path) is not None
     if self.rank:
-      return low_rank(key, whole, self._regex, self.rank), whole
-    chosen = lambda path, leaf: re.search(self._regex, path) is not None
-    trained, frozen = part(whole, chosen), part(whole, lambda *at: not chosen(*at))
+      kernels = part(whole, lambda path, leaf: path.endswith("/kernel") and found(path, leaf))
+      if not kernels:
+        raise ValueError(_nothing(self.pattern, "kernel", whole))
+      return low_rank.init(key, kernels, self.rank), whole
+    trained, frozen = part(whole, found), part(whole, lambda *at: not found(*at))
     if not trained:
       raise ValueError(_nothing(self.pattern, "parameter", whole))
     return trained, frozen
@@ -95,7 +103,9 @@ class Trained:
   def whole(self, frozen: Tree, params: Tree) -> Tree:
     """The parameters of the network; no gradient reaches the frozen ones."""
     frozen = jax.lax.stop_gradient(frozen)
-    return merged(frozen, params, self.alpha / self.rank) if self.rank else joined(frozen, params)
+    if self.rank:
+      return low_rank.merged(frozen, params, self.alpha / self.rank)
+    return joined(frozen, params)
 
   @property
   def _regex(self) -> str:
@@ -148,41 +158,6 @@ def joined(a: Tree, b: Tree) -> Tree:
   return {**a, **{name: both(a[name], y) if name in a else y for name, y in b.items()}}
 
 
-def low_rank(key: Array, whole: Tree, regex: str, rank: int) -> Tree:
-  """`a` [..., I, rank] of N(0, 1 / fan in) and `b` [rank, O] of zeros, in the place of each kernel.
-
-  Raises:
-    ValueError: there is no kernel whose path is found.
-  """
-  chosen = lambda path, leaf: path.endswith("/kernel") and re.search(regex, path) is not None
-  kernels = part(whole, chosen)
-  if not kernels:
-    raise ValueError(_nothing(regex, "kernel", whole))
-  keys = iter(jax.random.split(key, len(jax.tree.leaves(kernels))))
-
-  def product(kernel: Any) -> Tree:
-    shape = kernel.shape
-    fan_in = kernel.size // shape[-1]
-    a = fan_in**-0.5 * jax.random.normal(next(keys), (*shape[:-1], rank))
-    return {"a": a, "b": jnp.zeros((rank, shape[-1]))}
-
-  return _kernels(kernels, product)
-
-
-def _kernels(tree: Tree, made: Callable[[Any], Tree]) -> Tree:
-  """Each {kernel: leaf} of a nested dict replaced by what is made of the leaf."""
-  if "kernel" in tree:
-    return made(tree["kernel"])
-  return {name: _kernels(value, made) for name, value in tree.items()}
-
-
-def merged(whole: Tree, params: Tree, scale: float) -> Tree:
-  """The parameters with W + scale A B for W."""
-  if "a" in params:
-    return {**whole, "kernel": whole["kernel"] + scale * params["a"] @ params["b"]}
-  return {**whole, **{name: merged(whole[name], own, scale) for name, own in params.items()}}
-
-
 def _nothing(pattern: str, what: str, whole: Tree) -> str:
   if pattern in TEXT_PATTERNS:
     return (
@@ -191,17 +166,22 @@ def _nothing(pattern: str, what: str, whole: Tree) -> str:
     )
   first = "/".join(key.key for key in jax.tree.leaves_with_path(whole)[0][0])
   return (
-    f"config.trained.pattern {pattern!r} finds no {what}; it is looked for in paths like "
+    f"pattern {pattern!r} finds no {what}; it is looked for in paths like "
     f"{first!r}, so use another, or one of: {', '.join(PATTERNS)}"
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class Full:
-  """A whole network: the backbone, or a fresh one where that is None, trained further."""
+class Compartment:
+  """A base of the compartments that are a `Trained`."""
+
+  trained: Trained
 
   def init(self, key: Array, net: Any, backbone: Tree | None) -> Tree:
-    return net.init(key) if backbone is None else jax.tree.map(jnp.array, backbone)
+    """What a source starts with; raises ValueError where it adapts nothing."""
+    if self.trained.everything:
+      return net.init(key) if backbone is None else jax.tree.map(jnp.array, backbone)
+    _check_backbone(backbone)
+    return self.trained.split(key, backbone)[0]
 
   def apply(
     self,
@@ -213,8 +193,51 @@ class Full:
     c: Array | None = None,
     **masks: Array,  # a training step's, of a network with dropout
   ) -> Float[Array, "B H W C"]:
-    del backbone
-    return net.apply(params, x, t, c, **masks)
+    kind, asked = self.trained, lambda whole: net.apply(whole, x, t, c, **masks)
+    if kind.everything:
+      return asked(params)
+    if kind.rank:
+      frozen = jax.lax.stop_gradient(backbone)
+      return low_rank.beside(asked, frozen, params, kind.alpha / kind.rank)
+    return asked(kind.whole(backbone, params))
+
+
+@dataclasses.dataclass(frozen=True)
+class Full(Compartment):
+  """A whole network: the backbone, or a fresh one where that is None, trained further."""
+
+  trained = ALL
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset(Compartment):
+  """The parameters that a pattern finds; the others are the backbone's."""
+
+  pattern: str = "attn2"
+
+  def __post_init__(self) -> None:
+    if not self.pattern:
+      raise ValueError("compartment subset has an empty pattern; give one, or use full")
+
+  @property
+  def trained(self) -> Trained:  # type: ignore[override]
+    return Trained(self.pattern)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora(Compartment):
+  """A product of `rank` beside each layer that a pattern finds; B is 0 at first."""
+
+  rank: ranges.Count = 8
+  alpha: ranges.AtLeast0 = 8.0
+  pattern: str = "attention"
+
+  def __post_init__(self) -> None:
+    ranges.check(self)
+
+  @property
+  def trained(self) -> Trained:  # type: ignore[override]
+    return Trained(self.pattern, self.rank, self.alpha)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +260,7 @@ class Prompts:
     Raises:
       ValueError: no U-ViT, no backbone, or tokens for each class of an unconditional network.
     """
-    _check(net, backbone)
+    _check_prompts(net, backbone)
     draw = lambda key, *shape: 0.02 * jax.random.normal(key, (*shape, net.width))
     if not self.per_class:
       return {"prompts": draw(key, len(net.blocks), self.tokens)}
@@ -269,42 +292,7 @@ class Prompts:
     return jnp.concatenate([pick(v, c[:, i]) for i, v in enumerate(tables)], axis=2)
 
 
-@dataclasses.dataclass(frozen=True)
-class Lora:
-  """A product of `rank` beside each matrix of a U-ViT's blocks; B is 0 at first."""
-
-  rank: ranges.Count = 8
-  alpha: ranges.AtLeast0 = 8.0
-
-  def __post_init__(self) -> None:
-    ranges.check(self)
-
-  def init(self, key: Array, net: Any, backbone: Tree) -> Tree:
-    """As `low_rank`, of the kernels of blocks.
-
-    Raises:
-      ValueError: no U-ViT, or no backbone.
-    """
-    _check(net, backbone)
-    return low_rank(key, backbone, _BLOCKS, self.rank)
-
-  def merge(self, backbone: Tree, params: Tree) -> Tree:
-    """The backbone with W + (alpha / rank) A B for W."""
-    return merged(backbone, params, self.alpha / self.rank)
-
-  def apply(
-    self,
-    net: Any,
-    backbone: Tree,
-    params: Tree,
-    x: Float[Array, "B H W C"],
-    t: Real[Array, " B"],
-    c: Array | None = None,
-  ) -> Float[Array, "B H W C"]:
-    return net.apply(self.merge(jax.lax.stop_gradient(backbone), params), x, t, c)
-
-
-KINDS = {"full": Full, "prompts": Prompts, "lora": Lora}
+KINDS = {"full": Full, "subset": Subset, "lora": Lora, "prompts": Prompts}
 
 
 def make(name: str, **fields: Any) -> Any:
@@ -313,11 +301,16 @@ def make(name: str, **fields: Any) -> Any:
   return errors.build(KINDS[name], f"compartment {name}", fields)
 
 
-def _check(net: Any, backbone: Tree | None) -> None:
-  """Raises ValueError where there is nothing to adapt."""
-  if not isinstance(net, uvit.Net):
-    raise ValueError(
-      f"an adapter of {type(net).__module__}; only models.uvit takes one: use the compartment full"
-    )
+def _check_backbone(backbone: Tree | None) -> None:
   if backbone is None:
     raise ValueError("an adapter without a backbone; set config.init_from to weights of the model")
+
+
+def _check_prompts(net: Any, backbone: Tree | None) -> None:
+  """Raises ValueError where there is nothing that takes prompts."""
+  if not isinstance(net, uvit.Net):
+    raise ValueError(
+      f"prompts of {type(net).__module__}; only models.uvit takes some: use the compartment lora, "
+      "subset or full"
+    )
+  _check_backbone(backbone)

@@ -114,7 +114,7 @@ def build(config: ConfigDict) -> Setup:
   fields.check(config)  # what a folder said
   net, text = models.make(**config.model), config.model.name == pretrained.TEXT_TO_IMAGE
   codec: latents.Pixels | latents.Codec = latents.PIXELS
-  if text:
+  if text or ("codec" in config and config.codec.path):
     codec = stable_diffusion.read_codec(config.codec.path, config.codec.batch)
   shape = codec.shape(net.image_shape)
   train, heldout, request = _records(config, net, shape)

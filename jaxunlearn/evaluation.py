@@ -101,6 +101,18 @@ def generate(
 
   c are the conditions of all samples; after the last they start again.
   """
+  images = setup.codec.decode(made(setup, eps_fn, i, c, seeds))
+  return saved(images, setup.config.eval.jpeg)
+
+
+def made(
+  setup: Any,
+  eps_fn: EpsFn,
+  i: int,
+  c: np.ndarray | None = None,
+  seeds: Sequence[int] = (),
+) -> np.ndarray:
+  """The same as the network sees them: pictures, or their latents."""
   options, size = setup.config.eval, batch_size(setup)
   where = sharding.batch_sharding(setup.mesh)
   if c is not None:
@@ -117,7 +129,7 @@ def generate(
     steps=options.steps,
     options=setup.sampler,
   )
-  return saved(setup.codec.decode(np.asarray(processes.local(batch))), options.jpeg)
+  return np.asarray(processes.local(batch))
 
 
 class Evaluation:

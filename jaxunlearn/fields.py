@@ -110,6 +110,7 @@ SOURCES: Mapping[str, Any] = {
   "compose.subset": tuple,
   "compose.over": str,
   "compose.block": ranges.Count,
+  "compose.rows": ranges.From0,
   "compose.seed": ranges.Seed,
   "compose.attributed": ranges.From0,
   "compose.attribution_probes": ranges.Count,
@@ -142,7 +143,7 @@ AUTOENCODER_GROUPS: Mapping[str, Any] = {
 }
 FREE = {"streams", "scheduler"}  # checked apart; an export's own words
 # Of a config that lists runs.
-LISTS = ("runs", "rows", "columns", "published", "out", "attacks", "audited", "success")
+LISTS = ("runs", "rows", "columns", "published", "out", "attacks", "audited", "paired", "success")
 
 
 def check(config: ConfigDict) -> None:

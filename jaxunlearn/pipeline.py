@@ -6,6 +6,7 @@ config.rows   label -> the names of its runs, one a seed; NAME#PHASE is a phase 
 config.columns, config.published, config.out   what the table shows, and where it goes; the column
               `verdict` is made from all runs of the table
 config.success   what the columns of reports/success.py ask of a run
+config.paired the label of a row that others are compared with, seed by seed (reports/paired.py)
 """
 
 import contextlib
@@ -29,7 +30,7 @@ from jaxunlearn.evals import statistics
 from jaxunlearn.inputs import ranges
 from jaxunlearn.latents import train as autoencoding
 from jaxunlearn.mesh import processes
-from jaxunlearn.reports import audit, success, timing, verdicts
+from jaxunlearn.reports import audit, paired, success, timing, verdicts
 
 _ANOTHER = re.compile(r"run:([^\"]+)")
 
@@ -203,6 +204,8 @@ def summarise(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     if attacks:
       row["curves"] = audit.mean_curves(workdir, names, attacks)
     table[label] = row
+  if config.get("paired"):
+    paired.add(table, config.paired)
   return table
 
 

@@ -1,6 +1,7 @@
 """Kinds of compartments: what they start as, what they count, and what they leave alone."""
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 
 from jaxunlearn import adapters
-from jaxunlearn.adapters import Full, Lora, Prompts
+from jaxunlearn.adapters import Full, Lora, Prompts, Subset
 from jaxunlearn.diffusion import NULL
-from jaxunlearn.models import uvit
+from jaxunlearn.models import clip, text_to_image, uvit
 from tests import nets, tiny_unet
 from tests.unet_parity import distance
 
@@ -21,6 +22,7 @@ TWO = uvit.Net(sample_size=4, patch_size=2, width=16, depth=2, heads=2, classes=
 S_2 = uvit.Net(classes=(10,))  # of CIFAR-10
 KINDS = {
   "full": Full(),
+  "subset": Subset("mlp"),
   "prompts": Prompts(tokens=3),
   "prompts per class": Prompts(per_class=2),
   "lora": Lora(rank=2, alpha=3),
@@ -82,7 +84,7 @@ def test_full_is_of_any_network():
 def test_lora_starts_as_the_backbone(kind):
   apply, backbone, _, x = case(kind)
   params = kind.init(jax.random.key(1), NET, backbone)
-  assert_same(kind.merge(backbone, params), backbone)
+  assert_same(kind.trained.whole(backbone, params), backbone)
   assert_same(apply(backbone, params, x, T, C), jitted(NET)(backbone, x, T, C))
 
 
@@ -137,7 +139,7 @@ def test_lora_merged_equals_unmerged():
 def test_lora_moves_the_kernels_of_blocks_alone():
   kind = Lora(rank=2, alpha=3)
   _, backbone, params, _ = case(kind)
-  merged = kind.merge(backbone, params)
+  merged = kind.trained.whole(backbone, params)
   moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), merged, backbone)
   paths = {"/".join(k.key for k in path) for path, yes in jax.tree.leaves_with_path(moved) if yes}
   layers = ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2")
@@ -185,6 +187,67 @@ def test_prompts_of_two_conditions_stand_side_by_side():
   both = [params["prompts_0"][c[:, 0]], params["prompts_1"][c[:, 1]]]  # -1, null, is the last
   want = jitted(TWO)(backbone, x, T, c, np.concatenate(both, axis=2))
   assert_same(apply(backbone, params, x, T, c), want)
+
+
+# Low rank beside a layer.
+
+
+def text_to_image_case():
+  """(apply, backbone of UNet and text encoder, a book's conditions)."""
+  text = clip.Text(12, 24, 1, 2, vocab_size=9, max_position_embeddings=5, end=8)
+  book = text_to_image.Book(np.arange(15, dtype=np.int32).reshape(3, 5) % 9)
+  net = text_to_image.Net(nets.TEXT_UNET, text, (2,), book)
+  return net, nets.random_params(net), jnp.array([0, 1, NULL])
+
+
+@pytest.mark.parametrize("pattern", ["attention", "attn2", "to_q|text_encoder", "conv1|attn1"])
+def test_products_beside_layers_are_those_merged(pattern):
+  """On a text-to-image network too, on its text encoder, and on kernels of several pixels."""
+  net, backbone, c = text_to_image_case()
+  rng, kind = np.random.default_rng(0), Lora(rank=2, alpha=3, pattern=pattern)
+  params = jax.tree.map(
+    lambda leaf: rng.normal(0, 0.3, (2, *leaf.shape)).astype(np.float32),
+    kind.init(jax.random.key(0), net, backbone),
+  )
+  given = jnp.asarray(rng.normal(size=(3, *net.image_shape)), jnp.float32), jnp.array(T), c
+  every = lambda apply: jax.jit(jax.vmap(apply))(params)
+  got = every(lambda own: kind.apply(net, backbone, own, *given))
+  want = every(lambda own: net.apply(kind.trained.whole(backbone, own), *given))
+  assert distance(np.asarray(got), np.asarray(want)) < 1e-5
+  plain = net.apply(backbone, *given)
+  assert all(distance(np.asarray(own), np.asarray(plain)) > 1e-3 for own in got)
+
+
+def test_nothing_of_the_size_of_stacked_kernels_is_made():
+  """The largest array over the sources is of rows, where merging makes one of kernels."""
+  net = uvit.Net(sample_size=4, patch_size=2, width=64, depth=2, heads=2)
+  kind, n = Lora(rank=2), 4
+  shapes = lambda fn, *args: jax.eval_shape(fn, *args)
+  backbone = shapes(net.init, jax.random.key(0))
+  one = shapes(lambda b: kind.init(jax.random.key(0), net, b), backbone)
+  params = jax.tree.map(lambda s: jax.ShapeDtypeStruct((n, *s.shape), s.dtype), one)
+  x, t = (jax.ShapeDtypeStruct(s, d) for s, d in (((1, 4, 4, 3), np.float32), ((1,), np.int32)))
+
+  def made(apply):
+    every = lambda b, p, x, t: jax.vmap(lambda own: apply(b, own, x, t))(p)
+    program = jax.make_jaxpr(every)(backbone, params, x, t)
+    return max(math.prod(v.aval.shape) for line in program.eqns for v in line.outvars)
+
+  beside = made(lambda b, own, x, t: kind.apply(net, b, own, x, t))
+  merged = made(lambda b, own, x, t: net.apply(kind.trained.whole(b, own), x, t))
+  assert merged >= n * 64 * 256 and beside == 64 * 256  # the one kernel itself
+
+
+def test_a_network_that_is_no_module_is_merged():
+  class Plain:
+    apply = staticmethod(lambda params, x, t, c=None: x @ params["layer"]["kernel"])
+
+  rng = np.random.default_rng(0)
+  kernel, a, b = (rng.normal(size=s).astype(np.float32) for s in ((3, 3), (3, 2), (2, 3)))
+  x = jnp.asarray(rng.normal(size=(1, 2, 2, 3)), jnp.float32)
+  kind, own = Lora(rank=2, alpha=2, pattern="layer"), {"layer": {"a": a, "b": b}}
+  got = kind.apply(Plain, {"layer": {"kernel": kernel}}, own, x, jnp.zeros(1))
+  np.testing.assert_allclose(got, x @ (kernel + a @ b), rtol=1e-5)
 
 
 # What they leave alone.
@@ -248,13 +311,19 @@ def test_how_many_parameters(kind, parameters):
 
 
 @every_adapter
-def test_an_adapter_needs_a_uvit_and_a_backbone(kind):
-  with pytest.raises(
-    ValueError, match=r"unet; only models\.uvit takes one: use the compartment full"
-  ):
-    kind.init(jax.random.key(0), tiny_unet.NET, {})
+def test_an_adapter_needs_a_backbone(kind):
   with pytest.raises(ValueError, match=r"without a backbone; set config\.init_from"):
     kind.init(jax.random.key(0), NET, None)
+
+
+def test_prompts_need_a_uvit_and_lora_a_layer_that_its_pattern_finds():
+  init = lambda kind: kind.init(jax.random.key(0), tiny_unet.NET, {"conv": {"kernel": np.ones(3)}})
+  with pytest.raises(
+    ValueError, match=r"unet; only models\.uvit takes some: use the compartment l"
+  ):
+    init(Prompts())
+  with pytest.raises(ValueError, match="pattern 'attention' finds no kernel"):
+    init(Lora())
 
 
 def test_prompts_per_class_need_classes():

@@ -18,6 +18,7 @@ from diffusers import UNet2DModel
 from benchmarks import (
   cdm_sampling,
   class_methods,
+  copy_protection,
   little_sd_step,
   sd_memory,
   sequence,
@@ -36,7 +37,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
-  ("module", "rows"), [(cdm_sampling, {"monolith", "top-1"}), (class_methods, {"dimum"})]
+  ("module", "rows"),
+  [
+    (cdm_sampling, {"monolith", "top-1", "soft, LoRA merged"}),
+    (class_methods, {"dimum"}),
+    (copy_protection, {"geometric mean", "naive"}),
+  ],
 )
 def test_quick_writes_a_table(module, rows, tmp_path, monkeypatch):
   monkeypatch.setattr(sys, "argv", ["benchmark", "--quick", f"--out={tmp_path}"])
@@ -46,6 +52,18 @@ def test_quick_writes_a_table(module, rows, tmp_path, monkeypatch):
   assert rows <= {row["name"] for row in found}
   table = path.with_suffix(".md").read_text()
   assert all(f"| {row['name']} |" in table for row in found)
+
+
+def test_the_geometric_mean_has_the_divergence_that_its_bound_says():
+  """And Gaussians a distance d apart have -log Z = d^2 / 8 for two of them."""
+  s = copy_protection.sources(2, 1.0)
+  s.share[0] = 1, 0
+  x = np.linspace(-8, 8, 4001)
+  q = copy_protection.density(s, x)
+  p, bound = copy_protection.geometric(q, x[1] - x[0])
+  assert bound == pytest.approx(1 / 8, rel=1e-3)
+  kl = copy_protection.divergences(p, q, x[1] - x[0])
+  assert kl.mean() == pytest.approx(bound, rel=1e-3)
 
 
 def test_the_committed_level_of_the_verdict_test_is_what_is_asked_for():

@@ -1,6 +1,5 @@
 """A run of compartments: isolation bit by bit, deletion and its proof, addition, resumption."""
 
-import dataclasses
 import json
 import re
 import shutil
@@ -11,7 +10,7 @@ import pytest
 from PIL import Image
 
 from configs import cdm_digits_clothes, common
-from jaxunlearn import build, evaluation, latents, step, weights
+from jaxunlearn import evaluation, step, weights
 from jaxunlearn.adapters import Full, Lora, Prompts
 from jaxunlearn.cdm import (
   add,
@@ -19,7 +18,6 @@ from jaxunlearn.cdm import (
   delete,
   keys,
   ledger,
-  model,
   receipts,
   sources,
   training,
@@ -29,7 +27,6 @@ from jaxunlearn.cdm import run as cdm_run
 from jaxunlearn.cdm.model import Cdm
 from jaxunlearn.commands import guard
 from jaxunlearn.mesh import sharding
-from jaxunlearn.models import vae
 from tests import nets, tiny_config, traces
 
 STEPS, N = 8, 48
@@ -394,9 +391,6 @@ def test_bad_steps(pictures, tmp_path):
   config.trained.pattern = "kernel"
   with pytest.raises(ValueError, match=r"config\.trained is set, and what a source trains"):
     Cdm(config, tmp_path)
-  setup = dataclasses.replace(build.build(config), codec=latents.Codec(vae.Autoencoder(), {}))
-  with pytest.raises(ValueError, match=r"model of latents is not implemented; use a model of pix"):
-    model._check_step(setup)
 
 
 def test_sources_are_written_as_data(run):

@@ -69,16 +69,23 @@ def composed(parts, **mode):
   return compose.compose(one, parts, ROUTER, PROCESS, Mode(**mode))
 
 
-@pytest.mark.parametrize("over", ["vmap", "scan"])
-def test_score_and_x0_of_the_mixture(over):
+@pytest.mark.parametrize("how", [{}, {"over": "scan"}, {"rows": 7}, {"over": "scan", "rows": 7}])
+def test_score_and_x0_of_the_mixture(how):
   x_t, t = points()
-  eps = composed(compartments(), over=over)(x_t, t)
+  eps = composed(compartments(), **how)(x_t, t)
   exact = whole(compartments(), x_t, t)
   np.testing.assert_allclose(eps, exact, atol=1e-5)
   low = jnp.minimum(t, 600)  # later x0 = (x_t - sigma eps) / gamma is eps times a thousand
   x0 = lambda eps_fn: PROCESS.x0(x_t, low, eps_fn(x_t, low))
-  ours = x0(composed(compartments(), over=over))
+  ours = x0(composed(compartments(), **how))
   np.testing.assert_allclose(ours, x0(lambda x, t: whole(compartments(), x, t)), atol=1e-5)
+
+
+def test_rows_in_blocks_keep_their_conditions():
+  x_t, t = points(10)
+  c = jnp.arange(10) % 3
+  by = lambda rows: composed(compartments(), rows=rows)(x_t, t, c)
+  np.testing.assert_allclose(by(4), by(0), atol=1e-6)
 
 
 @pytest.mark.parametrize("names", [("b",), ("a", "d"), ("a", "b", "d")])
@@ -253,6 +260,7 @@ def test_one_compilation_serves_every_set_of_parameters():
   ("fields", "message"),
   [
     ({"name": "sofy"}, "no mode of composition 'sofy' (did you mean 'soft'?)"),
+    ({"rows": -1}, "rows -1 of a composition; use 0, for all at once, or more"),
     ({"k": 0}, "k 0 and block 8 of a composition; use at least 1 each"),
     ({"over": "map"}, "no evaluation over sources 'map'"),
   ],

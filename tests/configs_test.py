@@ -40,6 +40,7 @@ PIPELINES = (
   "audit_emoji",
   "audit_little_sd",
   "table_cdm",
+  "table_cdm_little_sd",
   "table_siss_sd",
   "table_little_sd",
 )
@@ -47,9 +48,10 @@ AUTOENCODERS = ("pretrain_little_vae",)  # tests/latents_test.py steps one
 # On what another command made: tests/your_model_test.py runs one, tests/siss_sd_test.py the others.
 OF_THE_USER = ("siss_folder", "siss_sd", "siss_little_sd")
 FULL = re.compile(r".*_(cifar10|canvas|canvas_sd)_full")  # tests/full_configs_test.py steps them
-TEXT = (  # on what another run made; tests/text_to_image_test.py runs one
+# On what another run made; tests/text_to_image_test.py and cdm_text_test.py run one.
+TEXT = (
   *("pretrain_little_sd", "pretrain_little_styles", "retrain_little_styles"),
-  *("unlearn_little_sd", "attack_little_sd"),
+  *("unlearn_little_sd", "attack_little_sd", "pretrain_cdm_backbone", "cdm_little_sd"),
 )
 OTHERS = PIPELINES + AUTOENCODERS + TEXT
 RUNS = [name for name in NAMES if name not in OTHERS + OF_THE_USER and not FULL.fullmatch(name)]

@@ -27,7 +27,7 @@ METRICS = evals.names()
 KINDS = ("unconditional", "conditional")  # of the model: single records to forget, or a class
 SILENT = {
   "unconditional": (
-    *("unlearning_accuracy", "kept_accuracy", "completion"),
+    *("unlearning_accuracy", "kept_accuracy", "completion", "alignment"),
     *("text_noise", "one_step", "clip_score"),
   ),
   "conditional": ("target_rate", "copy_score", "sscd", "nll", "memorised"),
@@ -196,7 +196,8 @@ def test_few_or_no_samples_of_a_condition_still_give_values(name, asked, kept):
   forgotten = SEVEN.matches(base_task("conditional").c)
   index = [*np.flatnonzero(forgotten)[:asked], *np.flatnonzero(~forgotten)[:kept]]
   values = evaluate(name, some("conditional", np.array(index, int)))
-  none = {"unlearning_accuracy": not asked, "kept_accuracy": not kept}.get(name)
+  kept_alone = dict.fromkeys(("kept_accuracy", "alignment"), not kept)
+  none = {"unlearning_accuracy": not asked, **kept_alone}.get(name)
   silent = name in SILENT["conditional"] if none is None else none
   assert set(values) <= set(base_values(name, "conditional"))
   assert bool(values) != silent

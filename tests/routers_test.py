@@ -283,7 +283,7 @@ def test_a_backbone_is_the_leaves_of_the_router_on_it():
 
 
 def test_routers_are_chosen_by_name():
-  assert routers.names() == ["kmeans", "neural"]
+  assert routers.names() == ["decoded", "kmeans", "neural"]
   assert routers.make("kmeans", k=5) == kmeans.Router(k=5)
   assert routers.make("neural", steps=5) == neural.Router(steps=5)
   assert kmeans.Router.independent and not neural.Router.independent

@@ -70,7 +70,7 @@ def attribute(
 
   Args:
     eps_all: a pytree, as compose.py makes it; of times between two as well. A condition is bound to
-      it: `Partial(eps_all, c=c)`.
+      it: `under(eps_all, c)`.
     log_weights: the same of the router, without a condition.
     probes: of the divergence.
     exact: the whole trace instead, by d products, without an error: for small images.
@@ -89,6 +89,15 @@ def attribute(
   if solver == flow.OVERFLOW:
     found = {name: jnp.full_like(array, jnp.nan) for name, array in found.items()}
   return Attribution(**found, solver=solver)
+
+
+def under(predict: Callable[..., Array], c: Array | np.ndarray | None) -> Callable[..., Array]:
+  """A predictor with its conditions bound, a pytree whose leaves are both's."""
+  return predict if c is None else jax.tree_util.Partial(_under, predict, jnp.asarray(c))
+
+
+def _under(predict: Callable[..., Array], c: Array, x_t: Array, t: Array) -> Array:
+  return predict(x_t, t, c)
 
 
 def basis(shape: Sequence[int]) -> Float[Array, "d B H W C"]:

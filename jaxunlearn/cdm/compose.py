@@ -33,11 +33,13 @@ from jaxtyping import Array, Float, Int
 
 from jaxunlearn import errors
 from jaxunlearn.diffusion import Diffusion, EpsFn, guidance
+from jaxunlearn.diffusion.held import Held
 from jaxunlearn.mesh import sharding
 
 Tree = Any
 MODES = ("soft", "naive", "topk", "step", "trajectory")
 DENSE = ("soft", "naive")  # modes that evaluate every network
+WEIGHED = ("soft", "topk")  # modes that ask the router
 
 
 class Compartments(NamedTuple):
@@ -95,10 +97,13 @@ class Mode:
   over: str = "vmap"  # how all networks are evaluated: at once, or by a scan in the memory of one
   block: int = 8  # rows of one source evaluated together, where not all networks are
   seed: int = 0  # of the sources drawn at random
+  rows: int = 0  # evaluated at once, where all networks are; 0: all
 
   def __post_init__(self) -> None:
     errors.check_choice("mode of composition", self.name, MODES)
     errors.check_choice("evaluation over sources", self.over, ("vmap", "scan"))
+    if self.rows < 0:
+      raise ValueError(f"rows {self.rows} of a composition; use 0, for all at once, or more")
     if self.k < 1 or self.block < 1:
       raise ValueError(f"k {self.k} and block {self.block} of a composition; use at least 1 each")
 
@@ -125,10 +130,26 @@ def compose(
   weigh = log_weights(router, process, compartments)
   if mode.name == "naive":
     weigh = jax.tree_util.Partial(_even, jnp.zeros(len(compartments.names)))
+  groups, log_prior = _groups(params), jnp.log(compartments.prior)
+  fixed: tuple[Any, ...] = (apply, params, log_prior)
+  mix = _sparse(mode, groups)
   if mode.name in DENSE:
-    return jax.tree_util.Partial(_dense(mode.over, _groups(params)), apply, params, weigh)
-  log_prior = jnp.log(compartments.prior)
-  return jax.tree_util.Partial(_sparse(mode, _groups(params)), apply, params, weigh, log_prior)
+    mix, fixed = _dense(mode, groups), (apply, params)
+  every = getattr(router, "every", 1)
+  if every > 1 and mode.name in WEIGHED:
+    given = jax.tree_util.Partial(_with_weights, jax.tree_util.Partial(mix, *fixed))
+    return Held(given, weigh, every)
+  return jax.tree_util.Partial(mix, *fixed, weigh)
+
+
+def _with_weights(mixed: Callable[..., Array], log_w: Array, *at: Any) -> Array:
+  """The mixture under weights that are given."""
+  return mixed(jax.tree_util.Partial(_given, log_w), *at)
+
+
+def _given(log_w: Array, x_t: Array, t: Array) -> Array:
+  del x_t, t
+  return log_w
 
 
 def guided(apply: Callable[..., Array], w: float) -> Callable[..., Array]:
@@ -205,14 +226,26 @@ def _groups(params: Tree) -> Mesh | AbstractMesh | None:
 
 
 @functools.cache
-def _dense(over: str, groups: Mesh | AbstractMesh | None) -> Callable[..., Array]:
+def _dense(mode: Mode, groups: Mesh | AbstractMesh | None) -> Callable[..., Array]:
   """The predictor of a mode that takes every network."""
+  run = _sum_of_groups(groups, _SUMS[mode.over], "source")
 
   def predict(apply, params, weigh, x_t, t, c=None):
     w = jnp.exp(weigh(x_t, t))
-    return _sum_of_groups(groups, _SUMS[over], "source")(apply, params, w, x_t, t, c)
+    if not mode.rows:
+      return run(apply, params, w, x_t, t, c)
+    return in_blocks(mode.rows, lambda *rows: run(apply, params, *rows), w, x_t, t, c)
 
   return predict
+
+
+def in_blocks(size: int, run: Callable[..., Array], *rows: Any) -> Array:
+  """run(*rows) on so many of the rows after the other; the last block is filled up with others."""
+  count = len(jax.tree.leaves(rows)[0])
+  blocks = -(-count // size)
+  split = lambda a: a[jnp.arange(blocks * size) % count].reshape(blocks, size, *a.shape[1:])
+  out = jax.lax.map(lambda block: run(*block), jax.tree.map(split, rows))
+  return out.reshape(blocks * size, *out.shape[2:])[:count]
 
 
 @functools.cache
@@ -225,7 +258,7 @@ def _sparse(mode: Mode, groups: Mesh | AbstractMesh | None) -> Callable[..., Arr
       index -= jax.lax.axis_index("source") * len(jax.tree.leaves(params)[0])
     return dispatch(apply, params, x_t, t, c, index, w, mode.block)
 
-  def predict(apply, params, weigh, log_prior, x_t, t, c=None):
+  def predict(apply, params, log_prior, weigh, x_t, t, c=None):
     chosen = choose(mode, weigh, log_prior, x_t, t)
     return _sum_of_groups(groups, run)(apply, params, chosen, x_t, t, c)
 

@@ -156,6 +156,7 @@ def _carry_out(
   writer.replace(path, json.dumps({**facts, "before": before}, indent=2) + "\n")
   for gone in removed:
     shutil.rmtree(cdm.workdir / gone, ignore_errors=True)
+  cdm.forget_latents(left)
   cdm.assign(left, "delete", removed=[*removed, *cdm.clear(changed)], **facts)
   cdm.settle()
   return json.loads(path.read_text())
@@ -223,7 +224,9 @@ def open_run(folder: pathlib.Path, stopped: Any = lambda: False) -> Cdm:
   path = folder / "config.json"
   if not path.is_file() or not (folder / sources.FILE).is_file():
     raise ValueError(f"{folder} holds no compartmentalised run; give its working directory")
-  return Cdm(ConfigDict(fields.restored(json.loads(path.read_text()))), folder, stopped)
+  config = fields.restored(json.loads(path.read_text()))
+  config["compose"].setdefault("rows", 0)  # of a run from before that field
+  return Cdm(ConfigDict(config), folder, stopped)
 
 
 def command(args: argparse.Namespace) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxunlearn import data, evaluation
+from jaxunlearn import evaluation
 from jaxunlearn.cdm import attribution, calibration, compose, sources
 from jaxunlearn.cdm.compose import Compartments, Mode
 from jaxunlearn.cdm.model import FILES, Cdm
+from jaxunlearn.latents import cache
 from jaxunlearn.mesh import processes
 from jaxunlearn.reports import pictures, report, writer
 
@@ -26,8 +27,8 @@ def write(cdm: Cdm, model: Compartments) -> None:
   """Writes the three files, unless they are there."""
   if len(model.names) < 2 or processes.from_first((cdm.workdir / EVERYTHING).exists):
     return
-  table, samples = calibrate(cdm, model), attributed(cdm, model)
-  found = attribute(cdm, model, samples) if len(samples) else None
+  table, (samples, c) = calibrate(cdm, model), attributed(cdm, model)
+  found = attribute(cdm, model, samples, c) if len(samples) else None
   processes.from_first(lambda: _write(cdm, model, table, samples, found))
 
 
@@ -68,30 +69,37 @@ def calibrate(cdm: Cdm, model: Compartments) -> list[dict[str, Any]]:
   source = np.array([model.names.index(named[name]) for name in kept.ids.tolist()], int)
   weigh = processes.local(weights_of(cdm, model))
   rng = jax.random.key(cdm.config.eval.seed)
-  images = data.to_model(np.asarray(kept.image[np.arange(len(kept))]))
+  images = cache.look(cdm.setup.codec, kept)(np.arange(len(kept)))
   levels = cdm.config.compose.calibration_levels
   return calibration.calibrate(weigh, cdm.setup.process, images, source, rng, levels)
 
 
 def weights_of(cdm: Cdm, model: Compartments) -> Callable[..., jax.Array]:
   """(x_t, t) -> log w_i of the run's router, a pytree."""
-  router = cdm.router.on(cdm.setup.net, cdm.backbone)
-  return compose.log_weights(router, cdm.setup.process, model)
+  return compose.log_weights(cdm.routed(), cdm.setup.process, model)
 
 
-def attributed(cdm: Cdm, model: Compartments) -> np.ndarray:
-  """The samples of the soft composition that are told apart by source; maybe none."""
+def attributed(cdm: Cdm, model: Compartments) -> tuple[np.ndarray, np.ndarray | None]:
+  """Samples of the soft composition that are told apart by source, maybe none; their conditions.
+
+  They are as the network sees them: pictures, or latents.
+  """
   count = cdm.config.compose.attributed
-  if not count or cdm.setup.net.classes:
-    return np.empty(0)
-  return evaluation.generate(cdm.setup, cdm.eps_fn(model, Mode("soft")), 0)[:count]
+  if not count:
+    return np.empty(0), None
+  c = evaluation.plan(cdm.setup, 0, count)
+  samples = evaluation.made(cdm.setup, cdm.eps_fn(model, Mode("soft")), 0, c)[:count]
+  return samples, None if c is None else c[: len(samples)]
 
 
-def attribute(cdm: Cdm, model: Compartments, samples: np.ndarray) -> attribution.Attribution:
-  """Their attribution, which every process computes for itself."""
+def attribute(
+  cdm: Cdm, model: Compartments, samples: np.ndarray, c: np.ndarray | None = None
+) -> attribution.Attribution:
+  """Their attribution without guidance, which every process computes for itself."""
   apply, model = processes.local((cdm.applied(), model))
+  every = compose.eps_all(apply, model)
   return attribution.attribute(
-    compose.eps_all(apply, model),
+    attribution.under(every, c),
     processes.local(weights_of(cdm, model)),
     cdm.setup.process,
     samples,
@@ -109,7 +117,8 @@ def draw(
   attribution.write_csv(cdm.workdir / ATTRIBUTION, model.names, ids, found)
   folder = cdm.workdir / "samples"
   out = []
+  shown = cdm.setup.codec.decode(samples)
   for i, svg in enumerate(attribution.svgs(model.names, ids, found)):
-    pictures.write_one(folder / f"attributed_{i}.png", samples[i])
+    pictures.write_one(folder / f"attributed_{i}.png", shown[i])
     out.append({"picture": report.data_uri(folder / f"attributed_{i}.png"), "chart": svg})
   return out

@@ -15,7 +15,7 @@ import json
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -33,12 +33,14 @@ from jaxunlearn.cdm.training import Training
 from jaxunlearn.checkpoint import State
 from jaxunlearn.diffusion import EpsFn
 from jaxunlearn.evaluation import Place
+from jaxunlearn.latents import cache
 from jaxunlearn.mesh import processes, sharding
 from jaxunlearn.reports import writer
 
 Tree = Any
 FILES = ("compartments.json", "calibration.md", "attribution.csv")  # of explain.py
 LEDGER_FIELDS = ("seed", "data", "sources", "compartment", "init_from", "model", "process")
+OF_TEXT = ("codec", "prompts")  # of a model of latents and prompts besides
 
 
 class Cdm:
@@ -80,7 +82,8 @@ class Cdm:
       errors.check_choice("source", name, sorted(set(found.values())))
     present = {name: source for name, source in found.items() if source not in self.absent}
     fields = json.loads(self.config.to_json())
-    self.ledger.append("start", **{name: fields[name] for name in LEDGER_FIELDS})
+    names = (*LEDGER_FIELDS, *(name for name in OF_TEXT if name in fields))
+    self.ledger.append("start", **{name: fields[name] for name in names})
     self.assign(present, "sources")
 
   def clear(self, changed: Sequence[str]) -> list[pathlib.Path]:
@@ -108,6 +111,13 @@ class Cdm:
       known = self.keys.of_ids(named)
     files = write_sources(self.workdir, {known[i].commitment: s for i, s in named.items()})
     self.ledger.append(event, files=files, records=len(named), **facts)
+
+  def forget_latents(self, left: Collection[str]) -> None:
+    """Removes from the cache what was encoded of the records that are not left."""
+    codec, records = self.setup.codec, self.setup.train
+    if isinstance(codec, latents.Codec):
+      gone = [name for name in self.sources if name not in left]
+      cache.forget(codec, sources.of_ids(records, gone), sources.of_ids(records, [*left]))
 
   def settle(self) -> None:
     """Destroys the keys of records that no source has any more, once the ledger says so."""
@@ -147,6 +157,7 @@ class Cdm:
       seed=int.from_bytes(digest[:4], "big") >> 1,
       slices=self.slices,
       conditional=bool(self.setup.net.classes),
+      codec=self.setup.codec,
     )
 
   @functools.cached_property
@@ -193,7 +204,8 @@ class Cdm:
     if missing:
       mine = {name: records[name] for name in missing}
       backbone = processes.local(self.backbone)
-      fitted = self.router.fit(mine, self.setup.net, backbone, self.setup.process)
+      setup = self.setup
+      fitted = self.router.fit(mine, setup.net, backbone, setup.process, setup.codec)
       processes.from_first(lambda: self._keep({path(name): part for name, part in fitted.items()}))
     parts = []
     for name in sorted(records):
@@ -214,9 +226,13 @@ class Cdm:
   def eps_fn(self, model: Compartments, mode: Mode, place: Place = lambda tree: tree) -> EpsFn:
     """The composition of those sources, `place`d first, guided as config.eval says."""
     model = place(model)
-    apply, router = self.applied(), self.router.on(self.setup.net, self.backbone)
+    apply, router = self.applied(), self.routed()
     guidance = self.config.eval.guidance
     return compose.compose(apply, model, router, self.setup.process, mode, guidance)
+
+  def routed(self) -> routers.Weigher:
+    """The router on what it stands on, a pytree."""
+    return self.router.on(self.setup.net, self.backbone, self.setup.codec)
 
   def applied(self) -> Callable[..., jax.Array]:
     """(params, x, t, c) -> eps of a source on the backbone, a pytree."""
@@ -260,11 +276,6 @@ def write_sources(run: pathlib.Path, named: dict[str, str]) -> list[pathlib.Path
 def _check_step(setup: build.Setup) -> None:
   """Raises ValueError where the config asks for another step than the one that sources take."""
   config = setup.config
-  if isinstance(setup.codec, latents.Codec):
-    raise ValueError(
-      "a compartmentalised model of latents is not implemented; use a model of pixels, or a run "
-      "of one model"
-    )
   if not setup.trained.everything:
     raise ValueError(
       "config.trained is set, and what a source trains is config.compartment; leave "
@@ -283,7 +294,8 @@ def _check_step(setup: build.Setup) -> None:
 
 
 def mode_of(name: str, options: ConfigDict) -> Mode:
-  """soft, naive, step, trajectory, or topK like top2."""
+  """soft, naive, step, trajectory, or topK like top2; `options` is config.compose."""
   top = re.fullmatch(r"top(\d+)", name)
   fields = {"over": options.over, "block": options.block, "seed": options.seed}
+  fields["rows"] = options.get("rows", 0)
   return Mode("topk", k=int(top[1]), **fields) if top else Mode(name, **fields)

@@ -13,8 +13,9 @@ from collections.abc import Callable, Collection
 
 import numpy as np
 
-from jaxunlearn import data
+from jaxunlearn import data, latents
 from jaxunlearn.cdm import sources
+from jaxunlearn.latents import cache
 from jaxunlearn.methods import Rows
 
 
@@ -29,12 +30,41 @@ class Shard:
   seed: int
   slices: int = 1
   conditional: bool = False
+  codec: latents.Pixels | latents.Codec = latents.PIXELS
 
   def at(self, step: int) -> Rows:
-    """The batch of a step: float32 images in [-1, 1], conditions if any, places in the shard."""
+    """The batch of a step: what the network sees, conditions if any, places in the shard.
+
+    Latents and views are drawn by (seed, step, row): a record's absence changes no other's.
+    """
     index = self.picks(step)
-    c = self.records.conditions[index] if self.conditional else None
-    return Rows(data.to_model(self.records.image[index]), c, index.astype(np.int32))
+    c = self._conditions(index, step) if self.conditional else None
+    return Rows(self._images(index, step), c, index.astype(np.int32))
+
+  def prepare(self) -> None:
+    """Encodes what is not yet in the cache: once, before threads ask for it."""
+    if isinstance(self.codec, latents.Codec):
+      _ = self._moments
+
+  def _images(self, index: np.ndarray, step: int) -> np.ndarray:
+    """float32: pixels in [-1, 1], or latents drawn anew at each step."""
+    if not isinstance(self.codec, latents.Codec):
+      return data.to_model(self.records.image[index])
+    return self._moments.draw(index, np.random.default_rng((self.seed, step, 4)))
+
+  def _conditions(self, index: np.ndarray, step: int) -> np.ndarray:
+    """Each record's own, or one of its views'."""
+    if self.records.also is None:
+      return self.records.conditions[index]
+    view = np.random.default_rng((self.seed, step, 1)).integers(
+      0, self.records.also.shape[1], len(index)
+    )
+    return self.records.also[index, view]
+
+  @functools.cached_property
+  def _moments(self) -> cache.Moments:
+    assert isinstance(self.codec, latents.Codec)
+    return cache.fill(self.codec, self.records)
 
   def picks(self, step: int) -> np.ndarray:
     """[batch] int: the places of the records of a step."""

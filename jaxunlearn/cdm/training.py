@@ -264,6 +264,8 @@ def batches(
   Of several processes each reads those of the lanes that lie on its devices.
   """
   mine = [lanes[i] for i in sharding.local_rows(where, len(lanes))]
+  for shard in mine:
+    shard.prepare()
 
   def read(at: int) -> Any:
     return jax.tree.map(lambda *rows: np.stack(rows), *[shard.at(at) for shard in mine])

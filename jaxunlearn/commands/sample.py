@@ -2,12 +2,16 @@
 
     jaxunlearn sample --from=FOLDER --prompt="a whale emoji in noto style" --n=8 --out=grid.png
     jaxunlearn sample --from=runs/dimum --label=Trouser --label=Coat --n=8 --out=grid.png
+    jaxunlearn sample --from=runs/cdm --sources=animals,food --prompt="a whale" --out=grid.png
 
 --from takes a run's working directory, a folder in diffusers' layout (a UNet, or a whole
 StableDiffusionPipeline), assets:NAME or hub:OWNER/NAME. --prompt is for text-to-image models,
 --label and --style for conditional ones; each may be given several times, and has a row of the
 picture. Unless you name them, the sampler is the one of the model's scheduler, the steps are 50,
 and the scale of prompts is 7.5. The module is `python -m jaxunlearn.sample`.
+
+Of a compartmentalised run no file of a source that is not asked for is opened, and --policy is
+checked before; policy.yaml in the run binds without being named.
 """
 
 import argparse
@@ -24,11 +28,13 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from jaxunlearn import data, latents, library, prompts
+from jaxunlearn.cdm import policy, serve
 from jaxunlearn.commands import guard
 from jaxunlearn.diffusion import Diffusion, EpsFn, guidance, sampling
+from jaxunlearn.diffusion.held import Held
 from jaxunlearn.inputs import ranges
 from jaxunlearn.models import text_to_image
-from jaxunlearn.reports import pictures
+from jaxunlearn.reports import pictures, tifa
 from jaxunlearn.weights import (
   layout,
   lora,
@@ -59,6 +65,10 @@ class Asked:
   scale: float | None = None
   guidance: float | None = None
   seed: ranges.Seed = 0
+  sources: Sequence[str] = ()  # of a compartmentalised model; (): all that one may use
+  mode: str = ""  # of their composition; "": soft
+  policy: str = ""  # a file; "": the run's own, if any
+  who: str = ""  # one's name in the policy
 
   def __post_init__(self) -> None:
     ranges.check(self)
@@ -84,21 +94,31 @@ class Subject:
   shape: tuple[int, ...]  # of what the network sees
   c: Any  # [rows] or [rows, n] conditions, or None
   decode: Callable[[Any], Any]  # what the network makes -> pictures
+  within: Callable[[float], EpsFn] | None = None  # w -> the predictor, where guidance is inside it
+
+  def guided(self, w: float) -> EpsFn:
+    return self.within(w) if self.within else guidance.guided(self.eps_fn, w)
 
 
-def write(asked: Asked, out: pathlib.Path) -> str:
+def write(asked: Asked, out: pathlib.Path, folder: pathlib.Path | None = None) -> str:
   """Makes the samples and writes them as one picture, a row for each prompt; returns what it did.
+
+  In the folder, if any, stands each picture of a prompt by itself, for TIFA's scripts.
 
   Raises:
     ValueError: no such model, one that does not take what was asked, or `out` is no .png.
   """
   if out.suffix != ".png":
     raise ValueError(f"--out is {str(out)!r}; use a name that ends in .png")
+  if folder and not asked.prompts:
+    raise ValueError("--tifa takes pictures of prompts; name some with --prompt")
   subject = find(asked)
   images = draw(subject, asked)
   out.parent.mkdir(parents=True, exist_ok=True)
   rows = 1 if subject.c is None else len(subject.c)
   pictures.write_grid(out, images, asked.n if rows > 1 else min(asked.n, pictures.COLUMNS))
+  if folder:
+    tifa.write(folder, np.repeat(asked.prompts, asked.n).tolist(), images)
   made = f"{len(images)} samples of {asked.origin} by {subject.sampler}"
   return f"wrote {made}, {asked.steps} steps, to {out}"
 
@@ -107,12 +127,10 @@ def draw(subject: Subject, asked: Asked) -> Float[np.ndarray, "N H W C"]:
   """n pictures for each row of conditions, those of a row one after the other."""
   c = None if subject.c is None else np.repeat(subject.c, asked.n, axis=0)
   count, size = asked.n if c is None else len(c), asked.batch
-  eps_fn = subject.eps_fn
-  if c is not None:
-    eps_fn = guidance.guided(eps_fn, asked.scale_or(subject.scale) - 1)
+  eps_fn = subject.guided(0.0 if c is None else asked.scale_or(subject.scale) - 1)
   parts, batches = [], -(-count // size)
   with tqdm(total=batches * sampling.calls(subject.sampler, asked.steps), desc=COMPILING) as bar:
-    ticking = jax.tree_util.Partial(functools.partial(_ticking, bar), eps_fn)
+    ticking = _ticked(bar, eps_fn)
     for i in range(batches):
       rows = np.arange(i * size, (i + 1) * size) % count  # the last is filled up
       k_x, k_steps = jax.random.split(jax.random.fold_in(jax.random.key(asked.seed), i))
@@ -130,15 +148,22 @@ def draw(subject: Subject, asked: Asked) -> Float[np.ndarray, "N H W C"]:
   return subject.decode(np.concatenate(parts)[:count])
 
 
-def _ticking(bar: Any, eps_fn: Any, x: Any, t: Any, c: Any = None) -> Any:
+def _ticked(bar: Any, eps_fn: Any) -> Any:
   """The predictor, which moves the bar on at each call."""
+  tick = functools.partial(_ticking, bar)
+  if isinstance(eps_fn, Held):
+    return dataclasses.replace(eps_fn, predict=jax.tree_util.Partial(tick, eps_fn.predict))
+  return jax.tree_util.Partial(tick, eps_fn)
+
+
+def _ticking(bar: Any, eps_fn: Any, *at: Any) -> Any:
 
   def tick() -> None:
     bar.set_description("sample", refresh=False)
     bar.update()
 
   jax.debug.callback(tick)
-  return eps_fn(x, t, c)
+  return eps_fn(*at)
 
 
 def find(asked: Asked) -> Subject:
@@ -148,7 +173,13 @@ def find(asked: Asked) -> Subject:
       f"--from is the file {asked.origin}; give a folder in diffusers' layout. diffusers makes one "
       "of a single file: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
     )
+  rights = policy.find(pathlib.Path(asked.origin).expanduser(), asked.policy)
+  names = policy.allowed(rights, asked.who, asked.sources)  # before anything of the model is read
   folder = layout.locate(asked.origin)
+  if serve.is_one(folder):
+    return _of_sources(folder, names, asked)
+  if asked.sources or asked.mode:
+    raise ValueError(f"{asked.origin} has no sources; leave --sources and --mode out")
   if layout.is_text_to_image(folder):
     return _of_pipeline(stable_diffusion.load(folder), asked)
   run = of_run.read(folder) if (folder / "checkpoints").is_dir() else None
@@ -198,6 +229,30 @@ def _of_run(run: of_run.Newest, asked: Asked) -> Subject:
   names = () if by_number else data.load(**config["data"])[0].vocabulary
   rest = config.get("scheduler", {})
   return _of_net(net, params, config["process"], config.get("sampler", {}), rest, names, asked)
+
+
+def _of_sources(folder: pathlib.Path, names: Sequence[str], asked: Asked) -> Subject:
+  """A composition of sources; classes and styles have numbers alone, since no data is read."""
+  text = serve.takes_prompts(folder)
+  if text and not asked.prompts:
+    raise ValueError("--prompt is missing; say what to draw")
+  if (asked.prompts and not text) or asked.lora:
+    raise ValueError(f"{asked.origin} takes no prompt or no LoRA here; leave it out")
+  made = serve.read(folder, names, asked.prompts)
+  rest = made.config.get("scheduler", {})
+  sampler, options = _sampler(asked, sampling.Options.of(made.config.get("sampler", {})), rest)
+  prompts = np.arange(len(asked.prompts), dtype=np.int32)
+  return Subject(
+    eps_fn=made.eps_fn(asked.mode or "soft"),
+    process=made.process,
+    options=options,
+    sampler=sampler,
+    scale=SCALE if text else 1.0,
+    shape=made.net.image_shape,
+    c=prompts if text else _conditions(tuple(made.net.classes), (), asked),
+    decode=made.codec.decode,
+    within=functools.partial(made.eps_fn, asked.mode or "soft"),
+  )
 
 
 def _of_folder(folder: pathlib.Path, asked: Asked) -> Subject:
@@ -269,7 +324,10 @@ def _number(value: str, count: int, names: tuple[str, ...]) -> int:
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   described = argparse.RawDescriptionHelpFormatter
   parser = argparse.ArgumentParser(
-    prog="jaxunlearn sample", description=__doc__, formatter_class=described
+    prog="jaxunlearn sample",
+    usage="jaxunlearn sample --from=MODEL --out=PNG [FLAGS]",
+    description=__doc__,
+    formatter_class=described,
   )
   add = parser.add_argument
   add("--from", dest="origin", required=True, help="a run, a folder, assets:NAME or hub:OWNER/NAME")
@@ -285,10 +343,19 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   add("--scale", type=float, help=f"s in eps_null + s (eps_c - eps_null); of prompts {SCALE}")
   add("--guidance", type=float, help="w = s - 1, as config.eval.guidance has it")
   add("--seed", type=int, default=0, help="of the noise")
+  add("--sources", type=_listed, default=(), help="of a CDM, between commas; else all")
+  add("--tifa", type=pathlib.Path, help="a folder of pictures for TIFA's scripts")
+  add("--mode", default="", help="soft, topK, naive, step or trajectory")
+  add("--policy", default="", help="a file: who may use which source")
+  add("--as", dest="who", default="", help="your name in the policy")
   return parser.parse_args(argv)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+  return tuple(filter(None, text.split(",")))
 
 
 def start() -> int:
   given = vars(parse())
-  out = given.pop("out")
-  return guard.guarded(lambda: print(write(Asked(**given), out)))
+  out, folder = given.pop("out"), given.pop("tifa")
+  return guard.guarded(lambda: print(write(Asked(**given), out, folder)))

@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from jaxunlearn import data
+from jaxunlearn import data, errors
 from jaxunlearn.data import emoji
 from jaxunlearn.inputs import ranges
 
@@ -31,6 +31,7 @@ MEMORISED = (  # id -> the prompt that it alone has
 class Source:
   copies: ranges.From0 = 40  # more of each of MEMORISED; 0: nothing is memorised
   heldout: ranges.OneIn = 20  # one name in this many is held out, in one style
+  without: tuple[str, ...] = ()  # groups, like Food & Drink, whose pictures are left out, all
 
   def load(self) -> tuple[data.Records, data.Records]:
     """(training, held-out) records; the classes are all captions."""
@@ -53,8 +54,18 @@ class Source:
     style = np.arange(len(records)) // (len(records) // 2)
     out = (name % self.heldout == self.heldout - 1) & (name // self.heldout % 2 == style)
     out &= ~np.isin(records.ids, [name for name, _ in MEMORISED])
-    train, heldout = (records.take(np.flatnonzero(rows)) for rows in (~out, out))
+    used = ~of_groups(self.without)
+    train, heldout = (records.take(np.flatnonzero(rows & used)) for rows in (~out, out))
     return (with_copies(train, place, self.copies) if self.copies else train), heldout
+
+
+def of_groups(names: tuple[str, ...]) -> np.ndarray:
+  """[N] bool: the pictures of those groups; raises ValueError for a group that is none."""
+  with np.load(data.ASSETS / "emoji64.npz") as npz:
+    known, group = npz["group_names"].tolist(), np.tile(npz["group"], len(npz["style"]))
+  for name in names:
+    errors.check_choice("group of emoji", name, known)
+  return np.isin(group, [known.index(name) for name in names])
 
 
 def captions(records: data.Records) -> tuple[list[str], list[str], list[str]]:
@@ -74,8 +85,9 @@ def captions(records: data.Records) -> tuple[list[str], list[str], list[str]]:
 def with_copies(records: data.Records, place: dict[str, int], count: int) -> data.Records:
   """The records with `count` more of each that is memorised (`noto/whale#0001`)."""
   assert records.also is not None
-  rows = [int(np.flatnonzero(records.ids == name)[0]) for name, _ in MEMORISED]
-  own = np.array([place[text] for _, text in MEMORISED], np.int32)
+  there = [(name, text) for name, text in MEMORISED if name in records.ids]
+  rows = [int(np.flatnonzero(records.ids == name)[0]) for name, _ in there]
+  own = np.array([place[text] for _, text in there], np.int32)
   also = np.repeat(own[:, None], records.also.shape[1], axis=1)
   also[:, 0] = records.also[rows, NAMED]
   index, times = np.repeat(rows, count), np.tile(np.arange(1, count + 1), len(rows))

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxunlearn.diffusion import Diffusion, EpsFn
+from jaxunlearn.diffusion import Diffusion, EpsFn, held
 from jaxunlearn.diffusion.options import DEFAULT, Options, times
 
 ADAMS = (  # the weights of eps and of those before, by order
@@ -137,14 +137,14 @@ def _dpm_calls(process: Diffusion, t: np.ndarray) -> Calls:
 def _walk(eps_fn: EpsFn, x: Array, c: Array | None, calls: Calls) -> Array:
   """Walks x down the table."""
 
-  def call(state: tuple[Array, tuple[Array, ...]], k: Calls) -> tuple[Any, None]:
-    x_t, before = state
-    eps = eps_fn(x_t, jnp.full(len(x_t), k.t), c)
+  def call(state: tuple[Array, tuple[Array, ...], Any], k: Calls) -> tuple[Any, None]:
+    x_t, before, carried = state
+    eps, carried = held.call(eps_fn, carried, x_t, jnp.full(len(x_t), k.t), c)
     values = (k.of_x * x_t + k.of_eps * eps, *before)
     taken = [weight * value for weight, value in zip(k.said, values, strict=True)]
-    return (sum(taken, k.x_t * x_t), values[:-1]), None
+    return (sum(taken, k.x_t * x_t), values[:-1], carried), None
 
   x = jnp.asarray(x, jnp.float32)
   before = (jnp.zeros_like(x),) * (calls.said.shape[1] - 1)
   table = jax.tree.map(np.float32, calls)._replace(t=np.int32(calls.t))
-  return jax.lax.scan(call, (x, before), table)[0][0]
+  return jax.lax.scan(call, (x, before, held.first(eps_fn, x)), table)[0][0]

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from jaxunlearn import errors
-from jaxunlearn.diffusion import Diffusion, EpsFn, multistep
+from jaxunlearn.diffusion import Diffusion, EpsFn, held, multistep
 from jaxunlearn.diffusion.options import DEFAULT, Options, times
 
 
@@ -130,7 +130,12 @@ def watched(
     ValueError: steps outside 1..T, or times past T - 1.
   """
   table = _ddim_steps(process, times(process, steps, options), steps, 0.0, options)
-  return _walk(predict, jax.random.key(0), x_T, c, table, options)
+
+  def at(carried: Any, x_t: Array, t: Array) -> tuple[Array, Any, Any]:
+    eps, seen = predict(x_t, t, c)
+    return eps, carried, seen
+
+  return _walk(at, (), jax.random.key(0), x_T, table, options)
 
 
 @functools.partial(jax.jit, static_argnames=("process", "t", "steps", "options"))
@@ -234,26 +239,32 @@ def _reverse(
   eps_fn: EpsFn, rng: Array, x: Array, c: Array | None, steps: Steps, options: Options
 ) -> Array:
   """Walks x down the table."""
-  return _walk(lambda *at: (eps_fn(*at), None), rng, x, c, steps, options)[0]
+  at = lambda carried, x_t, t: (*held.call(eps_fn, carried, x_t, t, c), None)
+  return _walk(at, held.first(eps_fn, x), rng, x, steps, options)[0]
 
 
 def _walk(
-  predict: Callable[..., tuple[Array, Any]],
+  at: Callable[..., tuple[Array, Any, Any]],
+  first: Any,
   rng: Array,
   x: Array,
-  c: Array | None,
   steps: Steps,
   options: Options,
 ) -> tuple[Array, Any]:
-  """Where x ends, and what was seen. The noise of a step depends on rng and t, not on the table."""
+  """Where x ends, and what was seen: `at(carried, x_t, t)` is (eps, carried on, seen).
 
-  def step(x_t: Array, k: Steps) -> tuple[Array, Any]:
-    eps, seen = predict(x_t, jnp.full(len(x_t), k.t), c)
+  The noise of a step depends on rng and t, not on the table.
+  """
+
+  def step(state: tuple[Array, Any], k: Steps) -> tuple[tuple[Array, Any], Any]:
+    x_t, carried = state
+    eps, carried, seen = at(carried, x_t, jnp.full(len(x_t), k.t))
     x0 = (x_t - k.sigma * eps) / k.gamma
     if options.clip_sample:
       x0 = jnp.clip(x0, -options.clip_sample_range, options.clip_sample_range)
     z = jax.random.normal(jax.random.fold_in(rng, k.t), x_t.shape)
-    return k.x0 * x0 + k.x_t * x_t + k.eps * eps + k.z * z, seen
+    return (k.x0 * x0 + k.x_t * x_t + k.eps * eps + k.z * z, carried), seen
 
   table = jax.tree.map(np.float32, steps)._replace(t=np.int32(steps.t))
-  return jax.lax.scan(step, jnp.asarray(x, jnp.float32), table)
+  (x, _), seen = jax.lax.scan(step, (jnp.asarray(x, jnp.float32), first), table)
+  return x, seen

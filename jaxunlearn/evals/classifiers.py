@@ -187,7 +187,8 @@ RECIPES = {
 class Trained:
   """A classifier with its weights. Images are [N, H, W, C] in [-1, 1]; N may be 0.
 
-  Those of another size or number of channels than the recipe's raise ValueError.
+  Those of a whole multiple of the recipe's size are made smaller, by the mean of each block. Those
+  of another size or number of channels raise ValueError.
   """
 
   recipe: Recipe
@@ -213,6 +214,7 @@ class Trained:
     return self._forward(images)[1]
 
   def _forward(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    images = shrunk(images, self.recipe.shape)
     _check_shape(self.recipe, images.shape[1:])
     count = max(1, -(-len(images) // BATCH))
     padded = np.zeros((count * BATCH, *images.shape[1:]), np.float32)
@@ -220,6 +222,15 @@ class Trained:
     parts = [_apply(self.recipe.net, self.params, part) for part in np.split(padded, count)]
     logits, features = (np.concatenate(part)[: len(images)] for part in zip(*parts, strict=True))
     return logits, features
+
+
+def shrunk(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+  """Pictures of a whole multiple of the shape's sides as the mean of each block of pixels."""
+  n, h, w, c = images.shape
+  k = h // shape[0]
+  if k < 2 or (h, w) != (k * shape[0], k * shape[1]):
+    return images
+  return np.asarray(images).reshape(n, shape[0], k, shape[1], k, c).mean(axis=(2, 4))
 
 
 def _check_shape(recipe: Recipe, shape: tuple[int, ...]) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float
@@ -40,11 +41,18 @@ class Moments:
     Raises:
       ValueError: a file is lost or damaged, or of another autoencoder.
     """
-    paths = self.paths[index[rows]].tolist()
-    both = np.stack([_read(path, self.shape) for path in paths]).astype(np.float32)
-    mean, log_var = np.split(both, 2, axis=-1)
+    mean, log_var = self._both(index[rows])
     noise = rng.standard_normal((len(index), *mean.shape[1:]), np.float32)[rows]
     return np.float32(self.scaling_factor) * (mean + np.exp(log_var / 2) * noise)
+
+  def means(self, index: np.ndarray) -> Float[np.ndarray, "n h w z"]:
+    """The latents of the records `index` without noise; float32. Raises as `draw`."""
+    return np.float32(self.scaling_factor) * self._both(index)[0]
+
+  def _both(self, index: np.ndarray) -> list[np.ndarray]:
+    """Mean and log variance, float32."""
+    files = [_read(path, self.shape) for path in self.paths[index].tolist()]
+    return np.split(np.stack(files).astype(np.float32), 2, axis=-1)
 
   def take(self, index: np.ndarray) -> "Moments":
     return dataclasses.replace(self, paths=self.paths[index])
@@ -75,6 +83,27 @@ def fill(codec: latents.Codec, records: data.Records) -> Moments:
   height, width = (side // codec.net.factor for side in records.image.shape[1:3])
   shape = (height, width, 2 * codec.net.latent_channels)
   return Moments(files, codec.net.scaling_factor, shape)
+
+
+def look(
+  codec: latents.Pixels | latents.Codec, records: data.Records
+) -> Callable[[np.ndarray], Float[np.ndarray, "n h w z"]]:
+  """index -> what the network sees of those records, float32: pixels, or latents without noise."""
+  if isinstance(codec, latents.Codec):
+    return fill(codec, records).means
+  return lambda index: data.to_model(records.image[index])
+
+
+def forget(codec: latents.Codec, gone: data.Records, kept: data.Records) -> int:
+  """Removes the files of records that are gone, but for those that a kept one has as well.
+
+  Returns how many there were.
+  """
+  files = {*paths(codec, gone).tolist()} - {*paths(codec, kept).tolist()}
+  there = [path for path in map(pathlib.Path, files) if path.is_file()]
+  for path in there:
+    path.unlink()
+  return len(there)
 
 
 def paths(codec: latents.Codec, records: data.Records) -> np.ndarray:

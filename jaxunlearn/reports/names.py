@@ -70,6 +70,7 @@ METRICS = {
   "retain_loss": ("retain loss", "denoising loss on what is kept: should not rise"),
   "_rate": ("rate", "share of samples that are the target: 0 is none of them"),
   "inception_score": ("inception score", "quality and variety of what is kept: should stay"),
+  "real_fid": ("floor of the feature FID", "that of as many real pictures: no model has less"),
   "feature_fid": ("feature FID", "distance of what is kept to reference images: should not rise"),
   "fid": ("FID", "distance of what is kept to reference images: should not rise"),
   "sscd": ("SSCD", "how like the target its restoration is: falls when forgotten"),
@@ -78,6 +79,15 @@ METRICS = {
   "worst_class_share": ("share of the rarest class", "of those kept: 0 is a class lost"),
   "class_share": ("class share", "share of the kept samples in each class"),
   "class_confidence": ("class confidence", "mean certainty of the classifier about each class"),
+  "copied": ("copies", "share of samples nearer a training picture than 95% of held-out ones: 5%"),
+  "nearer": ("nearness to training", "chance that a sample is nearer than a held-out one: 50%"),
+  "alignment": ("alignment", "share of samples that show what they were asked for"),
+  "aligned_class": ("class shown", "share that a classifier takes for the class asked for"),
+  "aligned_style": ("style shown", "the same of the style"),
+  "aligned_nearest": (
+    "nearest shown",
+    "share whose nearest training picture is of the class asked",
+  ),
   "network_evaluations": ("network evaluations", "forward passes for one sample"),
   "parameters": ("parameters", "of all networks of this composition"),
 }

@@ -4,11 +4,12 @@ A router is a frozen dataclass `Router` with
 
     independent   whether a source's part is fitted on its own records alone
     fit           {source: its records} -> {source: its part}, a dict of arrays
-    on            (net, backbone) -> what has `logits`, standing on that frozen backbone
+    on            (net, backbone, codec) -> what has `logits`, standing on what is frozen
     logits        (parts, process, x_t, t) -> [B, n], up to a constant that sources share
     seen          names of sources -> {part: what it has seen, in words}
 
 where `parts` are the sources' parts stacked, so that a subset of the sources is a subset of rows.
+The codec stands between pictures and what the network sees, x_t too (latents/__init__.py).
 Priors are no part of it: w_i = softmax_i(logits_i + log lam_i).
 """
 
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxunlearn import data, errors
+from jaxunlearn import data, errors, latents
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.inputs import plugins
 
@@ -44,10 +45,15 @@ class Router(Protocol):
   independent: ClassVar[bool]
 
   def fit(
-    self, records: Mapping[str, data.Records], net: Any, backbone: Any, process: Diffusion
+    self,
+    records: Mapping[str, data.Records],
+    net: Any,
+    backbone: Any,
+    process: Diffusion,
+    codec: latents.Pixels | latents.Codec,
   ) -> dict[str, Part]: ...
 
-  def on(self, net: Any, backbone: Any) -> Weigher: ...
+  def on(self, net: Any, backbone: Any, codec: latents.Pixels | latents.Codec) -> Weigher: ...
 
   def seen(self, names: Sequence[str]) -> dict[str, str]: ...
 

@@ -1,7 +1,8 @@
 """k-means in each source: its density is a Gaussian around each of its centroids, noised.
 
-Features are sums over p x p pixels, divided by p: a projection P with orthonormal rows, in which
-noise stays isotropic. With centroids mu_k, shares pi_k and variances v_k of a source there,
+Features are sums over p x p pixels (or places of a latent), divided by p: a projection P with
+orthonormal rows, in which noise stays isotropic. With centroids mu_k, shares pi_k and variances
+v_k of a source there,
 
     p_t(P x_t) = sum_k pi_k N(P x_t; gamma_t mu_k, (gamma_t^2 v_k + sigma_t^2) I)
 
@@ -12,7 +13,7 @@ Golatkar et al. (2024) take the distances of a predicted x0 instead, in features
 import dataclasses
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -21,10 +22,13 @@ import numpy as np
 import scipy.cluster.vq
 from jaxtyping import Array, Float, Real
 
-from jaxunlearn import data
+from jaxunlearn import data, latents
 from jaxunlearn.cdm import routers
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.inputs import ranges
+from jaxunlearn.latents import cache
+
+CHUNK = 1024  # records read at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Router:
     net: Any = None,
     backbone: Any = None,
     process: Diffusion | None = None,
+    codec: latents.Pixels | latents.Codec = latents.PIXELS,
   ) -> dict[str, dict[str, np.ndarray]]:
     """{source: center [K, F], variance [K], log_share [K]}; a function of its records and name.
 
@@ -54,19 +59,23 @@ class Router:
     """
     del net, backbone, process
     routers.check(records)
-    return {name: self._part(name, mine) for name, mine in records.items()}
+    part = lambda name, mine: self._part(name, cache.look(codec, mine), len(mine))
+    return {name: part(name, mine) for name, mine in records.items()}
 
-  def on(self, net: Any = None, backbone: Any = None) -> "Router":
+  def on(self, net: Any = None, backbone: Any = None, codec: Any = None) -> "Router":
     """Itself: it needs no backbone."""
-    del net, backbone
+    del net, backbone, codec
     return self
 
   def seen(self, names: Sequence[str]) -> dict[str, str]:
     return {f"centroids of {name}": f"{name} alone" for name in names}
 
-  def _part(self, name: str, records: data.Records) -> dict[str, np.ndarray]:
-    pooled = lambda pixels: self.features(jnp.asarray(data.to_model(pixels)))
-    features = np.concatenate([pooled(pixels) for pixels in records.chunks(1024)], dtype=np.float64)
+  def _part(
+    self, name: str, look: Callable[[np.ndarray], np.ndarray], count: int
+  ) -> dict[str, np.ndarray]:
+    rows = np.split(np.arange(count), np.arange(CHUNK, count, CHUNK))
+    pooled = [self.features(jnp.asarray(look(some))) for some in rows]
+    features = np.concatenate(pooled, dtype=np.float64)
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     center, share, variance = self._mixture(features, rng)
     pad = (0, self.k - len(center))

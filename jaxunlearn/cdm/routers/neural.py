@@ -24,10 +24,11 @@ from flax import traverse_util
 from jaxtyping import Array, Float, Real
 from tqdm import tqdm
 
-from jaxunlearn import data
+from jaxunlearn import data, latents
 from jaxunlearn.cdm import routers
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.inputs import ranges
+from jaxunlearn.latents import cache
 from jaxunlearn.models import uvit
 
 Tree = Any
@@ -68,7 +69,12 @@ class Router:
     uvit.Net(width=self.width, heads=self.heads)  # raises where heads do not divide the width
 
   def fit(
-    self, records: Mapping[str, data.Records], net: Any, backbone: Tree, process: Diffusion
+    self,
+    records: Mapping[str, data.Records],
+    net: Any,
+    backbone: Tree,
+    process: Diffusion,
+    codec: latents.Pixels | latents.Codec = latents.PIXELS,
   ) -> dict[str, dict[str, np.ndarray]]:
     """{source: its part}, a function of the records in their order and of the seed.
 
@@ -78,6 +84,7 @@ class Router:
     routers.check(records)
     _check(net, backbone)
     counts = np.array([len(mine) for mine in records.values()])
+    looks = [cache.look(codec, mine) for mine in records.values()]
     log_prior = jnp.log(jnp.asarray(counts / counts.sum(), jnp.float32))
     k_init, k_steps = jax.random.split(jax.random.key(self.seed))
     params = self._init(k_init, net, backbone, len(counts))
@@ -85,7 +92,7 @@ class Router:
     rng = np.random.default_rng(self.seed)
     for step in tqdm(range(self.steps), desc="fit router"):
       key = jax.random.fold_in(k_steps, step)
-      batch = _batch(rng, list(records.values()), self.batch)
+      batch = _batch(rng, looks, counts, self.batch)
       state, nll = _update(self, net, process, backbone, log_prior, state, key, *batch)
     if not np.isfinite(nll):
       raise ValueError(
@@ -94,8 +101,9 @@ class Router:
       )
     return _parts(list(records), state[0])
 
-  def on(self, net: Any, backbone: Tree) -> OnBackbone:
+  def on(self, net: Any, backbone: Tree, codec: Any = None) -> OnBackbone:
     """The router with its backbone bound; raises ValueError where there is none."""
+    del codec
     _check(net, backbone)
     return OnBackbone(jax.tree_util.Partial(_logits(self, net), backbone))
 
@@ -134,17 +142,21 @@ def _check(net: Any, backbone: Tree) -> None:
 
 
 def _batch(
-  rng: np.random.Generator, sources: Sequence[data.Records], size: int
+  rng: np.random.Generator,
+  looks: Sequence[Callable[[np.ndarray], np.ndarray]],
+  counts: np.ndarray,
+  size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Images [size, H, W, C] of records drawn uniformly from all, and their sources [size]."""
-  ends = np.cumsum([len(mine) for mine in sources])
+  """What the network sees of records drawn uniformly from all, and their sources [size]."""
+  ends = np.cumsum(counts)
   pick = rng.integers(ends[-1], size=size)
   source = np.searchsorted(ends, pick, side="right")
-  pixels = np.empty((size, *sources[0].image.shape[1:]), np.uint8)
-  for i in np.unique(source):
-    rows = source == i
-    pixels[rows] = sources[i].image[pick[rows] - ends[i] + len(sources[i])]
-  return data.to_model(pixels), source
+  present, place = np.unique(source, return_inverse=True)
+  parts = [looks[i](pick[source == i] - ends[i] + counts[i]) for i in present]
+  seen = np.empty((size, *parts[0].shape[1:]), np.float32)
+  for i, part in enumerate(parts):
+    seen[place == i] = part
+  return seen, source
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

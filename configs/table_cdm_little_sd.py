@@ -1,0 +1,66 @@
+"""Compositions of 2 to 16 sources of a little Stable Diffusion beside monoliths, 3 seeds, paired.
+
+    python -m jaxunlearn.main --config=configs/pretrain_cdm_backbone.py --workdir=runs/cdm_backbone
+    python -m jaxunlearn.main --config=configs/table_cdm_little_sd.py:uniform --workdir=runs/table
+
+and the same with class and style, in the same working directory: results/cdm_little_sd_*.md. The
+monoliths are LoRA of the rank of one source, and of as many parameters as 16 sources have. Finished
+runs are skipped; launched twice at once it uses two cores.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import cdm_little_sd
+
+SEEDS = (0, 1, 2)
+COUNTS = {"uniform": (2, 4, 8, 16), "class": (2, 4), "style": (2, 4)}
+KINDS, OF_KINDS = ("attn2", "full"), 4  # beside LoRA, of so many sources
+MODES = {
+  "trajectory": "one source a trajectory",
+  "step": "one source a step",
+  "naive": "average",
+  "soft": "soft",
+  "top1": "top-1",
+  "top2": "top-2",
+}
+ONE, ALL = "monolith, as large as one source", "monolith, as large as 16 sources"
+
+
+def get_config(by: str = "uniform"):
+  config = ConfigDict({"runs": {}, "rows": (), "out": f"results/cdm_little_sd_{by}", "paired": ONE})
+  config.published = ()
+  config.columns = (
+    ("feature_fid", "feature FID"),
+    ("feature_fid_change", "its change, paired"),
+    ("real_fid", "of real pictures"),
+    ("alignment", "alignment"),
+    ("aligned_class", "group shown"),
+    ("copied", "nearer training than held out"),
+    ("network_evaluations", "evaluations"),
+    ("parameters", "parameters"),
+  )
+  rank = cdm_little_sd.RANK
+  _add(config, "one", {"": ONE}, lambda: cdm_little_sd.compartments("uniform", 1))
+  _add(config, "all", {"": ALL}, lambda: cdm_little_sd.compartments("uniform", 1, rank=16 * rank))
+  for n in COUNTS[by]:
+    titles = {mode: f"{n}: {title}" for mode, title in MODES.items()}
+    _add(config, f"{by}{n}", titles, lambda n=n: cdm_little_sd.compartments(by, n))
+  for kind in KINDS if by == "uniform" else ():
+    titles = {mode: f"{OF_KINDS}, {kind}: {MODES[mode]}" for mode in ("soft", "top1")}
+    make = lambda kind=kind: cdm_little_sd.compartments(by, OF_KINDS, kind)
+    _add(config, f"{by}{OF_KINDS}_{kind}", titles, make)
+  return config
+
+
+def _add(config, name, titles, make):
+  """The runs of all seeds, and a row for each mode; of a monolith there is one."""
+  for seed in SEEDS:
+    run = config.runs[f"{name}_{seed}"] = make()
+    run.seed = seed
+    if titles.keys() <= {""}:
+      run.compose.modes = ("naive",)
+    elif len(titles) < len(MODES):
+      run.compose.modes = tuple(titles)
+  for mode, title in titles.items():
+    names = tuple(f"{name}_{seed}#{mode or 'naive'}" for seed in SEEDS)
+    config.rows += ((title, names, ()),)
