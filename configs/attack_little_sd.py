@@ -56,6 +56,14 @@ ATTACKS = {
   "states": Attack(
     "inversion", "embedding_inversion", streams=STATES, trained={"pattern": "prompts"}, steps=60
   ),
+  "token": Attack(
+    "inversion",
+    "token_inversion",
+    streams={"a": FEW(10)},
+    trained={"pattern": "token"},
+    steps=60,
+    prompts={"token": "<it>"},
+  ),
   "prompt_search": Attack(
     "prompt_search",
     "unlearn_diff_attack",

@@ -35,6 +35,7 @@ ATTACKS = (
   ("ar_few_10", "AR 10 images", (("few_10", 1e-4),)),
   ("ar_lora_10", "AR 10 images, LoRA", (("few_10_lora", 1e-3),)),
   ("ar_states", "AR state inversion", (("states", 5e-2),)),
+  ("ar_token", "AR token inversion", (("token", 5e-2),)),
   ("ar_search", "AR prompt search", (("prompt_search", 1e-2),)),
   ("ar_paraphrase", "AR paraphrases", PARAPHRASED),
   ("ar_completion", "AR completion", (("completion", 0.0),)),
@@ -80,6 +81,6 @@ KIT = audits.Kit(
   _retrained,
   _unlearned,
   _attacked,
-  means=("ar_dimra", "ar_few_10", "ar_lora_10", "ar_states", "ar_search"),
+  means=("ar_dimra", "ar_few_10", "ar_lora_10", "ar_states", "ar_token", "ar_search"),
   evidence=False,
 )

@@ -35,6 +35,7 @@ ATTACKS = (  # as of attack_little_sd.py, with learning rates: the cheap ones fi
   ("few_10_lora", 1e-4),
   ("prompt_search", 1e-2),
   ("states", 1e-2),
+  ("token", 5e-3),
   ("dimra_retain", 1e-5),
 )
 SCALED = 10  # times the rates of fine-tuning, for models of few parameters: --small
