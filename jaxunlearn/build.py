@@ -218,7 +218,8 @@ def check_needs(setup: Setup) -> None:
 def check_trained(setup: Setup) -> None:
   """Raises ValueError where config.trained finds nothing in the network; nothing is computed."""
   if not setup.trained.everything:
-    jax.eval_shape(setup.split, jax.eval_shape(setup.net.init, jax.random.key(0)))
+    whole = lambda key: with_prefix(setup, setup.net.init(key))
+    jax.eval_shape(lambda key: setup.split(whole(key)), jax.random.key(0))
 
 
 def size_advice(
@@ -273,7 +274,12 @@ def start_params(setup: Setup) -> Tree:
   """Where a run starts (host arrays): random, another run's, or weights in diffusers' layout."""
   config = setup.config
   params = of_run.start(config.init_from, setup.net, config.seed, setup.mesh, config.init_bits)
-  count = config.prompts.prefix if "prompts" in config else 0
+  return with_prefix(setup, params)
+
+
+def with_prefix(setup: Setup, params: Tree) -> Tree:
+  """The parameters with the tokens before each prompt that config.prompts asks for."""
+  count = setup.config.prompts.prefix if "prompts" in setup.config else 0
   return prompts.with_prefix(params, count, setup.net) if count else params
 
 

@@ -293,8 +293,8 @@ def test_a_prompt_is_searched_for_and_all_else_is_frozen(setup_of):
   ],
 )
 def test_a_search_without_tokens_or_room_is_refused(setup_of, pattern, prefix, error):
-  setup = setup_of("unlearn_diff_attack", {"a": "forget"}, pattern, prefix=prefix)
   with pytest.raises(ValueError, match=error):
+    setup = setup_of("unlearn_diff_attack", {"a": "forget"}, pattern, prefix=prefix)
     build.make_state(setup, build.start_params(setup))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
@@ -22,7 +23,9 @@ SMALLEST = 8  # px a side from which the folded gradient is the faster one
 
 
 def convolve(
-  x: Float[Array, "B H W C"], kernel: Float[Array, "h w C D"], padding: Padding
+  x: Float[Array | np.ndarray, "B H W C"],
+  kernel: Float[Array | np.ndarray, "h w C D"],
+  padding: Padding,
 ) -> Float[Array, "B _ _ D"]:
   """x * kernel at stride 1, padded by (top, bottom) and (left, right) zeros."""
   return _CONVOLVE.bind(x, kernel, padding=padding)
