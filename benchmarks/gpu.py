@@ -54,12 +54,12 @@ def directions(precision: str, names: list[str] | None, to: pathlib.Path) -> Non
   import jax
   import optax
 
-  from jaxunlearn import build, methods, step
+  from jaxunlearn import build, step
   from tests import cuda_test, nets
 
   found = {}
   with jax.default_matmul_precision(PRECISIONS[precision]):
-    for name in names or methods.names():
+    for name in names or cuda_test.METHODS:
       setup = cuda_test.conditional_setup(name)
       state = build.make_state(setup, nets.random_params(setup.net))
       update = step.make_update(setup, state)

@@ -57,7 +57,7 @@ def test_a_config_that_is_missing_or_fails():
   assert "--config is missing" in one_line_of(launch(config=""))
   assert "'configs/nope.py'" in one_line_of(launch(config="configs/nope.py"))
   said = one_line_of(launch("--workdir=x", config="tests/tiny_config.py:sis"))
-  assert "no method 'sis' (did you mean 'siss'?); there are: denoising, " in said
+  assert "no method 'sis' (did you mean 'siss'?); there are: concept_ablation, " in said
 
 
 def test_help_is_quick_and_useful():
@@ -77,7 +77,7 @@ def test_help_is_quick_and_useful():
 def test_main_names_the_nearest_method(tmp_path):
   done = launch("--config.method.name=sis", f"--workdir={tmp_path}/run")
   assert one_line_of(done).startswith(
-    "error: no method 'sis' (did you mean 'siss'?); there are: denoising, "
+    "error: no method 'sis' (did you mean 'siss'?); there are: concept_ablation, "
   )
   assert not (tmp_path / "run").exists()
 

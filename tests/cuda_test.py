@@ -28,10 +28,10 @@ STREAMS = {
   "x": "retain",
   "all": "all",
   "a": {"take": "forget", "to": "next"},
-  "alt": {"take": "retain", "c": "forget"},
+  "alt": {"take": "retain", "c": "forget", "to": "own"},
 }
 # On a network without prompts.
-METHODS = [name for name in methods.names() if "token" not in methods.make(name).needs]
+METHODS = [n for n in methods.names() if not {"token", "text"} & {*methods.make(n).needs}]
 UVIT = {"sample_size": 28, "in_channels": 1, "patch_size": 7, "width": 32, "depth": 2, "heads": 4}
 
 

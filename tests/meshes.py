@@ -15,7 +15,7 @@ TOLERANCE = 1e-5  # float32 sums in another order: 7e-7 and less were seen
 NET = nets.Attentive(classes=(11,))  # ten digits and the T-shirt
 
 # On a network without prompts: latent_models_test.py has those of a new token.
-METHODS = [name for name in methods.names() if "token" not in methods.make(name).needs]
+METHODS = [n for n in methods.names() if not {"token", "text"} & {*methods.make(n).needs}]
 
 every_method = pytest.mark.parametrize("method", METHODS)
 every_shape = pytest.mark.parametrize(("data", "fsdp"), SHAPES)
@@ -30,7 +30,7 @@ def config_of(method, data=1, fsdp=1, net=None):
     config.streams = {
       "x": "retain",
       "a": {"take": "forget", "to": "next"},
-      "alt": {"take": "retain", "c": "forget"},
+      "alt": {"take": "retain", "c": "forget", "to": "own"},
       "all": "all",
     }
   return config
