@@ -48,14 +48,14 @@ def table(params: Tree, column: int) -> jax.Array:
     empty = jnp.broadcast_to(params["states"]["empty"], (1, *rows.shape[1:]))
     return jnp.concatenate([rows, empty])
   name = f"class_embedding_{column}"
+  if name in params:
+    return jnp.asarray(params[name]["embedding"])
   if {"unet", "text_encoder", "token"} & params.keys():
     raise ValueError(
       "the prompts of this model are encoded from their words and are in no table; set "
       "config.trained.pattern to prompts"
     )
-  if name not in params:
-    raise ValueError(f"the model has no {name}; use a conditional model (config.model.classes)")
-  return jnp.asarray(params[name]["embedding"])
+  raise ValueError(f"the model has no {name}; use a conditional model (config.model.classes)")
 
 
 def with_table(params: Tree, column: int, embeddings: Any) -> Tree:
