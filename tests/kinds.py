@@ -265,7 +265,10 @@ KINDS = {
     make=lambda: unlearn_fashion.get_config("esd"),
     kind="unlearning",
     title="Unlearning the class Trouser with ESD",
-    fact=("Method", "ESD (η 1)"),
+    fact=(
+      "Method",
+      "ESD (η 1, partial 0, partial steps 50, partial guidance 2, partial batch 4)",
+    ),
     line=TROUSER,
     headline="Trouser UA 0 -> 0.88",
     limits={*DELETED, "judge", *MEASURED},
