@@ -16,7 +16,6 @@ sets beside others. Launched again, it goes on.
 
 import argparse
 import dataclasses
-import importlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -76,7 +75,9 @@ class Asked:
 def make(asked: Asked) -> ConfigDict:
   """The pipeline of an audit: each model as it is, and every attack on it, in order of cost."""
   configs.expose()
-  audits, attacks = (_config(name) for name in ("audits", "attack_little_sd"))
+  from configs import attack_little_sd as attacks
+  from configs import audits
+
   base, suffix = _base(asked), audits.suffix
   chosen = [one for one in ATTACKS if not asked.attacks or one[0] in asked.attacks]
   chosen = [(name, rate * SCALED if asked.small else rate) for name, rate in chosen]
@@ -103,13 +104,10 @@ def make(asked: Asked) -> ConfigDict:
   )
 
 
-def _config(name: str) -> Any:
-  return importlib.import_module(f"configs.{name}")
-
-
 def _base(asked: Asked) -> ConfigDict:
   """What the runs share: data, prompts, and how samples are made and judged."""
-  common = _config("common")
+  from configs import common
+
   config = common.get_config()
   config.model = ConfigDict({"name": "pretrained", "dtype": "float32"})
   config.prompts = ConfigDict(dataclasses.asdict(prompts.Options(template=asked.template)))
