@@ -105,7 +105,7 @@ def test_lora_of_a_convolution_is_one_of_few_channels():
       "pattern 'attn3' finds no parameter.* in paths like 'unet/conv_in/bias'",
     ),
     ({"pattern": "bias$", "rank": 2}, r"pattern 'bias\$' finds no kernel"),
-    ({"pattern": "("}, r"pattern '\(' is no regular expression .*; use one, or one of: attn2"),
+    ({"pattern": "("}, r"pattern '\(' is no regular expression .*; use one, or one of: unet"),
     ({"rank": -1}, "rank is -1; use a whole number, 0 or more"),
   ],
 )
