@@ -70,18 +70,12 @@ def setup_of(row: Row) -> build.Setup:
   module = {"siss_celeba": siss_celeba, "pretrain_uvit_64": pretrain_uvit_64}[row.what]
   config = module.get_config()
   config.update_from_flattened_dict(row.settings)
-  return build.Setup(
+  return build.without_data(
     config=config,
     mesh=sharding.make_mesh(1, -1, topology.devices(row.topology)),
     process=Diffusion(**config.process),
     net=models.make(**config.model),
     method=methods.make(**config.method),
-    tx=build.make_optimizer(config),
-    train=None,
-    heldout=None,
-    forget=None,
-    concept=None,
-    streams={},
   )
 
 

@@ -87,18 +87,12 @@ def ours(net: Any, params: Any, size: int) -> Callable[[dict[str, np.ndarray]], 
   from jaxunlearn.mesh import sharding
 
   config = settings(size)
-  setup = build.Setup(
+  setup = build.without_data(
     config=config,
     mesh=sharding.make_mesh(1),
     process=Diffusion(**config.process),
     net=net,
     method=methods.make(**config.method),
-    tx=build.make_optimizer(config),
-    train=None,
-    heldout=None,
-    forget=None,
-    concept=None,
-    streams={},
   )
   state = build.make_state(setup, params)
   update, where = step.make_update(setup, state), sharding.batch_sharding(setup.mesh)

@@ -76,7 +76,7 @@ def setup_of(row: Row) -> build.Setup:
   config.train.update(batch=BATCH, micro_batches=row.micro_batches)
   config.trained.update(TRAINED[row.trained])
   devices = jax.devices()[:1] if row.topology == TRACED else topology.devices(row.topology)
-  return build.Setup(
+  return build.without_data(
     config=config,
     mesh=sharding.make_mesh(1, -1, devices if row.topology == V5E else devices[:1]),
     process=Diffusion(schedule="scaled_linear", beta_1=0.00085, beta_T=0.012),
@@ -87,12 +87,6 @@ def setup_of(row: Row) -> build.Setup:
       book=Book(np.zeros((PROMPTS + 1, 77), np.int32)),
     ),
     method=methods.make(**config.method),
-    tx=build.make_optimizer(config),
-    train=None,
-    heldout=None,
-    forget=None,
-    concept=None,
-    streams={},
     trained=adapters.Trained(**config.trained),
   )
 

@@ -121,7 +121,7 @@ def ours(fields: dict[str, Any], batch: int, kind: str, micro: int) -> tuple[Ste
   config = common.get_config()
   config.optimizer.update(OPTIMIZER)
   config.train.update(batch=batch, micro_batches=micro)
-  setup = build.Setup(
+  setup = build.without_data(
     config=config,
     mesh=sharding.make_mesh(data=1),
     process=Diffusion(),
@@ -129,12 +129,6 @@ def ours(fields: dict[str, Any], batch: int, kind: str, micro: int) -> tuple[Ste
     method=methods.make("siss", stratified=True, **SISS)
     if kind == "siss"
     else methods.make("denoising"),
-    tx=build.make_optimizer(config),
-    train=None,
-    heldout=None,
-    forget=None,
-    concept=None,
-    streams={},
   )
   rng = np.random.default_rng(0)
   shapes = jax.eval_shape(setup.net.init, jax.random.key(0))

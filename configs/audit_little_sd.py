@@ -8,8 +8,6 @@ retrain_little_styles.py for each of RETRAINED: the yardstick of every attack. F
 skipped; launched twice at once it uses two cores.
 """
 
-from ml_collections import ConfigDict
-
 from configs import attack_little_sd, audits, unlearn_little_sd
 
 TARGETS = {"mosaic": "style", "twemoji": "style", "heart": "label", "time": "label"}
@@ -55,22 +53,6 @@ def get_config():
   return audits.audit("little_sd", base, TARGETS, ATTACKS, COLUMNS, (0, 1, 2), apart=True, kit=KIT)
 
 
-def _unlearned(base: ConfigDict, origin: str, variant: str) -> ConfigDict:
-  base = base.copy_and_resolve_references()
-  config = unlearn_little_sd.unlearning(base, origin, variant)
-  if config.method.name == "selective_amnesia":
-    config.streams.update(x="samples:run:replay", all="all_samples:run:replay")
-  return config
-
-
-def _attacked(run: ConfigDict, name: str, variant: str, rate: float) -> ConfigDict:
-  config = attack_little_sd.attack(run.copy_and_resolve_references(), variant, rate)
-  config.init_from = f"run:{name}"
-  if variant == "dimra_samples":
-    config.streams.x = "samples:run:replay"
-  return config
-
-
 def _retrained(target: str) -> str:
   return f"runs/retrain_{audits.slug(target)}" if target in RETRAINED else ""
 
@@ -79,8 +61,8 @@ KIT = audits.Kit(
   METHODS,
   unlearn_little_sd.BASE,
   _retrained,
-  _unlearned,
-  _attacked,
+  unlearn_little_sd.unlearning,
+  attack_little_sd.attack,
   means=("ar_dimra", "ar_few_10", "ar_lora_10", "ar_states", "ar_token", "ar_search"),
   evidence=False,
 )

@@ -36,8 +36,8 @@ class Kit:
   methods: Mapping[str, str]  # label of the row -> variant
   origin: str  # of the base model
   retrained: Callable[[str], str]  # target -> the model retrained without it; "": none is there
-  unlearned: Make  # (base, origin, variant)
-  attacked: Callable[[ConfigDict, str, str, float], ConfigDict]  # (run, name, variant, rate)
+  unlearning: Make  # (config, origin, variant), which may change the config
+  attack: Callable[[ConfigDict, str, float], ConfigDict]  # (config, variant, rate), likewise
   means: Sequence[str] = ("ar_few_10",)  # metrics of attacks whose mean over probes is shown too
   evidence: bool = True  # whether membership and the verdict are in the table
 
@@ -100,21 +100,22 @@ def audit(
           run.eval.update(membership_kept=250, membership_deleted=500)
         config.runs[name] = run
         for attack in [one for *_, runs in attacks for one in runs] if attacked else ():
-          config.runs[f"{name}@{suffix(attack)}"] = kit.attacked(run, name, *attack)
+          config.runs[f"{name}@{suffix(attack)}"] = attack_on(kit, run, name, *attack)
     config.rows += tuple((label, tuple(group), ()) for label, group in names.items())
 
   add("pretrained", "pretrained", lambda _: as_it_is(base, origin), attacked=False)
   known = {target: field for target, field in targets.items() if kit.retrained(target)}
   add("retrained", "retrained", lambda target: as_it_is(base, kit.retrained(target)), of=known)
   for row, variant in kit.methods.items():
-    add(row, variant, lambda _, variant=variant: kit.unlearned(base, origin, variant))
+    add(row, variant, lambda _, variant=variant: unlearned(kit, base, variant))
   return config
 
 
 def fashion(models: str) -> Kit:
   """Class-conditional models in assets, by unlearn_fashion.py and attack_fashion.py."""
   retrained = lambda target: f"assets:retrain_{models}_{slug(target)}"
-  return Kit(METHODS, f"assets:pretrain_{models}", retrained, unlearned, attack_on)
+  origin = f"assets:pretrain_{models}"
+  return Kit(METHODS, origin, retrained, unlearn_fashion.unlearning, attack_fashion.attack)
 
 
 def as_it_is(base: ConfigDict, origin: str) -> ConfigDict:
@@ -126,15 +127,15 @@ def as_it_is(base: ConfigDict, origin: str) -> ConfigDict:
   return config
 
 
-def unlearned(base: ConfigDict, origin: str, variant: str) -> ConfigDict:
-  config = unlearn_fashion.unlearning(base.copy_and_resolve_references(), origin, variant)
+def unlearned(kit: Kit, base: ConfigDict, variant: str) -> ConfigDict:
+  config = kit.unlearning(base.copy_and_resolve_references(), kit.origin, variant)
   if config.method.name == "selective_amnesia":
     config.streams.update(x="samples:run:replay", all="all_samples:run:replay")
   return config
 
 
-def attack_on(run: ConfigDict, name: str, variant: str, rate: float) -> ConfigDict:
-  config = attack_fashion.attack(run.copy_and_resolve_references(), variant, rate)
+def attack_on(kit: Kit, run: ConfigDict, name: str, variant: str, rate: float) -> ConfigDict:
+  config = kit.attack(run.copy_and_resolve_references(), variant, rate)
   config.init_from = f"run:{name}"
   if variant == "dimra_samples":
     config.streams.x = "samples:run:replay"

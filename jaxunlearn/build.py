@@ -161,6 +161,20 @@ def build(config: ConfigDict) -> Setup:
   return setup
 
 
+def without_data(
+  config: ConfigDict,
+  mesh: jax.sharding.Mesh,
+  process: Diffusion,
+  net: Any,
+  method: methods.Objective,
+  **rest: Any,
+) -> Setup:
+  """That of a run which reads no data: for what a step takes, on arrays of its shapes."""
+  none: Any = None
+  data_of = {"train": none, "heldout": none, "forget": none, "concept": None, "streams": {}}
+  return Setup(config, mesh, process, net, method, make_optimizer(config), **data_of, **rest)
+
+
 def with_prompts(config: ConfigDict, net: Any, records: data.Records, request: data.Forget) -> Any:
   """The text-to-image network with the prompts of the data's conditions."""
   options = prompts.Options(**config.prompts)

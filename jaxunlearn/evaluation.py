@@ -306,6 +306,7 @@ class Evaluation:
       c=c,
       concept=concept,
       vocabulary=setup.train.vocabulary,
+      template=setup.config.prompts.template if "prompts" in setup.config else "",
       sampler=setup.sampler,
       split=evals.Split(
         kept=kept,

@@ -84,7 +84,7 @@ def test_clip_iqa_is_that_of_pytorchs_functions():
   ids = torch.zeros((2, 77), dtype=torch.long)
   ids[:, :5] = torch.tensor([[49406, 886, 1125, 269, 49407], [49406, 2103, 1125, 269, 49407]])
   pixels = np.clip((IMAGES + 1) / 2, 0, 1)
-  x = torch.from_numpy(((pixels - clip_iqa.MEAN) / clip_iqa.STD).transpose(0, 3, 1, 2))
+  x = torch.from_numpy(((pixels - clip_files.MEAN) / clip_files.STD).transpose(0, 3, 1, 2))
   with torch.no_grad():
     f, g = (F.normalize(v, dim=-1) for v in (theirs.image(x), theirs.text(ids)))
     want = (100 * f @ g.T).softmax(-1)[:, 0]

@@ -18,7 +18,7 @@ from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.diffusion.held import Held
 from jaxunlearn.latents import cache
 from jaxunlearn.models import vae
-from jaxunlearn.weights import clip_vision
+from jaxunlearn.weights import clip_files
 
 PROCESS = Diffusion()
 SHAPE = (8, 8, 4)
@@ -123,7 +123,7 @@ def test_a_clip_tower_from_a_folder_gives_features_as_transformers_does(tmp_path
   module = transformers.CLIPVisionModelWithProjection(config).eval()
   module.save_pretrained(tmp_path)
   images = data.to_model(records["red"].image)
-  shown = (images / 2 + 0.5 - clip_vision.MEAN) / clip_vision.STD
+  shown = (images / 2 + 0.5 - clip_files.MEAN) / clip_files.STD
   with torch.no_grad():
     want = module(torch.tensor(shown.transpose(0, 3, 1, 2))).image_embeds.numpy()
   got = decoded._extractor(str(tmp_path))(jnp.asarray(images))

@@ -327,8 +327,8 @@ def test_real_pictures_are_typical_and_noise_is_not():
 def test_larger_pictures_are_averaged_to_the_classifiers_size():
   small = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)
   large = small.repeat(3, axis=1).repeat(3, axis=2)
-  np.testing.assert_allclose(typical.shrunk(large, (4, 4, 3)), small, atol=1e-6)
-  assert typical.shrunk(large, (5, 5, 3)) is large
+  np.testing.assert_allclose(classifiers.shrunk(large, (4, 4, 3)), small, atol=1e-6)
+  assert classifiers.shrunk(large, (5, 5, 3)) is large
 
 
 def test_the_nearest_picture_is_by_l2_and_of_one_size():
@@ -343,6 +343,22 @@ def test_the_nearest_picture_is_by_l2_and_of_one_size():
     ValueError, match=r"^samples are \(3, 3, 3\), and the real pictures of config"
   ):
     typical.nearest(np.zeros((1, 3, 3, 3), np.float32), real)
+
+
+# prompts
+
+
+@pytest.mark.parametrize(
+  ("names", "template", "prompt"),
+  [
+    ((("a whale", "a hand"),), "", "a hand"),
+    ((("whale", "hand"), ("noto", "ink")), "", "hand noto"),
+    ((("whale", "hand"), ("noto", "ink")), "a {class} in {style} style", "a hand in noto style"),
+  ],
+)
+def test_a_sample_is_compared_with_the_prompt_that_it_was_asked_for(names, template, prompt):
+  given = task("conditional", vocabulary=names, template=template)
+  assert given.prompt(np.array([1, 0][: len(names)])) == prompt
 
 
 # groups

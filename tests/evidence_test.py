@@ -43,13 +43,33 @@ P, AUC = "membership_pia/deleted-p", "membership_pia/deleted-auc"
 @pytest.mark.parametrize(
   ("before", "after", "side", "words"),
   [
-    ((0.031, 0.019, 0.05), (0, 0, 0.0074), FOR, "Fewer samples show T-shirt: T-shirt rate 0.031"),
-    ((0.031, 0.019, 0.05), (0.03, 0.02, 0.05), AGAINST, "Samples show T-shirt no less than before"),
-    ((0.031, 0.019, 0.05), (0.09, 0.07, 0.12), AGAINST, "Samples show T-shirt no less than before"),
-    ((0.031, 0.01, 0.1), (0, 0, 0.056), UNKNOWN, "Whether fewer samples show T-shirt is not clear"),
-    ((0, 0, 0.0074), (0, 0, 0.0074), UNKNOWN, "Samples did not show T-shirt before either, so"),
-    (None, (0, 0, 0.0074), FOR, "No sample shows T-shirt: T-shirt rate 0 [0, 0.0074]."),
-    (None, (0.1, 0.05, 0.2), AGAINST, "Samples show T-shirt: T-shirt rate 0.1 [0.05, 0.2]."),
+    (
+      (0.031, 0.019, 0.05),
+      (0, 0, 0.0074),
+      FOR,
+      "Fewer samples show the T-shirt: T-shirt rate 0.031",
+    ),
+    (
+      (0.031, 0.019, 0.05),
+      (0.03, 0.02, 0.05),
+      AGAINST,
+      "Samples show the T-shirt no less than before",
+    ),
+    (
+      (0.031, 0.019, 0.05),
+      (0.09, 0.07, 0.12),
+      AGAINST,
+      "Samples show the T-shirt no less than before",
+    ),
+    (
+      (0.031, 0.01, 0.1),
+      (0, 0, 0.056),
+      UNKNOWN,
+      "Whether fewer samples show the T-shirt is not clear",
+    ),
+    ((0, 0, 0.0074), (0, 0, 0.0074), UNKNOWN, "Samples did not show the T-shirt before either, so"),
+    (None, (0, 0, 0.0074), FOR, "No sample shows the T-shirt: T-shirt rate 0 [0, 0.0074]."),
+    (None, (0.1, 0.05, 0.2), AGAINST, "Samples show the T-shirt: T-shirt rate 0.1 [0.05, 0.2]."),
     (None, ("nan", 0, 1), UNKNOWN, "Measured after alone"),
   ],
 )
@@ -83,7 +103,7 @@ def test_harm_to_what_is_kept_is_told():
   side, text = said(before, score(1.2, 1.1, 1.3), "inception_score")
   assert side == AGAINST
   assert text.startswith(
-    "What is kept got worse, so that not seeing T-shirt may be harm and no for"
+    "What is kept got worse, so that not seeing the T-shirt may be harm and no for"
   )
   assert said(before, score(6.2, 5.7, 6.7), "inception_score")[0] == UNKNOWN
   assert said(before, score("nan", "nan", "nan"), "inception_score")[0] == AGAINST
@@ -189,9 +209,14 @@ GONE, BACK = (0, 0, 0.0074), (0.2, 0.15, 0.25)
 @pytest.mark.parametrize(
   ("name", "after", "side", "words"),
   [
-    ("attack, kept", BACK, AGAINST, "brought back T-shirt without an image of it: T-shirt rate 0"),
+    (
+      "attack, kept",
+      BACK,
+      AGAINST,
+      "brought back the T-shirt without an image of it: T-shirt rate 0",
+    ),
     ("attack, 10", BACK, UNKNOWN, "of which it was shown images; only the same attack on a model"),
-    ("attack, 10", GONE, FOR, "did not bring back T-shirt; longer ones, or others, may"),
+    ("attack, 10", GONE, FOR, "did not bring back the T-shirt; longer ones, or others, may"),
   ],
 )
 def test_an_attack_from_this_run(name, after, side, words):

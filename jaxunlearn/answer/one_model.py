@@ -176,11 +176,11 @@ def _done(run: pathlib.Path, config: dict[str, Any]) -> list[tuple[str, str]]:
   train = config["train"]
   began = lineage.read(run)["began"] or "[when]"  # runs of older versions do not say
   what = f"{subject.title(config)}: {train['steps']} steps of {train['batch']} rows"
-  return [
-    (began, f"{what} began, from {subject.origin_of(config)}"),
+  later = [
     (copies.made(copies.steps(run)[-1]), f"the last checkpoint was written, step {train['steps']}"),
     *((copies.made(path), f"it was evaluated {path.stem}") for path in _evaluations(run)),
   ]
+  return [(began, f"{what} began, from {subject.origin_of(config)}"), *sorted(later)]
 
 
 def _evaluations(run: pathlib.Path) -> list[pathlib.Path]:

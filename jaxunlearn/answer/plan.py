@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxunlearn import data, fields, methods
+from jaxunlearn.evals import distances
 from jaxunlearn.reports import lineage, names, subject
 from jaxunlearn.reports.subject import Config
 from jaxunlearn.weights import layout
@@ -89,9 +90,8 @@ def radius(records: data.Records, ids: Collection[str]) -> float:
   nearest = np.inf
   for i, pixels in enumerate(records.chunks(CHUNK)):
     others = flat(pixels[~mask[i * CHUNK : (i + 1) * CHUNK]])
-    squared = (targets**2).sum(1)[:, None] + (others**2).sum(1) - 2 * targets @ others.T
-    nearest = min(nearest, float(squared.min(initial=np.inf)))
-  return float(f"{np.sqrt(max(nearest, 0)) / 2:.3g}")
+    nearest = min(nearest, float(distances.squared(targets, others).min(initial=np.inf)))
+  return float(f"{np.sqrt(nearest) / 2:.3g}")
 
 
 def of_one_model(config: ConfigDict, run: pathlib.Path, workdir: pathlib.Path) -> Plan:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxunlearn import data, latents
+from jaxunlearn import data, latents, prompts
 from jaxunlearn.diffusion import Diffusion, EpsFn, sampling
 from jaxunlearn.inputs import plugins
 
@@ -29,7 +29,9 @@ HELPERS = (
   "attacks",
   "canvas",
   "classifiers",
+  "distances",
   "frechet",
+  "judge",
   "restoration",
   "roc",
   "statistics",
@@ -106,6 +108,7 @@ class Task:
   c: np.ndarray | None = None  # the samples' conditions [N] or [N, n]; None: unconditional
   concept: data.Concept | None = None  # the class or style to forget
   vocabulary: tuple[tuple[str, ...], ...] = ()  # the names of each condition's values
+  template: str = ""  # how a text-to-image model's prompts are made of the names
   sampler: sampling.Options = sampling.DEFAULT
   split: Split | None = None  # None: the records are not known
   before: Callable[[], EpsFn] | None = None  # the model before the run; None: there is none
@@ -114,6 +117,13 @@ class Task:
   def key(self, metric: str) -> jax.Array:
     """The random key of a metric, its own."""
     return jax.random.fold_in(self.rng, zlib.crc32(metric.encode()))
+
+  def prompt(self, row: np.ndarray) -> str:
+    """What the conditions of a sample [n] are in words: its prompt, or their names."""
+    names = [[own[value]] for own, value in zip(self.vocabulary, row.tolist(), strict=True)]
+    if not self.template and len(names) > 1:
+      return " ".join(name for (name,) in names)
+    return prompts.prompts(names, self.template)[0]
 
   @functools.cached_property
   def is_target(self) -> np.ndarray:

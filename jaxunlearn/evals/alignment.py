@@ -10,11 +10,10 @@ TIFA (Hu et al., 2023) asks a language model for questions; reports/tifa.py writ
 """
 
 import numpy as np
-from jaxtyping import Float
 
 from jaxunlearn import data, evals
 from jaxunlearn.diffusion import EpsFn
-from jaxunlearn.evals import classifiers, statistics
+from jaxunlearn.evals import classifiers, distances, statistics
 
 CHUNK = 512  # training pictures at once
 
@@ -55,16 +54,11 @@ def neighbours(task: evals.Task, classifier: classifiers.Trained) -> np.ndarray:
   best, found = np.full(len(mine), np.inf), np.zeros(len(mine), int)
   start = 0
   for part in task.split.kept.chunks(CHUNK):
-    apart = squares(mine, classifier.features(data.to_model(part)))
+    apart = distances.squared(mine, classifier.features(data.to_model(part)))
     label = task.split.kept.label[start : start + len(part)][apart.argmin(axis=1)]
     found = np.where(apart.min(axis=1) < best, label, found)
     best, start = np.minimum(best, apart.min(axis=1)), start + len(part)
   return found
-
-
-def squares(a: Float[np.ndarray, "N D"], b: Float[np.ndarray, "M D"]) -> Float[np.ndarray, "N M"]:
-  """|a_i - b_j|^2"""
-  return np.sum(a**2, axis=1)[:, None] - 2 * a @ b.T + np.sum(b**2, axis=1)
 
 
 def _share(right: np.ndarray, extractor: str, task: evals.Task) -> evals.Value:

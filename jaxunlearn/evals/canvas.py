@@ -7,10 +7,11 @@ of its classes, which are in the order of the benchmark's lists. The style class
 benchmark's pictures alone.
 """
 
+import dataclasses
 import functools
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,8 @@ from flax import traverse_util
 from jaxtyping import Array, Float
 from PIL import Image
 
-from jaxunlearn import data, errors, weights
+from jaxunlearn import data, weights
+from jaxunlearn.evals import judge
 from jaxunlearn.models.vit import Vit
 
 _OBJECTS = (
@@ -47,26 +49,14 @@ class Recipe(NamedTuple):
   classes: tuple[str, ...]
 
 
-class Classifier(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Classifier(judge.Judge):
   """A ViT with its weights, as classifiers.Trained. Images are [N, H, W, 3] in [-1, 1]."""
 
   recipe: Recipe
   net: Vit
   params: Any
   identity: str
-
-  def probabilities(self, images: Float[np.ndarray, "N H W 3"]) -> Float[np.ndarray, "N K"]:
-    """The class probabilities, float64, each row of sum 1."""
-    logits = self._forward(images)[0].astype(np.float64)
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return odds / odds.sum(axis=1, keepdims=True)
-
-  def agrees(self, images: Float[np.ndarray, "N H W 3"], names: Sequence[str]) -> np.ndarray:
-    """[N] bool: whether the likeliest class is the one named; ValueError for one it knows not."""
-    for name in sorted(set(names)):
-      errors.check_choice(f"class of the classifier {self.recipe.name}", name, self.recipe.classes)
-    places = np.array([self.recipe.classes.index(name) for name in names], int)
-    return self.probabilities(images).argmax(axis=1) == places
 
   def features(self, images: Float[np.ndarray, "N H W 3"]) -> Float[np.ndarray, "N D"]:
     """The state of the class token, float32."""

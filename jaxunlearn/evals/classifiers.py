@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -31,7 +31,7 @@ from tqdm import trange
 
 from jaxunlearn import data, errors, streams, weights
 from jaxunlearn.data import emoji_styles, fashion
-from jaxunlearn.evals import canvas
+from jaxunlearn.evals import canvas, judge
 from jaxunlearn.models.classifier import Classifier
 
 BATCH = 256
@@ -184,7 +184,7 @@ RECIPES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class Trained(judge.Judge):
   """A classifier with its weights. Images are [N, H, W, C] in [-1, 1]; N may be 0.
 
   Those of a whole multiple of the recipe's size are made smaller, by the mean of each block. Those
@@ -195,19 +195,6 @@ class Trained:
   params: Any
   identity: str  # name and the first digits of the sha256 of the weights' file
   facts: dict[str, str]  # how it was trained, and its accuracy on held-out pictures
-
-  def probabilities(self, images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N K"]:
-    """The class probabilities, float64, each row of sum 1."""
-    logits = self._forward(images)[0].astype(np.float64)
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return odds / odds.sum(axis=1, keepdims=True)
-
-  def agrees(self, images: Float[np.ndarray, "N H W C"], names: Sequence[str]) -> np.ndarray:
-    """[N] bool: whether the likeliest class is the one named; ValueError for one it knows not."""
-    for name in sorted(set(names)):
-      errors.check_choice(f"class of the classifier {self.recipe.name}", name, self.recipe.classes)
-    places = np.array([self.recipe.classes.index(name) for name in names], int)
-    return self.probabilities(images).argmax(axis=1) == places
 
   def features(self, images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N 64"]:
     """The activations of the penultimate layer, float32."""

@@ -27,8 +27,6 @@ from jaxunlearn.diffusion import EpsFn
 from jaxunlearn.evals import statistics
 from jaxunlearn.weights import clip_files
 
-MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # of CLIP, in [0, 1]
-STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 GOOD, BAD = (886, 1125, 269), (2103, 1125, 269)  # CLIP's tokens of "Good photo.", "Bad photo."
 START, END, PLACES = 49406, 49407, 77
 SCALE = 100.0
@@ -83,7 +81,8 @@ def prepare(images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N h w 3"
   times = -(-LEAST // min(images.shape[1:3]))
   images = images.repeat(times, axis=1).repeat(times, axis=2)
   pixels = np.clip((np.nan_to_num(images, nan=-1) + 1) / 2, 0, 1)
-  return (np.broadcast_to(pixels, (*pixels.shape[:-1], 3)).astype(np.float32) - MEAN) / STD
+  pixels = np.broadcast_to(pixels, (*pixels.shape[:-1], 3)).astype(np.float32)
+  return (pixels - clip_files.MEAN) / clip_files.STD
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from jaxunlearn import data, evals
 from jaxunlearn.diffusion import EpsFn
-from jaxunlearn.evals import clip_iqa, statistics
+from jaxunlearn.evals import statistics
 from jaxunlearn.weights import clip_files
 
 BATCH = 16
@@ -29,7 +29,7 @@ def evaluate(eps_fn: EpsFn, task: evals.Task) -> dict[str, evals.Value]:
     return {}
   model = clip_files.folder(task.options.clip_weights)
   rows, place = np.unique(task.c.reshape(len(task.c), -1), axis=0, return_inverse=True)
-  texts = [" ".join(n[v] for n, v in zip(task.vocabulary, row, strict=True)) for row in rows]
+  texts = [task.prompt(row) for row in rows]
   scores = of_pairs(model, np.asarray(task.samples), texts, place.reshape(-1))
   values = {}
   for end, mask in task.groups.items():
@@ -62,7 +62,7 @@ def prepare(images: Float[np.ndarray, "N H W C"], size: int) -> Float[np.ndarray
   """Resized, cut and normalised, as CLIP's own transform does it."""
   pixels = data.to_pixels(np.broadcast_to(images, (*images.shape[:-1], 3)))
   cut = np.stack([_cut(Image.fromarray(one), size) for one in pixels])
-  return (cut.astype(np.float32) / 255 - clip_iqa.MEAN) / clip_iqa.STD
+  return (cut.astype(np.float32) / 255 - clip_files.MEAN) / clip_files.STD
 
 
 def _cut(picture: Image.Image, size: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from jaxunlearn import data, evals
 from jaxunlearn.diffusion import EpsFn
-from jaxunlearn.evals import statistics
+from jaxunlearn.evals import distances, statistics
 
 SHARE = 0.05  # of the held-out pictures that are nearer than the threshold
 CHUNK = 512  # training pictures compared at once
@@ -51,13 +51,10 @@ def nearest(
 ) -> Float[np.ndarray, " N"]:
   """The root mean square of the pixels' difference to the nearest training picture, in [0, 1]."""
   flat = np.asarray(x, np.float32).reshape(len(x), math.prod(x.shape[1:]))
-  square = np.sum(flat**2, axis=1, keepdims=True)
   best = np.full(len(x), np.inf)
   for part in train:
-    other = part.reshape(len(part), -1)
-    apart = square - 2 * flat @ other.T + np.sum(other**2, axis=1)
-    best = np.minimum(best, apart.min(axis=1))
-  return np.sqrt(np.maximum(best, 0) / flat.shape[1]) / 2
+    best = np.minimum(best, distances.squared(flat, part.reshape(len(part), -1)).min(axis=1))
+  return np.sqrt(best / flat.shape[1]) / 2
 
 
 def nearer(mine: Float[np.ndarray, " N"], theirs: Float[np.ndarray, " M"]) -> float:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from jaxunlearn import data, evals
 from jaxunlearn.diffusion import EpsFn
-from jaxunlearn.evals import classifiers, statistics
+from jaxunlearn.evals import classifiers, distances, statistics
 
 SHARE = 0.9  # of the unseen pictures that are typical
 
@@ -28,7 +28,7 @@ def evaluate(eps_fn: EpsFn, task: evals.Task) -> dict[str, evals.Value]:
   del eps_fn  # the samples are made from it
   name = task.options.classifier
   real, limit = reference(name)
-  small = shrunk(np.asarray(task.samples), classifiers.RECIPES[name].shape)
+  small = classifiers.shrunk(np.asarray(task.samples), classifiers.RECIPES[name].shape)
   hits = nearest(small, real) <= limit  # NaN is not
   values = {}
   for end, mask in task.groups.items():
@@ -62,16 +62,4 @@ def nearest(
       f"samples are {images.shape[1:]}, and the real pictures of config.eval.classifier have "
       f"{real.shape[1]} values; name a classifier of that size, or of a whole part of it"
     )
-  square = (flat**2).sum(1)[:, None] - 2 * flat @ real.T + (real**2).sum(1)
-  return np.sqrt(np.maximum(square, 0).min(axis=1))
-
-
-def shrunk(
-  images: Float[np.ndarray, "N H W C"], shape: tuple[int, int, int]
-) -> Float[np.ndarray, "N h w C"]:
-  """Means of blocks, where the pictures are a whole multiple of that shape; else as they are."""
-  height, width, channels = images.shape[1:]
-  times = height // shape[0]
-  if times < 2 or (height, width, channels) != (times * shape[0], times * shape[1], shape[2]):
-    return images
-  return images.reshape(-1, shape[0], times, shape[1], times, channels).mean(axis=(2, 4))
+  return np.sqrt(distances.squared(flat, real).min(axis=1))

@@ -88,7 +88,7 @@ def evidence(
     return [Said(side, text, "ar") for side, lines in sides for text in lines]
   if kind not in subject.DELETING:
     return []
-  what = subject.target(config)
+  what = subject.in_sentence(config)
   found = _told(results, what, yardstick or {}) if results.get("after") else []
   out = [*_trained(kind, what), *found, *_attacked(list(attacks), kind, what)]
   return [*out, *_unmeasured(kind, results)]

@@ -89,6 +89,13 @@ def target(config: Config) -> str:
   return names.thing(name) if deleted(config) else ""
 
 
+def in_sentence(config: Config) -> str:
+  """The same as a sentence has it: `the T-shirt`; a class or a style by its name alone."""
+  name = target(config)
+  thing = name in names.THINGS.values() and not name.startswith("the ")
+  return f"the {name}" if thing else name
+
+
 def _short(name: str) -> str:
   """A digest by its first digits."""
   digits = len(data.SHA256) + 12

@@ -1,5 +1,6 @@
-"""CLIP whole, texts and pictures: OpenAI's RN50 in a file, or a folder of transformers' CLIPModel.
+"""CLIP, texts and pictures: OpenAI's RN50 in a file, or a folder of transformers' CLIPModel.
 
+vision    the tower of pictures alone, of a CLIPModel or a CLIPVisionModel
 openai    text: `in_proj_weight` is query, key and value one below the other;
           `text_projection` stands transposed. Pictures: `visual.`, names as in a ResNet
 folder    config.json with text_config and vision_config, the weights, and the tokenizer
@@ -31,6 +32,8 @@ RN50 = Published(
   field="config.eval.clip_iqa_weights",
   sha256="afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
 )
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # of CLIP's pictures, in [0, 1]
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 HEAD, STAGES = 64, (1, 2, 3, 4)  # channels of each head of attention; stages of a ResNet
 FOLDER_FIELD, EXAMPLE = "config.eval.clip_weights", "openai/clip-vit-large-patch14"
 _BLOCKS = {  # OpenAI's names in a layer of the text tower -> transformers'
@@ -191,6 +194,23 @@ def folder(path: str) -> Folder:
   return Folder(text, vision, params, words, weights.identity(file))
 
 
+def vision(root: pathlib.Path) -> tuple[clip.Vision, Any]:
+  """The tower of pictures and its parameters, with the projection where the files have one.
+
+  Raises:
+    ValueError: no such tower there, or a damaged file.
+  """
+  state = layout.state(root, "text_encoder")  # of transformers' file names
+  if not any(name.startswith(_PREFIXES["vision"]) for name in state):
+    raise ValueError(f"{root} has no weights of a CLIP vision tower; give the folder of one")
+  config = layout.read_json(pathlib.Path(root) / layout.CONFIG)
+  width = state[_PROJECTION].shape[0] if _PROJECTION in state else 0
+  net = clip.Vision(**_fields(config, "vision", _VISION), projection_dim=width)
+  return net, _tower(state, "vision", net)
+
+
+_PREFIXES = {"text": ("text_model.", "text_proj"), "vision": ("vision_model.", "visual_proj")}
+_PROJECTION = "visual_projection.weight"
 _TOWER = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _TEXT = {  # the defaults of transformers, where config.json leaves a field out
   **dict(zip(_TOWER, (512, 2048, 12, 8), strict=True)),
@@ -209,16 +229,17 @@ _VISION = {
 
 
 def _fields(config: Mapping[str, Any], part: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-  own = {**(config.get(f"{part}_config_dict") or {}), **(config.get(f"{part}_config") or {})}
+  """Those of one tower; a config without towers is that of one."""
+  both = {**(config.get(f"{part}_config_dict") or {}), **(config.get(f"{part}_config") or {})}
+  own = both or config
   return {name: own.get(name, value) for name, value in defaults.items()}
 
 
 def _tower(state: Mapping[str, np.ndarray], part: str, net: Any) -> Any:
   """The parameters of one tower, with its projection."""
-  prefixes = {"text": ("text_model.", "text_proj"), "vision": ("vision_model.", "visual_proj")}
   mine = {
-    name.removeprefix(prefixes[part][0]): value
+    name.removeprefix(_PREFIXES[part][0]): value
     for name, value in state.items()
-    if name.startswith(prefixes[part]) and not name.endswith("position_ids")
+    if name.startswith(_PREFIXES[part]) and not name.endswith("position_ids")
   }
   return pretrained.from_state_dict(mine, jax.eval_shape(net.init, jax.random.key(0)))

@@ -33,7 +33,7 @@ from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.evals import classifiers
 from jaxunlearn.inputs import ranges
 from jaxunlearn.latents import cache
-from jaxunlearn.weights import clip_vision
+from jaxunlearn.weights import clip_files
 
 CHUNK = 64  # records whose features are computed at once
 Features = Callable[[Array], Array]
@@ -159,7 +159,7 @@ def _extractor(name: str) -> Features:
       f"config.router.features is {name!r}; use the folder of a CLIP vision tower, or one of: "
       f"{', '.join(classifiers.RECIPES)}"
     )
-  net, params = clip_vision.load(folder)
+  net, params = clip_files.vision(folder)
   return jax.tree_util.Partial(_of_clip(net), params)
 
 
@@ -179,7 +179,7 @@ def _of_classifier(name: str) -> Callable[..., Array]:
 def _of_clip(net: Any) -> Callable[..., Array]:
   def features(params: Any, images: Array) -> Array:
     shown = resized(jnp.clip(images, -1, 1), (net.image_size, net.image_size, 3)) / 2 + 0.5
-    return unit(net.embed(params, (shown - clip_vision.MEAN) / clip_vision.STD))
+    return unit(net.embed(params, (shown - clip_files.MEAN) / clip_files.STD))
 
   return features
 
