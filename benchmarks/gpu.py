@@ -6,18 +6,23 @@
 
 numbers: one step of every method, its direction beside that on this machine's CPU, in float32; and
 of three of them in TF32 and in bfloat16. resume: a run is killed and started again, its parameters
-beside those of a run that was left alone. The other parts are those of gpu_cases.py: runs of this
-project and of PyTorch take turns, each framework in a process of its own, and a ratio is between
-neighbours in time. After each part gpu_NAME.{md,json} are written anew, so that a run which is cut
-short keeps what it has. `benchmarks/gpu_wheels.sh FOLDER` fetches what an image may lack.
+beside those of a run that was left alone. These two, which time nothing, share the device. The
+other parts are those of gpu_cases.py: runs of this project and of PyTorch take turns, each
+framework in a process of its own, and a ratio is between neighbours in time. After each part
+gpu_NAME.{md,json} are written anew, so that a run which is cut short keeps what it has; a later run
+adds its parts to those that are there.
+`benchmarks/gpu_wheels.sh FOLDER` fetches what an image may lack.
 """
 
 import argparse
+import atexit
 import json
 import multiprocessing
 import os
 import pathlib
 import re
+import shlex
+import shutil
 import signal
 import statistics
 import subprocess
@@ -26,6 +31,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -72,18 +78,20 @@ def directions(precision: str, names: list[str] | None, to: pathlib.Path) -> Non
 def numbers(quick: bool) -> list[dict[str, Any]]:
   """How far each direction is from that of a CPU, relative to its norm."""
   few = list(FEW)
-  with tempfile.TemporaryDirectory() as folder:
-    run = lambda name, precision, names, env: _child(
-      folder, name, ["--directions", precision, *(names or ())], env
-    )
-    cpu = run("cpu", "float32", few if quick else None, {"JAX_PLATFORMS": "cpu"})
-    there = {"float32": run("float32", "float32", few if quick else None, {})}
-    for precision in ("TF32", "bfloat16"):
-      there[precision] = run(precision, precision, few, {})
+  wanted = {
+    "cpu": ("float32", few if quick else [], {"JAX_PLATFORMS": "cpu"}),
+    "float32": ("float32", few if quick else [], {}),
+    "TF32": ("TF32", few, {}),
+    "bfloat16": ("bfloat16", few, {}),
+  }
+  with tempfile.TemporaryDirectory() as folder, futures.ThreadPoolExecutor() as pool:
+    child = lambda name: _child(folder, name, *wanted[name])
+    found = dict(zip(wanted, pool.map(child, wanted), strict=True))
+  cpu = found.pop("cpu")
   return [
     {"method": name, "precision": precision, "distance": _distance(values, cpu[name])}
-    for precision, found in there.items()
-    for name, values in found.items()
+    for precision, directions in found.items()
+    for name, values in directions.items()
   ]
 
 
@@ -91,10 +99,12 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
   return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30))
 
 
-def _child(folder: str, name: str, arguments: list[str], env: dict[str, str]) -> dict[str, Any]:
+def _child(
+  folder: str, name: str, precision: str, methods: list[str], env: dict[str, str]
+) -> dict[str, Any]:
   to = pathlib.Path(folder) / f"{name}.npz"
-  command = [sys.executable, "-m", "benchmarks.gpu", f"--to={to}", *arguments]
-  subprocess.run(command, check=True, cwd=ROOT, env=os.environ | env)
+  command = [sys.executable, "-m", "benchmarks.gpu", f"--to={to}", "--directions", precision]
+  subprocess.run([*command, *methods], check=True, cwd=ROOT, env=os.environ | env)
   with np.load(to) as npz:
     return dict(npz)
 
@@ -147,9 +157,9 @@ def work(pipe: Any, framework: str, case: gpu_cases.Case, device: str) -> None:
   while (variant := pipe.recv()) is not None:
     try:
       run = (
-        gpu_cases.ours(case, **gpu_cases.OURS[variant])
+        gpu_cases.ours(case, **case.ours[variant])
         if framework == "ours"
-        else gpu_cases.theirs(case, device, **gpu_cases.TORCH[variant])
+        else gpu_cases.theirs(case, device, **case.torch[variant])
       )
       run(), run()  # compiles, warms up
       pipe.send({"seconds": _seconds(run)})
@@ -187,18 +197,25 @@ def speed(case: gpu_cases.Case, device: str, rounds: int, quick: bool) -> list[d
 
   With `quick` nothing is compiled by PyTorch, which takes minutes on a CPU.
   """
-  others = [v for v, how in gpu_cases.TORCH.items() if not (quick and how["compiled"])]
-  ours = _Worker("ours", case, device)
-  rows = [_alone(ours, variant, rounds) for variant in gpu_cases.OURS]
+  others = [v for v, how in case.torch.items() if not (quick and how["compiled"])]
+  ours, torch = (_Worker(framework, case, device) for framework in ("ours", "torch"))
+  if case.torch_rows and others:  # the two frameworks compile at the same time
+    torch.begin(others[0])
+    ours.begin(next(iter(case.ours)))
+    ours.wait()
+    torch.wait()
+  rows = [_alone(ours, variant, rounds) for variant in case.ours]
   alive = [row for row in rows if "seconds" in row]
   if case.torch_rows and alive:
-    best = min(alive, key=lambda row: row["seconds"])
-    ours.start(best["variant"])
-    torch = _Worker("torch", case, device)
+    ours.start(min(alive, key=lambda row: row["seconds"])["variant"])
     rows += [_beside(torch, ours, variant, rounds) for variant in others]
     ours.end()
-    torch.stop()
   ours.stop()
+  torch.stop()
+  per_picture = gpu_cases.flops(case)
+  for row in rows:
+    if "seconds" in row:
+      row["tflops"] = per_picture * row["rows"] / row["seconds"] / 1e12
   return rows
 
 
@@ -241,10 +258,22 @@ class _Worker:
     given = (there, framework, case, device)
     self.process = context.Process(target=work, args=given, daemon=True)
     self.process.start()
+    self.begun: str | None = None
     there.close()
 
-  def start(self, variant: str) -> dict[str, Any]:
+  def begin(self, variant: str) -> None:
     self.pipe.send(variant)
+    self.begun = variant
+
+  def wait(self) -> None:
+    """Until what was begun is built."""
+    self.pipe.poll(None)
+
+  def start(self, variant: str) -> dict[str, Any]:
+    """Begins the variant, where that was not done, and waits: its first time, or its error."""
+    if self.begun != variant:
+      self.begin(variant)
+    self.begun = None
     return self.pipe.recv()
 
   def run(self, times: int) -> float:
@@ -269,7 +298,8 @@ class _Worker:
 def markdown(result: dict[str, Any]) -> str:
   env = result["environment"]
   lines = [f"# {result['device']}: numbers, a kill, and speed beside PyTorch", ""]
-  lines += [f"`{result['command']}`; jax {env['jax']}, torch {env['torch']}.", ""]
+  commands = "; ".join(f"`{command}`" for command in result["commands"])
+  lines += [f"{commands}; jax {env['jax']}, torch {env['torch']}.", ""]
   parts = result["parts"]
   if "numbers" in parts:
     lines += ["Distance of one step's direction from that of the CPU, over its norm:", ""]
@@ -285,23 +315,27 @@ def markdown(result: dict[str, Any]) -> str:
   if rows:
     lines += [
       "",
-      "`ratio` is this project's fastest variant's time for a picture over PyTorch's.",
+      "`ratio` is this project's fastest variant's time for a picture over PyTorch's. TFLOP/s "
+      "counts convolutions and products of the pass there and, in training, of one pass back; its "
+      "share is that of the best matrix product here.",
       "",
     ]
-    lines += ["| what | by | pictures a run | ms | pictures a second | ratio | peak, GiB |"]
-    lines += ["|---|---|---|---|---|---|---|"]
-    lines += [_line(name, row) for name, row in rows]
+    columns = ("what", "by", "pictures a run", "ms", "pictures a second", "ratio", "TFLOP/s")
+    lines += [f"| {' | '.join((*columns, 'share', 'peak, GiB'))} |", "|---" * 9 + "|"]
+    best = max(row.get("tflops", 0) for _, row in rows)
+    lines += [_line(name, row, best) for name, row in rows]
+  lines += [f"\n{name}: failed, {error}" for name, error in result["failed"].items()]
   return "\n".join(lines) + "\n"
 
 
-def _line(name: str, row: dict[str, Any]) -> str:
+def _line(name: str, row: dict[str, Any], best: float) -> str:
   start = f"| {name} | {row['framework']}, {row['variant']} | {row['rows']} | "
   if "error" in row:
-    return f"{start}{row['error'].replace('|', ' ')} | - | - | - |"
+    return f"{start}{row['error'].replace('|', ' ')} |" + " - |" * 5
   ratio = f"{row['ratio']:.2f}" if "ratio" in row else "-"
   peak = f"{row['peak_gib']:.1f}" if row["peak_gib"] else "-"
-  per_second = row["rows"] / row["seconds"]
-  return f"{start}{1e3 * row['seconds']:.2f} | {per_second:,.0f} | {ratio} | {peak} |"
+  times = f"{1e3 * row['seconds']:.2f} | {row['rows'] / row['seconds']:,.0f}"
+  return f"{start}{times} | {ratio} | {row['tflops']:.3g} | {row['tflops'] / best:.1%} | {peak} |"
 
 
 def device_name() -> tuple[str, str]:
@@ -326,33 +360,69 @@ def main() -> None:
     directions(args.directions[0], args.directions[1:] or None, args.to)
     return
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two frameworks on one GPU
+  cache = tempfile.mkdtemp()  # the fastest variant is built twice
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+  atexit.register(shutil.rmtree, cache, ignore_errors=True)
   device, name = device_name()
   cases = gpu_cases.SMALL if args.quick else gpu_cases.CASES
   rounds = 1 if args.quick else ROUNDS
   timed = lambda case: lambda: speed(case, device, rounds, args.quick)
   parts: dict[str, Callable[[], Any]] = {
     "numbers": lambda: numbers(args.quick),
-    **{title: timed(case) for title, case in cases.items()},
     "resume": lambda: resume(args.quick),
+    **{title: timed(case) for title, case in cases.items()},
   }
   if unknown := set(args.parts or ()) - set(parts):
     parser.error(f"{min(unknown)!r} is no part; use one of {', '.join(map(repr, parts))}")
-  result: dict[str, Any] = {
-    "command": " ".join(["python -m benchmarks.gpu", *sys.argv[1:]]),
-    "device": name,
-    "environment": siss_step.environment(),
-    "parts": {},
-  }
-  for title in args.parts or parts:
-    begin = time.perf_counter()
-    result["parts"][title] = parts[title]()
-    print(f"{title}: {time.perf_counter() - begin:.0f} s", flush=True)
-    if args.out:
-      args.out.mkdir(parents=True, exist_ok=True)
-      path = args.out / f"gpu_{re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')}"
-      path.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
-      path.with_suffix(".md").write_text(markdown(result))
+  result = _earlier(args.out, name)
+  result["commands"].append(shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]]))
+  chosen = [title for title in parts if title in (args.parts or parts)]
+  with futures.ThreadPoolExecutor() as pool:
+    untimed = [title for title in chosen if title not in cases]
+    list(pool.map(lambda title: _do(title, parts[title], result), untimed))
+  _write(args.out, result)
+  for title in chosen[len(untimed) :]:
+    _do(title, parts[title], result)
+    _write(args.out, result)
   print(markdown(result))
+  sys.exit(bool(result["failed"]))
+
+
+def _do(title: str, part: Callable[[], Any], result: dict[str, Any]) -> None:
+  """Adds what a part finds, or why it found nothing: the parts after it go on."""
+  begin = time.perf_counter()
+  try:
+    result["parts"][title] = part()
+  except Exception as error:
+    traceback.print_exc()
+    result["failed"][title] = f"{type(error).__name__}: {error}"
+  print(f"{title}: {time.perf_counter() - begin:.0f} s", flush=True)
+
+
+def _earlier(out: pathlib.Path | None, device: str) -> dict[str, Any]:
+  """What a run on this device wrote before, with the same packages; else nothing."""
+  packages = siss_step.environment()
+  del packages["load_before"]
+  new = {"device": device, "environment": packages, "commands": [], "parts": {}}
+  path = out and _path(out, device)
+  if path and path.is_file():
+    old = json.loads(path.read_text())
+    if old["environment"] == new["environment"]:
+      new = old
+  return new | {"failed": {}}
+
+
+def _write(out: pathlib.Path | None, result: dict[str, Any]) -> None:
+  if out is None:
+    return
+  out.mkdir(parents=True, exist_ok=True)
+  path = _path(out, result["device"])
+  path.write_text(json.dumps(result, indent=2) + "\n")
+  path.with_suffix(".md").write_text(markdown(result))
+
+
+def _path(out: pathlib.Path, device: str) -> pathlib.Path:
+  return out / f"gpu_{re.sub(r'[^a-z0-9]+', '_', device.lower()).strip('_')}.json"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ variants go from the least memory to the most, so that a peak is that of the var
 """
 
 import functools
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,56 +34,73 @@ SMALL_SD |= {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
 SMALL_SD |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
 
 
+HALF = {"bfloat16": {"dtype": "bfloat16"}}
+BOTH = HALF | {"float32": {"dtype": "float32"}}
+PARTS = HALF | {"bfloat16, 4 micro-batches": {"dtype": "bfloat16", "micro": 4}}
+COMPILED = {"compiled, bfloat16, channels last": {"half": True, "compiled": True, "last": True}}
+EAGER = {
+  "eager, bfloat16": {"half": True, "compiled": False, "last": False},
+  "eager, float32": {"half": False, "compiled": False, "last": False},
+}
+BATCHES = 4  # that steps take in turn; they are drawn before
+
+
 class Case(NamedTuple):
   """A kind of run on a network; `rows` pictures pass a run, of which `torch_rows` in PyTorch."""
 
-  build: str  # a name of OURS
+  build: str  # a name of _OURS
   fields: Mapping[str, Any]
   rows: int
-  torch_rows: int  # fewer where PyTorch has no micro-batches
+  torch_rows: int  # fewer where PyTorch has no micro-batches; 0: not in PyTorch
   arguments: Mapping[str, Any] = {}
+  ours: Mapping[str, Mapping[str, Any]] = HALF  # variants
+  torch: Mapping[str, Mapping[str, Any]] = COMPILED
 
 
 CASES = {
-  "CIFAR-10 UNet, plain step": Case("step", siss_step.CIFAR10, 128, 128, {"kind": "plain"}),
-  "CIFAR-10 UNet, SISS step": Case("step", siss_step.CIFAR10, 128, 128, {"kind": "siss"}),
-  "CIFAR-10 UNet, DDIM, 50 steps": Case("sample", siss_step.CIFAR10, 64, 64, {"steps": 50}),
+  "matrix product": Case("product", {"width": 8192}, 1, 1, torch=dict([*EAGER.items()][:1])),
+  "CIFAR-10 UNet, plain step": Case(
+    "step", siss_step.CIFAR10, 128, 128, {"kind": "plain"}, BOTH, COMPILED | EAGER
+  ),
+  "CIFAR-10 UNet, SISS step": Case(
+    "step", siss_step.CIFAR10, 128, 128, {"kind": "siss"}, PARTS, COMPILED | EAGER
+  ),
   "Stable Diffusion 1.4 UNet, plain step": Case("denoise", SD, 16, 16, {"net": "text_unet"}),
+  "CIFAR-10 UNet, DDIM, 50 steps": Case("sample", siss_step.CIFAR10, 64, 64, {"steps": 50}),
   "CelebA-HQ 256 UNet, SISS step": Case("step", CELEBA, 64, 16, {"kind": "siss", "micro": 4}),
   "U-ViT-S/2, plain step": Case("denoise", UVIT, 128, 128, {"net": "uvit"}),
-  "U-ViT-S/2, one pass": Case("compose", UVIT, 256, 0, {}),
+  "U-ViT-S/2, one pass": Case("compose", UVIT, 256, 0),
   "8 x U-ViT-S/2, soft": Case("compose", UVIT, 256, 0, {"sources": 8}),
   "8 x U-ViT-S/2, top-1": Case("compose", UVIT, 256, 0, {"sources": 8, "mode": "topk"}),
 }
+_TINY = {"step": siss_step.TINY, "sample": siss_step.TINY, "product": {"width": 256}}
+_TINY |= {"compose": UVIT | {"width": 16, "depth": 2, "heads": 2}}
 SMALL = {  # the same on networks that a CPU steps in a second
   name: case._replace(
-    fields={"text_unet": SMALL_SD, "uvit": {**UVIT, "width": 16, "depth": 2, "heads": 2}}.get(
-      case.arguments.get("net", "uvit" if case.build == "compose" else ""), siss_step.TINY
+    fields=_TINY.get(
+      case.build, SMALL_SD if case.arguments.get("net") == "text_unet" else _TINY["compose"]
     ),
-    rows=16 if case.build == "compose" else 4,
+    rows={"compose": 16, "product": 1}.get(case.build, 4),
     torch_rows=min(case.torch_rows, 4),
     arguments={**case.arguments, **({"steps": 2} if case.build == "sample" else {})},
   )
   for name, case in CASES.items()
 }
-OURS = {"bfloat16": {"dtype": "bfloat16"}, "float32": {"dtype": "float32"}}
-TORCH = {
-  "compiled, bfloat16, channels last": {"half": True, "compiled": True, "last": True},
-  "eager, bfloat16": {"half": True, "compiled": False, "last": False},
-  "eager, float32": {"half": False, "compiled": False, "last": False},
-}
 
 
-def ours(case: Case, dtype: str) -> Run:
+def ours(case: Case, dtype: str, **arguments: Any) -> Run:
   """A run of this project, compiled."""
-  return _OURS[case.build]({**case.fields, "dtype": dtype}, case.rows, **case.arguments)
+  fields = {**case.fields, "dtype": dtype}
+  return _OURS[case.build](fields, case.rows, **{**case.arguments, **arguments})
 
 
 def theirs(case: Case, device: str, half: bool, compiled: bool, last: bool) -> Run:
   """A run of PyTorch and diffusers. Float32 products may round to TF32 there, as in JAX."""
   import torch
+  from torch._functorch import config
 
   torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+  config.donated_buffer = False  # SISS goes back twice through one graph
   how = {"half": half, "compiled": compiled, "layout": _layout(last)}
   run = _TORCH[case.build](case.fields, case.torch_rows, device, how, **case.arguments)
 
@@ -94,13 +112,54 @@ def theirs(case: Case, device: str, half: bool, compiled: bool, last: bool) -> R
   return finished
 
 
+def flops(case: Case) -> float:
+  """FLOPs a picture (convolutions, products): of a pass there and back, or of each pass forward.
+
+  SISS's second way back is not counted, so that its rate is that of useful work.
+  """
+  import torch
+  from torch.utils.flop_counter import FlopCounterMode
+
+  if case.build == "product":
+    return 2.0 * case.fields["width"] ** 3
+  trained = case.build in ("step", "denoise")
+  with torch.device("meta"), FlopCounterMode(display=False) as counter:
+    net, inputs = _torch_net(case.fields, 1, "meta", **_net_of(case))
+    out = net(*inputs).sample
+    if trained:
+      out.sum().backward()
+  passes = case.arguments.get("steps", 1)
+  if case.arguments.get("mode", "soft") == "soft":
+    passes *= case.arguments.get("sources", 1)
+  return counter.get_total_flops() * passes
+
+
+def _net_of(case: Case) -> dict[str, str]:
+  kind = "uvit" if case.build == "compose" else case.arguments.get("net")
+  return {"net": kind} if kind else {}
+
+
 # This project.
+
+
+def _product(fields: dict[str, Any], rows: int) -> Run:
+  import jax
+
+  del rows
+  shape = (fields["width"], fields["width"])
+  m = jax.random.normal(jax.random.key(0), shape, fields["dtype"])
+  product = jax.jit(lambda m: m @ m)
+  return lambda: _drop(product(m).block_until_ready())
 
 
 def _step(fields: dict[str, Any], rows: int, kind: str, micro: int = 1) -> Run:
   step, _ = siss_step.ours(fields, rows, kind, min(micro, rows))
-  seeds = iter(range(10**9))
-  return lambda: _drop(step(siss_step.make_batch(fields, rows, next(seeds))))
+  batches = _batches(fields, rows)
+  return lambda: _drop(step(next(batches)))
+
+
+def _batches(fields: Mapping[str, Any], rows: int) -> Iterator[dict[str, np.ndarray]]:
+  return itertools.cycle([siss_step.make_batch(dict(fields), rows, i) for i in range(BATCHES)])
 
 
 def _sample(fields: dict[str, Any], rows: int, steps: int) -> Run:
@@ -193,6 +252,7 @@ def _drop(_: Any) -> None:
 
 
 _OURS: dict[str, Callable[..., Run]] = {
+  "product": _product,
   "step": _step,
   "sample": _sample,
   "denoise": _denoise,
@@ -211,8 +271,16 @@ def _torch_step(
   step = torch_reference.make_step(
     kind, dict(fields), siss_step.OPTIMIZER, **siss_step.SISS, device=device, **how
   )
-  seeds = iter(range(10**9))
-  return lambda: _drop(step(siss_step.make_batch(fields, rows, next(seeds))))
+  batches = _batches(fields, rows)
+  return lambda: _drop(step(next(batches)))
+
+
+def _torch_product(fields: Any, rows: int, device: str, how: dict[str, Any]) -> Run:
+  import torch
+
+  del rows, how
+  m = torch.randn(fields["width"], fields["width"], device=device, dtype=torch.bfloat16)
+  return lambda: _drop(m @ m)
 
 
 def _torch_sample(fields: Any, rows: int, device: str, how: dict[str, Any], steps: int) -> Run:
@@ -235,33 +303,37 @@ def _torch_sample(fields: Any, rows: int, device: str, how: dict[str, Any], step
   return run
 
 
-def _torch_denoise(fields: Any, rows: int, device: str, how: dict[str, Any], net: str) -> Run:
+def _torch_net(fields: Any, rows: int, device: str, net: str = "unet") -> tuple[Any, tuple]:
+  """A network by its kind, and pictures, times (and text states) to call it with."""
   import diffusers
   import torch
 
+  from jaxunlearn.models import uvit
   from tests import torch_uvit
 
-  side = fields["sample_size"]
+  side, t = fields["sample_size"], torch.arange(rows, device=device)
   if net == "text_unet":
-    made: Any = diffusers.UNet2DConditionModel(**fields).to(device, memory_format=how["layout"])
-    x = torch.randn(rows, 4, side, side, device=device)
     states = torch.zeros(rows, 77, fields["cross_attention_dim"], device=device)
-    arguments: tuple[Any, ...] = (states,)
-  else:
-    from jaxunlearn.models import uvit
+    x = torch.randn(rows, 4, side, side, device=device)
+    return diffusers.UNet2DConditionModel(**fields).to(device), (x, t, states)
+  made = torch_uvit.UViT(uvit.Net(**fields)) if net == "uvit" else diffusers.UNet2DModel(**fields)
+  channels = 3 if net == "uvit" else fields["in_channels"]
+  return made.to(device), (torch.randn(rows, channels, side, side, device=device), t)
 
-    made = torch_uvit.UViT(uvit.Net(**fields)).to(device)
-    x = torch.randn(rows, 3, side, side, device=device)
-    arguments = ()
+
+def _torch_denoise(fields: Any, rows: int, device: str, how: dict[str, Any], net: str) -> Run:
+  import torch
+
+  made, (x, t, *states) = _torch_net(fields, rows, device, net)
+  made.to(memory_format=how["layout"])
   called = torch.compile(made) if how["compiled"] else made
   settings = siss_step.OPTIMIZER
   betas = (settings["b1"], settings["b2"])
   adamw = torch.optim.AdamW(made.parameters(), settings["learning_rate"], betas, fused=True)
-  t = torch.arange(rows, device=device)
 
   def run() -> None:
     with torch.autocast(device, torch.bfloat16, enabled=how["half"]):
-      loss = (called(x, t, *arguments).sample - x).square().sum() / rows
+      loss = (called(x, t, *states).sample - x).square().sum() / rows
     loss.backward()
     torch.nn.utils.clip_grad_norm_(made.parameters(), settings["clip"])
     adamw.step()
@@ -277,6 +349,7 @@ def _layout(last: bool) -> Any:
 
 
 _TORCH: dict[str, Callable[..., Run]] = {
+  "product": _torch_product,
   "step": _torch_step,
   "sample": _torch_sample,
   "denoise": _torch_denoise,
