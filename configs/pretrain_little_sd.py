@@ -31,7 +31,7 @@ def get_config():
   config.method = common.method("denoising", c_dropout=0.1)
   config.optimizer.update(learning_rate=1e-3, schedule="cosine", warmup=200, weight_decay=1e-2)
   config.ema = 0.999
-  config.train.update(steps=10000, batch=64, log_every=20, checkpoint_every=250)
+  config.train.update(steps=5000, batch=64, log_every=20, checkpoint_every=250)
   config.eval.update(
     before=False,
     metrics=(),
