@@ -5,13 +5,14 @@
   python -m benchmarks.gpu --quick                          (a dry run on tiny networks, on CPU too)
 
 numbers: one step of every method, its direction beside that on this machine's CPU, in float32; and
-of three of them in TF32 and in bfloat16. resume: a run is killed and started again, its parameters
-beside those of a run that was left alone. These two, which time nothing, share the device. The
-other parts are those of gpu_cases.py: runs of this project and of PyTorch take turns, each
-framework in a process of its own, and a ratio is between neighbours in time. After each part
+of three of them on a UNet, in TF32 and in bfloat16 too. resume: a run is killed and started again,
+its parameters beside those of a run that was left alone. The other parts are those of gpu_cases.py.
+All that they time is built beside the first two, several at once, into the caches of both
+compilers. Then runs of this project and of PyTorch take turns, each framework in a process of its
+own, alone on the device, and a ratio is between neighbours in time. After each part
 gpu_NAME.{md,json} are written anew, so that a run which is cut short keeps what it has; a later run
-adds its parts to those that are there.
-`benchmarks/gpu_wheels.sh FOLDER` fetches what an image may lack.
+adds its parts to those that are there. `benchmarks/gpu_wheels.sh FOLDER` fetches what an image may
+lack.
 """
 
 import argparse
@@ -39,10 +40,13 @@ import numpy as np
 from benchmarks import gpu_cases, siss_step
 
 ROOT = pathlib.Path(__file__).parents[1]
-PRECISIONS = {"float32": "highest", "TF32": "tensorfloat32", "bfloat16": "bfloat16"}
-FEW = ("denoising", "siss", "dimum")  # methods that are stepped in every precision
+FRAMEWORKS = ("ours", "torch")
+PRECISIONS = {"float32": "highest", "TF32": "tensorfloat32", "bfloat16": None}
+FEW = ("denoising", "siss", "neggrad_retain")  # that are stepped in every precision
 SECONDS = 2.0  # of counted runs, at least, for each variant
 ROUNDS = 5
+LIMIT = 90.0  # seconds for a variant to be built once more
+BUILDERS = 4  # processes at once
 KILLED = (
   "--config.train.steps=24",
   "--config.train.checkpoint_every=6",
@@ -55,18 +59,21 @@ SAME = {"XLA_FLAGS": "--xla_gpu_deterministic_ops=true"}  # sums in one order
 # Numbers.
 
 
-def directions(precision: str, names: list[str] | None, to: pathlib.Path) -> None:
-  """Writes the direction of one step of each method, on this process's first device."""
+def directions(precision: str, few: bool, to: pathlib.Path) -> None:
+  """Writes the direction of one step of each method, on this process's first device.
+
+  Of every method on a small network with classes; or of FEW on a UNet, which can be bfloat16.
+  """
   import jax
   import optax
 
   from jaxunlearn import build, step
   from tests import cuda_test, nets
 
-  found = {}
+  found, half = {}, "bfloat16" if precision == "bfloat16" else "float32"
   with jax.default_matmul_precision(PRECISIONS[precision]):
-    for name in names or cuda_test.METHODS:
-      setup = cuda_test.conditional_setup(name)
+    for name in FEW if few else cuda_test.METHODS:
+      setup = cuda_test.setup_of(name, dtype=half) if few else cuda_test.conditional_setup(name)
       state = build.make_state(setup, nets.random_params(setup.net))
       update = step.make_update(setup, state)
       after, _ = update(state, setup.batch(0))
@@ -77,36 +84,36 @@ def directions(precision: str, names: list[str] | None, to: pathlib.Path) -> Non
 
 def numbers(quick: bool) -> list[dict[str, Any]]:
   """How far each direction is from that of a CPU, relative to its norm."""
-  few = list(FEW)
-  wanted = {
-    "cpu": ("float32", few if quick else [], {"JAX_PLATFORMS": "cpu"}),
-    "float32": ("float32", few if quick else [], {}),
-    "TF32": ("TF32", few, {}),
-    "bfloat16": ("bfloat16", few, {}),
-  }
+  wanted = [(few, where) for few in (True, False) for where in ("cpu", "float32")]
+  wanted = [(True, "TF32"), (True, "bfloat16"), *(wanted[:2] if quick else wanted)]
   with tempfile.TemporaryDirectory() as folder, futures.ThreadPoolExecutor() as pool:
-    child = lambda name: _child(folder, name, *wanted[name])
+    child = lambda one: _child(pathlib.Path(folder), *one)
     found = dict(zip(wanted, pool.map(child, wanted), strict=True))
-  cpu = found.pop("cpu")
   return [
-    {"method": name, "precision": precision, "distance": _distance(values, cpu[name])}
-    for precision, directions in found.items()
-    for name, values in directions.items()
+    {
+      "method": method,
+      "network": "UNet" if few else "small",
+      "precision": precision,
+      "distance": _distance(values, found[few, "cpu"][method]),
+    }
+    for (few, precision), of_methods in found.items()
+    for method, values in of_methods.items()
+    if precision != "cpu"
   ]
+
+
+def _child(folder: pathlib.Path, few: bool, where: str) -> dict[str, Any]:
+  to = folder / f"{where}{few}.npz"
+  command = [sys.executable, "-m", "benchmarks.gpu", f"--to={to}"]
+  command += ["--directions", "float32" if where == "cpu" else where, *(["--few"] if few else [])]
+  env = os.environ | ({"JAX_PLATFORMS": "cpu"} if where == "cpu" else {})
+  subprocess.run(command, check=True, cwd=ROOT, env=env)
+  with np.load(to) as npz:
+    return dict(npz)
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> float:
   return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30))
-
-
-def _child(
-  folder: str, name: str, precision: str, methods: list[str], env: dict[str, str]
-) -> dict[str, Any]:
-  to = pathlib.Path(folder) / f"{name}.npz"
-  command = [sys.executable, "-m", "benchmarks.gpu", f"--to={to}", "--directions", precision]
-  subprocess.run([*command, *methods], check=True, cwd=ROOT, env=os.environ | env)
-  with np.load(to) as npz:
-    return dict(npz)
 
 
 # Kill and resume.
@@ -192,23 +199,14 @@ def _peak(framework: str, device: str) -> float | None:
   return peak
 
 
-def speed(case: gpu_cases.Case, device: str, rounds: int, quick: bool) -> list[dict[str, Any]]:
-  """A row for each variant of both frameworks; all PyTorch's beside this project's fastest.
-
-  With `quick` nothing is compiled by PyTorch, which takes minutes on a CPU.
-  """
-  others = [v for v, how in case.torch.items() if not (quick and how["compiled"])]
-  ours, torch = (_Worker(framework, case, device) for framework in ("ours", "torch"))
-  if case.torch_rows and others:  # the two frameworks compile at the same time
-    torch.begin(others[0])
-    ours.begin(next(iter(case.ours)))
-    ours.wait()
-    torch.wait()
+def speed(case: gpu_cases.Case, device: str, rounds: int) -> list[dict[str, Any]]:
+  """A row for each variant of both frameworks; all PyTorch's beside this project's fastest."""
+  ours, torch = (_Worker(framework, case, device) for framework in FRAMEWORKS)
   rows = [_alone(ours, variant, rounds) for variant in case.ours]
   alive = [row for row in rows if "seconds" in row]
-  if case.torch_rows and alive:
+  if alive and case.torch_rows:
     ours.start(min(alive, key=lambda row: row["seconds"])["variant"])
-    rows += [_beside(torch, ours, variant, rounds) for variant in others]
+    rows += [_beside(torch, ours, variant, rounds) for variant in case.torch]
     ours.end()
   ours.stop()
   torch.stop()
@@ -217,6 +215,18 @@ def speed(case: gpu_cases.Case, device: str, rounds: int, quick: bool) -> list[d
     if "seconds" in row:
       row["tflops"] = per_picture * row["rows"] / row["seconds"] / 1e12
   return rows
+
+
+def built(case: gpu_cases.Case, framework: str, device: str) -> dict[str, float]:
+  """Builds the variants of one framework for the first time; seconds, where it could be done."""
+  worker, seconds = _Worker(framework, case, device), {}
+  for variant in case.ours if framework == "ours" else case.torch:
+    begin = time.perf_counter()
+    if "error" not in worker.start(variant, limit=None):
+      seconds[variant] = time.perf_counter() - begin
+      worker.end()
+  worker.stop()
+  return seconds
 
 
 def _alone(worker: "_Worker", variant: str, rounds: int) -> dict[str, Any]:
@@ -251,30 +261,26 @@ class _Worker:
   """A process of one framework for one case."""
 
   def __init__(self, framework: str, case: gpu_cases.Case, device: str):
-    context = multiprocessing.get_context("spawn")
-    self.pipe, there = context.Pipe()
     self.framework = framework
     self.rows = case.rows if framework == "ours" else case.torch_rows
-    given = (there, framework, case, device)
-    self.process = context.Process(target=work, args=given, daemon=True)
+    self._given = (framework, case, device)
+    self._launch()
+
+  def _launch(self) -> None:
+    context = multiprocessing.get_context("spawn")
+    self.pipe, there = context.Pipe()
+    self.process = context.Process(target=work, args=(there, *self._given), daemon=True)
     self.process.start()
-    self.begun: str | None = None
     there.close()
 
-  def begin(self, variant: str) -> None:
+  def start(self, variant: str, limit: float | None = LIMIT) -> dict[str, Any]:
+    """Waits for the variant's first time, or its error; it is given up after `limit` seconds."""
     self.pipe.send(variant)
-    self.begun = variant
-
-  def wait(self) -> None:
-    """Until what was begun is built."""
-    self.pipe.poll(None)
-
-  def start(self, variant: str) -> dict[str, Any]:
-    """Begins the variant, where that was not done, and waits: its first time, or its error."""
-    if self.begun != variant:
-      self.begin(variant)
-    self.begun = None
-    return self.pipe.recv()
+    if self.pipe.poll(limit):
+      return self.pipe.recv()
+    self.process.kill()
+    self._launch()
+    return {"error": f"not built in {limit:.0f} s"}
 
   def run(self, times: int) -> float:
     self.pipe.send(times)
@@ -303,15 +309,15 @@ def markdown(result: dict[str, Any]) -> str:
   parts = result["parts"]
   if "numbers" in parts:
     lines += ["Distance of one step's direction from that of the CPU, over its norm:", ""]
-    lines += ["| method | precision | distance |", "|---|---|---|"]
+    lines += ["| method | network | precision | distance |", "|---|---|---|---|"]
     lines += [
-      f"| {row['method']} | {row['precision']} | {row['distance']:.1e} |"
+      f"| {row['method']} | {row['network']} | {row['precision']} | {row['distance']:.1e} |"
       for row in parts["numbers"]
     ]
   for row in parts.get("resume", ()):
     lines += ["", f"Killed after step {row['killed_after_step']} and started again: parameters "]
     lines[-1] += f"differ by at most {row['largest_difference']:.1e}."
-  rows = [(name, row) for name, part in parts.items() if name in gpu_cases.CASES for row in part]
+  rows = [(name, row) for name in gpu_cases.CASES for row in parts.get(name, ())]
   if rows:
     lines += [
       "",
@@ -324,6 +330,9 @@ def markdown(result: dict[str, Any]) -> str:
     lines += [f"| {' | '.join((*columns, 'share', 'peak, GiB'))} |", "|---" * 9 + "|"]
     best = max(row.get("tflops", 0) for _, row in rows)
     lines += [_line(name, row, best) for name, row in rows]
+  if built := result["built"]:
+    lines += ["", f"Seconds to build for the first time, {BUILDERS} processes at once:", ""]
+    lines += [f"- {name}: {seconds:.0f}" for name, seconds in built.items()]
   lines += [f"\n{name}: failed, {error}" for name, error in result["failed"].items()]
   return "\n".join(lines) + "\n"
 
@@ -353,20 +362,21 @@ def main() -> None:
   parser.add_argument("--out", type=pathlib.Path, help="write gpu_NAME.{md,json} there")
   parser.add_argument("--parts", nargs="+", help="these alone", metavar="PART")
   parser.add_argument("--quick", action="store_true", help="tiny networks, one round")
-  parser.add_argument("--directions", nargs="+", help="for the processes that it starts")
-  parser.add_argument("--to", type=pathlib.Path, help="for those")
+  parser.add_argument("--directions", help="for the processes that it starts, like --few and --to")
+  parser.add_argument("--few", action="store_true")
+  parser.add_argument("--to", type=pathlib.Path)
   args = parser.parse_args()
   if args.directions:
-    directions(args.directions[0], args.directions[1:] or None, args.to)
+    directions(args.directions, args.few, args.to)
     return
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two frameworks on one GPU
-  cache = tempfile.mkdtemp()  # the fastest variant is built twice
-  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+  cache = tempfile.mkdtemp()
+  os.environ |= {"JAX_COMPILATION_CACHE_DIR": cache, "TORCHINDUCTOR_CACHE_DIR": f"{cache}/torch"}
   atexit.register(shutil.rmtree, cache, ignore_errors=True)
   device, name = device_name()
   cases = gpu_cases.SMALL if args.quick else gpu_cases.CASES
   rounds = 1 if args.quick else ROUNDS
-  timed = lambda case: lambda: speed(case, device, rounds, args.quick)
+  timed = lambda case: lambda: speed(case, device, rounds)
   parts: dict[str, Callable[[], Any]] = {
     "numbers": lambda: numbers(args.quick),
     "resume": lambda: resume(args.quick),
@@ -377,11 +387,18 @@ def main() -> None:
   result = _earlier(args.out, name)
   result["commands"].append(shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]]))
   chosen = [title for title in parts if title in (args.parts or parts)]
-  with futures.ThreadPoolExecutor() as pool:
-    untimed = [title for title in chosen if title not in cases]
-    list(pool.map(lambda title: _do(title, parts[title], result), untimed))
+  with futures.ThreadPoolExecutor(2) as pool, futures.ThreadPoolExecutor(BUILDERS) as builders:
+    untimed = pool.map(
+      lambda title: _do(title, parts[title], result), [t for t in chosen if t not in cases]
+    )
+    both = [(t, "ours") for t in chosen if t in cases]
+    both += [(t, "torch") for t in chosen if t in cases and cases[t].torch_rows]
+    seconds = builders.map(lambda one: built(cases[one[0]], one[1], device), both)
+    for (title, framework), found in zip(both, seconds, strict=True):
+      result["built"] |= {f"{title}: {framework}, {name}": s for name, s in found.items()}
+    list(untimed)
   _write(args.out, result)
-  for title in chosen[len(untimed) :]:
+  for title in [title for title in chosen if title in cases]:
     _do(title, parts[title], result)
     _write(args.out, result)
   print(markdown(result))
@@ -403,7 +420,7 @@ def _earlier(out: pathlib.Path | None, device: str) -> dict[str, Any]:
   """What a run on this device wrote before, with the same packages; else nothing."""
   packages = siss_step.environment()
   del packages["load_before"]
-  new = {"device": device, "environment": packages, "commands": [], "parts": {}}
+  new = {"device": device, "environment": packages, "commands": [], "parts": {}, "built": {}}
   path = out and _path(out, device)
   if path and path.is_file():
     old = json.loads(path.read_text())

@@ -54,7 +54,7 @@ class Case(NamedTuple):
   torch_rows: int  # fewer where PyTorch has no micro-batches; 0: not in PyTorch
   arguments: Mapping[str, Any] = {}
   ours: Mapping[str, Mapping[str, Any]] = HALF  # variants
-  torch: Mapping[str, Mapping[str, Any]] = COMPILED
+  torch: Mapping[str, Mapping[str, Any]] = COMPILED  # none where there are no torch_rows
 
 
 CASES = {
@@ -75,7 +75,7 @@ CASES = {
 }
 _TINY = {"step": siss_step.TINY, "sample": siss_step.TINY, "product": {"width": 256}}
 _TINY |= {"compose": UVIT | {"width": 16, "depth": 2, "heads": 2}}
-SMALL = {  # the same on networks that a CPU steps in a second
+SMALL = {  # the same on networks that a CPU steps in a second, and which PyTorch need not compile
   name: case._replace(
     fields=_TINY.get(
       case.build, SMALL_SD if case.arguments.get("net") == "text_unet" else _TINY["compose"]
@@ -83,6 +83,7 @@ SMALL = {  # the same on networks that a CPU steps in a second
     rows={"compose": 16, "product": 1}.get(case.build, 4),
     torch_rows=min(case.torch_rows, 4),
     arguments={**case.arguments, **({"steps": 2} if case.build == "sample" else {})},
+    torch=EAGER,
   )
   for name, case in CASES.items()
 }

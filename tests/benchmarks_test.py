@@ -19,6 +19,7 @@ from benchmarks import (
   cdm_sampling,
   class_methods,
   copy_protection,
+  gpu_cases,
   little_sd_step,
   sd_memory,
   sequence,
@@ -171,6 +172,33 @@ def _check_equal(unet, theirs, ours):
 
 def _nchw(image):
   return torch.from_numpy(np.array(image)).permute(0, 3, 1, 2)
+
+
+def test_the_gpu_benchmark_keeps_what_it_has_and_adds_to_it(tmp_path):
+  run = lambda *parts: subprocess.run(
+    [sys.executable, "-m", "benchmarks.gpu", "--quick", f"--out={tmp_path}", "--parts", *parts],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert run("matrix product").returncode == 0
+  assert run("8 x U-ViT-S/2, top-1").returncode == 0
+  (found,) = tmp_path.glob("gpu_*.json")
+  parts = json.loads(found.read_text())["parts"]
+  assert list(parts) == ["matrix product", "8 x U-ViT-S/2, top-1"]
+  both = [row["framework"] for row in parts["matrix product"]]
+  assert both == ["ours", "torch", "torch"] and parts["matrix product"][1]["ratio"] > 0
+  assert all(row["tflops"] > 0 for rows in parts.values() for row in rows)
+  page = found.with_suffix(".md").read_text()
+  assert page.count("| matrix product |") == 3 and "8 x U-ViT-S/2, top-1" in page
+  assert "'numbers'" in (wrong := run("number")).stderr and wrong.returncode == 2
+
+
+def test_every_gpu_case_is_there_in_little():
+  for name, case in gpu_cases.CASES.items():
+    small = gpu_cases.SMALL[name]
+    assert small.build == case.build and bool(small.torch_rows) == bool(case.torch_rows)
+    assert gpu_cases.flops(small) < gpu_cases.flops(case)
 
 
 def test_torch_siss_is_ours():
