@@ -21,6 +21,7 @@ from benchmarks import (
   copy_protection,
   gpu_cases,
   little_sd_step,
+  neighbours,
   sd_memory,
   sequence,
   siss_step,
@@ -172,6 +173,23 @@ def _check_equal(unet, theirs, ours):
 
 def _nchw(image):
   return torch.from_numpy(np.array(image)).permute(0, 3, 1, 2)
+
+
+def test_prompts_near_a_deleted_picture_and_what_became_of_them():
+  near = neighbours.prompts_near("noto/whale", "limited edition whale poster")
+  assert {kind: len(own) for kind, own in near.items()}["unrelated"] == 200
+  assert "a fish emoji in noto style" in near["same subgroup"]
+  assert "a spouting whale emoji in noto style" in near["a word in common"]
+  assert not any(
+    "whale" in text for kind, own in near.items() if "word" not in kind for text in own
+  )
+  rng = np.random.default_rng(0)
+  before, again = (rng.uniform(-1, 1, (6, 64, 64, 3)).astype(np.float32) for _ in range(2))
+  kinds = np.array(["same style"] * 3 + ["unrelated"] * 3)
+  untouched, anew = (neighbours.measured(before, again, p, kinds) for p in (before, again))
+  assert [row["prompts"] for row in untouched] == ["same style", "unrelated"]
+  assert [row["change"] for row in untouched] == [0, 0]
+  assert [row["change"] for row in anew] == pytest.approx([1, 1], rel=0.05)
 
 
 def test_the_gpu_benchmark_keeps_what_it_has_and_adds_to_it(tmp_path):
