@@ -10,6 +10,7 @@ from jaxunlearn import __version__, errors
 COMMANDS = {
   "run": ("jaxunlearn.main:start", "Train, unlearn or attack a model, as a config says."),
   "export": ("jaxunlearn.export:start", "Write a run as a folder that diffusers loads."),
+  "convert": ("jaxunlearn.commands.convert:start", "Make a folder of a single file, or of a LoRA."),
   "sample": ("jaxunlearn.commands.sample:start", "Draw samples of a model, of prompts or classes."),
   "answer": ("jaxunlearn.answer.__main__:start", "Answer a request to delete, with a letter."),
   "memorised": ("jaxunlearn.commands.memorised:start", "Find what a model has memorised."),

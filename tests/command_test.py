@@ -20,6 +20,7 @@ FLAGS = {
   "verify-export": "key",
   "audit": "model before forget data out retrained template classifier minutes attacks small",
   "leaderboard": "out",
+  "convert": "like file lora out",
   "sample": "from out prompt label style n batch steps sampler lora scale guidance seed sources "
   "mode policy as tifa",
   "answer": "run out ids files pictures confirm receipt execute prove purge runs workdir head",

@@ -85,7 +85,7 @@ def test_conditions_by_name():
       {"origin": "assets:pretrain_mnist", "labels": ("1",)},
       "the model knows no label and was",
     ),
-    ({"origin": "sd.ckpt"}, r"--from is the file sd\.ckpt; give a folder.*from_single_file"),
+    ({"origin": "sd.ckpt"}, r"--from is the file sd\.ckpt; give a folder.*jaxunlearn convert"),
     ({"origin": "nowhere"}, "init_from 'nowhere' is not a folder"),
     ({"origin": "", "n": 0}, "n is 0; use"),
     ({"origin": "", "steps": 0}, "steps is 0; use"),

@@ -5,9 +5,10 @@
         --style_classifier=little_styles --minutes=60 --out=audits/mosaic
 
 --model, --before (the model it was made of) and --retrained (one that never saw it: the yardstick)
-are each a pipeline's folder in diffusers' layout, hub:OWNER/NAME, assets:NAME or a run. --data is
-a source by name, or a folder of pictures in STYLE/CLASS folders, which --size resizes. --forget
-names one of its classes, or style:NAME. Both classifiers judge what samples show.
+are each a pipeline's folder in diffusers' layout, hub:OWNER/NAME, assets:NAME or a run; `jaxunlearn
+convert` makes such a folder of a single file, or of a base and a LoRA. --data is a source by name,
+or a folder of pictures in STYLE/CLASS folders, which --size resizes. --forget names one of its
+classes, or style:NAME. Both classifiers judge what samples show.
 
 The attacks are those of configs/attack_little_sd.py, the cheap ones first; when --minutes are over
 no further one begins. OUT gets report.html, audit.md and audit.json, which `jaxunlearn leaderboard`

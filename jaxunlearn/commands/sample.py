@@ -170,8 +170,8 @@ def find(asked: Asked) -> Subject:
   """The model; raises ValueError where there is none, or it does not take what was asked."""
   if asked.origin.endswith(FILES):
     raise ValueError(
-      f"--from is the file {asked.origin}; give a folder in diffusers' layout. diffusers makes one "
-      "of a single file: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
+      f"--from is the file {asked.origin}; give a folder in diffusers' layout. jaxunlearn convert "
+      "makes one of a single file"
     )
   rights = policy.find(pathlib.Path(asked.origin).expanduser(), asked.policy)
   names = policy.allowed(rights, asked.who, asked.sources)  # before anything of the model is read
