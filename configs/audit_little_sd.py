@@ -24,6 +24,7 @@ METHODS = {
   "Concept Ablation": "ca_model",
   "UCE": "uce",
   "DiMUM": "dimum",
+  "DiMUM, then UNDO": "undo",
 }
 PARAPHRASED = tuple((f"paraphrase_{i}", 0.0) for i in range(len(attack_little_sd.PARAPHRASES)))
 # metric, title, variants of attack_little_sd and their learning rates
@@ -65,4 +66,5 @@ KIT = audits.Kit(
   attack_little_sd.attack,
   means=("ar_dimra", "ar_few_10", "ar_lora_10", "ar_states", "ar_token", "ar_search"),
   evidence=False,
+  after={"undo": "dimum"},
 )

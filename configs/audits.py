@@ -40,6 +40,8 @@ class Kit:
   attack: Callable[[ConfigDict, str, float], ConfigDict]  # (config, variant, rate), likewise
   means: Sequence[str] = ("ar_few_10",)  # metrics of attacks whose mean over probes is shown too
   evidence: bool = True  # whether membership and the verdict are in the table
+  # variant -> that whose run, of the same target and seed, it goes on from
+  after: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def audit(
@@ -95,6 +97,8 @@ def audit(
         run = make(target)
         run.forget[field] = target
         run.seed = run.eval.seed = seed
+        if variant in kit.after:
+          run.init_from = f"run:{kit.after[variant]}_{slug(target)}_{seed}"
         if kit.evidence:
           run.eval.update(features=True, metrics=(*run.eval.metrics, "membership"))
           run.eval.update(membership_kept=250, membership_deleted=500)

@@ -6,7 +6,8 @@
 attacks on the result are in attack_little_sd.py, all of it in audit_little_sd.py.
 
 What a method trains is that of its paper on Stable Diffusion: ESD-x the attention to text, ESD-u
-all but it, ESD-x-strict, Concept Ablation and UCE its keys and values; the others the UNet.
+all but it, ESD-x-strict, Concept Ablation and UCE its keys and values; the others the UNet. UNDO
+begins with a model that another method has unlearned: --config.init_from=runs/dimum_mosaic.
 
 Deviations, besides those of the methods: steps, batches and rates are of this small model.
 """
@@ -71,6 +72,7 @@ METHODS = {
     STEPS,
     2e-4,
   ),
+  "undo": ("undo", {"alpha": 0.3}, {"alt": ALT}, UNET, 6 * STEPS, 3e-4),
 }
 
 

@@ -427,6 +427,7 @@ CONDITIONAL = {  # what each says it needs; the others need nothing
   "selective_amnesia": ("c", "concept"),
   "token_inversion": ("c", "concept", "token"),
   "uce": ("c", "to", "text"),
+  "undo": ("c", "concept"),
   "unlearn_diff_attack": ("c", "text"),
 }
 
