@@ -20,6 +20,7 @@ from benchmarks import (
   class_methods,
   copy_protection,
   gpu_cases,
+  little_sd_quality,
   little_sd_step,
   neighbours,
   sd_memory,
@@ -190,6 +191,17 @@ def test_prompts_near_a_deleted_picture_and_what_became_of_them():
   assert [row["prompts"] for row in untouched] == ["same style", "unrelated"]
   assert [row["change"] for row in untouched] == [0, 0]
   assert [row["change"] for row in anew] == pytest.approx([1, 1], rel=0.05)
+
+
+def test_real_pictures_are_shown_as_often_as_they_are_recognised():
+  texts, said = little_sd_quality.asked(2)
+  assert len(texts) == len(said["group"]) == len(said["style"]) == 2 * 2 * 9
+  images, are = little_sd_quality.real("group")
+  rows = little_sd_quality.rows_of("group", images, are)
+  assert {row["name"] for row in rows} == {*are, "all"}
+  assert all(row["shown"] == row["real"] and row["n"] == row["n_real"] for row in rows)
+  assert 0.6 < rows[-1]["real"] < 0.9
+  assert "| group | all | " in little_sd_quality.markdown(rows, "command")
 
 
 def test_the_gpu_benchmark_keeps_what_it_has_and_adds_to_it(tmp_path):

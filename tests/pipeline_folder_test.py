@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 import torch
 
+from jaxunlearn import data
 from jaxunlearn.diffusion import sampling
 from jaxunlearn.weights import layout, scheduler_config, stable_diffusion, tokenizer
 from tests import tiny_pipeline
@@ -82,6 +83,20 @@ def test_the_same_pictures_in_and_out_of_diffusers(made, tmp_path, scheduler):
   back_z, back = theirs(again, x)
   assert distance(back_z, z) < 1e-5 and np.abs(back - picture).max() < 1e-5
   assert stable_diffusion.load(tmp_path / "out").process == model.process
+
+
+def test_the_embedded_model_draws_in_diffusers_what_it_draws_here():
+  folder = data.ASSETS / "little_sd"
+  files = [path for path in folder.rglob("*") if path.is_file()]
+  assert sum(path.stat().st_size for path in files) < 10e6
+  model = stable_diffusion.load(folder)
+  pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+  pipe.set_progress_bar_config(disable=True)
+  x = noise(model)
+  z, picture = ours(model, x)
+  latent, image = theirs(pipe, x)
+  assert distance(z, latent) < 1e-4 and np.abs(picture - image).max() < 1e-3
+  assert float(picture.std()) > 0.1
 
 
 def test_old_names_half_precision_and_shards(made, tmp_path):

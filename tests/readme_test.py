@@ -82,6 +82,22 @@ def test_the_numbers_in_sentences_about_siss_are_the_committed_results():
     assert "n=512" in rows[name]["tshirt_rate"]["identity"][0]  # 3 x 512 is 1,536
 
 
+def test_the_numbers_in_sentences_about_stable_diffusion_are_the_committed_results():
+  page, speed = (flowing(PAGES[name]) for name in ("stable_diffusion", "speed"))
+  full, step = result("stable_diffusion_cpu"), result("little_sd_step")["step"]
+  made, ours, again = (full["parts"][part] for part in ("make", "read", "back"))
+  apart = (f"{part['largest_difference']:.1e}" for part in (ours, again))
+  assert f"{' and '.join(apart)} from that" in page
+  assert f"held {ours['peak_gib']:.1f} GiB" in page
+  assert f"{ours['picture_seconds']:.0f} s and {made['picture_seconds']:.0f} s" in page
+  forward, picture = (found["ratio"] for found in full["speed"].values())
+  assert f"takes {picture:.2f} of PyTorch's time with the small model" in page
+  assert (
+    f"takes {picture:.2f} of PyTorch's time with diffusers, a forward pass {forward:.2f}" in speed
+  )
+  assert f"text encoder takes {step['ratio']:.2f} of it" in speed
+
+
 def test_the_numbers_in_sentences_about_compartments_are_the_committed_results():
   page, dropped = flowing(PAGES["cdm"]), changes("cdm_forget_source")
   moves = f"moves the feature FID by {min(dropped)}% to {max(dropped)}%"

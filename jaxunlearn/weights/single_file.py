@@ -20,8 +20,11 @@ from jaxunlearn.weights import arrays
 State = Mapping[str, np.ndarray]
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TEXT_1, TEXT_2 = "cond_stage_model.transformer.", "cond_stage_model.model."
-# Of a text encoder, and of averages and schedules, what no part of diffusers' layout takes.
-LEFT = re.compile(r"cond_stage_model\..*(position_ids|logit_scale|text_projection|attn_mask)$")
+# What no part of diffusers' layout takes.
+LEFT = re.compile(
+  r"cond_stage_model\..*(position_ids|logit_scale|text_projection|attn_mask)$|first_stage_model\.loss\."
+)
+LAYER = re.compile(r"(?:encoder\.layers|transformer\.resblocks)\.(\d+)\.")
 _RESNET = {
   "norm1": "in_layers.0",
   "conv1": "in_layers.2",
@@ -81,8 +84,9 @@ def parts(
       "a file with all three networks"
     )
   known = (UNET, VAE, TEXT_1, TEXT_2)
-  others = [name for name in file if name.startswith(known) and not LEFT.match(name)]
-  if extra := sorted({*others} - used):
+  others = {name for name in file if name.startswith(known) and not LEFT.match(name)}
+  last = f"{TEXT_2}transformer.resblocks.{_layers(names['text_encoder'])}."
+  if extra := sorted(name for name in others - used if not name.startswith(last)):
     raise ValueError(
       f"the file has {extra[0]!r}, for which the model of --like has no place; name one with the "
       "networks of the file"
@@ -176,6 +180,11 @@ def openclip_name(name: str) -> tuple[str, int | None]:
     return f"{place}{_OPENCLIP_LAYER[inner]}.{last}", None
   third = ("q_proj", "k_proj", "v_proj").index(inner.split(".")[1])
   return f"{place}attn.in_proj_{last}", third
+
+
+def _layers(names: Iterable[str]) -> int:
+  """Of the text encoder. Stable Diffusion 2 stops one before OpenCLIP's last."""
+  return 1 + max(int(found[1]) for name in names if (found := LAYER.match(name)))
 
 
 def _same(value: np.ndarray) -> np.ndarray:
