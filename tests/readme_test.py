@@ -46,6 +46,7 @@ def test_the_tables_are_the_committed_results():
     "results/benchmark_siss_step.md",
     "results/check_tpu.md",
     "results/sd_memory.md",
+    "results/little_sd_quality.md",
     "results/reliability.md",
     "results/fuzz.md",
     "results/verdict_level.md",

@@ -8,7 +8,8 @@ pictures that the generative models train on and testing on the ones they hold o
 Right on held-out pictures: digits 98.7% of 1,500; fashion 88.4% of 1,000; emoji, whose groups go by
 meaning more than by looks, 72.6% of 380, or 65.8% in the mean over classes (people 97%, activities
 only 11%). Of both digits and clothes 92.7% of 2,000; of emoji at 16 px, five groups 85.4% and the
-two styles, which small pictures hardly show, 84.2% of 240.
+two styles, which small pictures hardly show, 84.2% of 240. Of emoji at 64 px, eight kinds of them
+94.6% and six styles 96.5% of 258.
 """
 
 import argparse
