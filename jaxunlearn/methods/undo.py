@@ -16,6 +16,8 @@ Deviations:
 """
 
 import dataclasses
+import functools
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -39,14 +41,13 @@ class Method(methods.TwoSets):
     return {"teacher": jax.tree.map(jnp.asarray, params)}
 
   def start(self, params, data, rng):
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(rng, len(leaves))
-    damaged = [self._damaged(leaf, key) for leaf, key in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(structure, damaged)
+    return jax.tree.map_with_path(functools.partial(self._damaged, rng), params)
 
-  def _damaged(self, leaf, key):
+  def _damaged(self, rng, path, leaf):
+    """Each kernel has noise of its own by its name, whatever else is trained."""
     if jnp.ndim(leaf) < 2:
       return leaf
+    key = jax.random.fold_in(rng, zlib.crc32(jax.tree_util.keystr(path).encode()))
     noise = jnp.std(leaf) * jax.random.normal(key, jnp.shape(leaf), jnp.float32)
     return (1 - self.alpha) * leaf + self.alpha * self.beta * noise
 
