@@ -14,7 +14,6 @@ XLA says that the program holds at once: arguments (all parameters, and the batc
 
 import argparse
 import dataclasses
-import json
 import pathlib
 import statistics
 import time
@@ -25,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import pages
 from jaxunlearn import adapters, models
 from jaxunlearn.cdm import compartment, compose
 from jaxunlearn.cdm.compose import Compartments, Mode
@@ -194,11 +194,7 @@ def main() -> None:
     "rows": measure(made, rounds, batch),
   }
   print(markdown(result))
-  if args.out:
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "benchmark_cdm_sampling"
-    path.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
-    path.with_suffix(".md").write_text(markdown(result))
+  pages.write(args.out, "benchmark_cdm_sampling", result, markdown(result))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ a process of its own, whose peak memory is read from the system when it ends.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import shlex
@@ -23,6 +22,7 @@ import numpy as np
 import safetensors.numpy
 from PIL import Image
 
+from benchmarks import pages
 from benchmarks.siss_step import environment
 from configs import siss_celeba
 from tests import random_inception, random_resnet
@@ -158,8 +158,7 @@ def main() -> None:
     for name, command in commands(root).items():
       result["stages"][name] = measure(command) | {"command": command.replace(folder, "WORK")}
       print(f"{name}: {result['stages'][name]['seconds']:.0f} s", flush=True)
-  (args.out / "celeba_cpu.json").write_text(json.dumps(result, indent=2) + "\n")
-  (args.out / "celeba_cpu.md").write_text(markdown(result) + "\n")
+  pages.write(args.out, "celeba_cpu", result, markdown(result) + "\n")
 
 
 if __name__ == "__main__":

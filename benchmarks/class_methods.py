@@ -10,7 +10,6 @@ by `vmap` beside three in turn, which is what the audits do.
 """
 
 import argparse
-import json
 import pathlib
 import statistics
 import time
@@ -20,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from benchmarks import pages
 from configs import common, unlearn_fashion
 from jaxunlearn import build, step
 
@@ -114,11 +114,7 @@ def main() -> None:
     "seeds_by_vmap": of_seeds(baseline, rounds),
   }
   print(markdown(result))
-  if args.out:
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "benchmark_class_methods"
-    path.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
-    path.with_suffix(".md").write_text(markdown(result))
+  pages.write(args.out, "benchmark_class_methods", result, markdown(result))
 
 
 if __name__ == "__main__":

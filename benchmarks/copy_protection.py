@@ -15,7 +15,6 @@ the peak's share of its source.
 """
 
 import argparse
-import json
 import pathlib
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
+from benchmarks import pages
 from jaxunlearn.cdm import compose
 from jaxunlearn.cdm.compose import Compartments, Mode
 from jaxunlearn.diffusion import Diffusion, sampling
@@ -166,12 +166,8 @@ def main() -> None:
   cases = ((2, 1.0),) if args.quick else ((2, 0.0), (2, 1.0), (2, 2.0), (4, 1.0))
   table = [one for n, apart in cases for one in rows(n, apart, samples, steps)]
   print(markdown(table))
-  if args.out:
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "cdm_copy_protection"
-    content = {"samples": samples, "steps": steps, "rows": table}
-    path.with_suffix(".json").write_text(json.dumps(content, indent=2) + "\n")
-    path.with_suffix(".md").write_text(markdown(table))
+  content = {"samples": samples, "steps": steps, "rows": table}
+  pages.write(args.out, "cdm_copy_protection", content, markdown(table))
 
 
 if __name__ == "__main__":

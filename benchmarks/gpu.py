@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import gpu_cases, siss_step
+from benchmarks import gpu_cases, pages, siss_step
 
 ROOT = pathlib.Path(__file__).parents[1]
 FRAMEWORKS = ("ours", "torch")
@@ -421,7 +421,7 @@ def _earlier(out: pathlib.Path | None, device: str) -> dict[str, Any]:
   packages = siss_step.environment()
   del packages["load_before"]
   new = {"device": device, "environment": packages, "commands": [], "parts": {}, "built": {}}
-  path = out and _path(out, device)
+  path = out and out / f"{_name(device)}.json"
   if path and path.is_file():
     old = json.loads(path.read_text())
     if old["environment"] == new["environment"]:
@@ -430,16 +430,11 @@ def _earlier(out: pathlib.Path | None, device: str) -> dict[str, Any]:
 
 
 def _write(out: pathlib.Path | None, result: dict[str, Any]) -> None:
-  if out is None:
-    return
-  out.mkdir(parents=True, exist_ok=True)
-  path = _path(out, result["device"])
-  path.write_text(json.dumps(result, indent=2) + "\n")
-  path.with_suffix(".md").write_text(markdown(result))
+  pages.write(out, _name(result["device"]), result, markdown(result))
 
 
-def _path(out: pathlib.Path, device: str) -> pathlib.Path:
-  return out / f"gpu_{re.sub(r'[^a-z0-9]+', '_', device.lower()).strip('_')}.json"
+def _name(device: str) -> str:
+  return f"gpu_{re.sub(r'[^a-z0-9]+', '_', device.lower()).strip('_')}"
 
 
 if __name__ == "__main__":

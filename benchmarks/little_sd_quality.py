@@ -8,13 +8,13 @@ beside it stands the same of real pictures that neither the classifier nor the m
 """
 
 import argparse
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from benchmarks import pages
 from jaxunlearn import data
 from jaxunlearn.commands import sample
 from jaxunlearn.data import emoji, emoji_captions
@@ -89,11 +89,7 @@ def main() -> None:
   rows = [row for kind in JUDGES for row in rows_of(kind, images, said[kind])]
   command = "python -m benchmarks.little_sd_quality --out=results"
   page = markdown(rows, command)
-  if args.out:
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "little_sd_quality.json"
-    path.write_text(json.dumps({"command": command, "rows": rows}, indent=2) + "\n")
-    path.with_suffix(".md").write_text(page)
+  pages.write(args.out, "little_sd_quality", {"command": command, "rows": rows}, page)
   print(page)
 
 

@@ -11,7 +11,6 @@ on. Both live in one process and take turns; a ratio is between neighbours in ti
 """
 
 import argparse
-import json
 import pathlib
 import statistics
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import pages
 from benchmarks.siss_step import environment
 
 DROPPED, PROMPTS = 0.1, 256
@@ -230,10 +230,7 @@ def main() -> None:
     "step": measure(args.quick, args.rounds),
   }
   print(markdown(result))
-  if args.out:
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "little_sd_step.json").write_text(json.dumps(result, indent=2) + "\n")
-    (args.out / "little_sd_step.md").write_text(markdown(result))
+  pages.write(args.out, "little_sd_step", result, markdown(result))
 
 
 if __name__ == "__main__":

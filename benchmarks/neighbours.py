@@ -11,7 +11,6 @@ that nothing but the prompt is left in common. `typical` is evals/typical.py's s
 """
 
 import argparse
-import json
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import pages
 from configs import table_little_sd
 from jaxunlearn.commands import sample
 from jaxunlearn.data import emoji, emoji_captions
@@ -151,11 +151,7 @@ def main() -> None:
   command = f"python -m benchmarks.neighbours --runs={args.runs} --out=results"
   rows = table(found, MODEL)
   page = markdown(rows, command)
-  if args.out:
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "neighbours_little_sd.json"
-    path.write_text(json.dumps({"command": command, "rows": rows}, indent=2) + "\n")
-    path.with_suffix(".md").write_text(page)
+  pages.write(args.out, "neighbours_little_sd", {"command": command, "rows": rows}, page)
   print(page)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from benchmarks import stable_diffusion
+from benchmarks import pages, stable_diffusion
 from benchmarks.celeba import measure
 from benchmarks.siss_step import environment
 from configs import siss_sd
@@ -241,9 +241,7 @@ def main() -> None:
     result["step"] = json.loads((root / "step.json").read_text())
   text = markdown(result) + "\n"
   print(text)
-  if args.out:
-    (args.out / "sd_cpu.json").write_text(json.dumps(result, indent=2) + "\n")
-    (args.out / "sd_cpu.md").write_text(text)
+  pages.write(args.out, "sd_cpu", result, text)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks import pages
 from benchmarks.siss_step import environment
 from configs import cdm_digits_clothes, pretrain_mnist, siss_mnist, table_mnist
 from jaxunlearn import data, evals, library, pipeline
@@ -352,10 +353,7 @@ def main() -> None:
     return
   command = " ".join(["python -m benchmarks.sequence", *sys.argv[1:]])
   result = {"command": command, "environment": load, **found}
-  if args.out:
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "sequence.json").write_text(json.dumps(result, indent=2) + "\n")
-    (args.out / "sequence.md").write_text(markdown(result) + "\n")
+  pages.write(args.out, "sequence", result, markdown(result) + "\n")
   print(markdown(result))
 
 

@@ -14,7 +14,6 @@ them. PyTorch runs eagerly, and takes a batch whole, as the paper's reference al
 
 import argparse
 import importlib.metadata
-import json
 import math
 import multiprocessing
 import os
@@ -28,6 +27,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from benchmarks import pages
 
 DIGITS = pathlib.Path(__file__).parents[1] / "jaxunlearn" / "assets" / "digits.npz"
 OPTIMIZER = {"learning_rate": 5e-5, "b1": 0.95, "b2": 0.999, "weight_decay": 1e-6, "clip": 1.0}
@@ -379,11 +380,7 @@ def main() -> None:
     result["unets"][name] = measure(*(QUICK | UNETS)[name], variants, args.rounds)
     compare(result["unets"][name])
   print(markdown(result))
-  if args.out:
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "benchmark_siss_step"
-    path.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
-    path.with_suffix(".md").write_text(markdown(result))
+  pages.write(args.out, "benchmark_siss_step", result, markdown(result))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import pages
 from benchmarks.siss_step import environment
 
 PROMPT, SCALE = "a whale", 7.5
@@ -316,9 +317,7 @@ def main() -> None:
     assert all(part["parameters"] == PARAMETERS for part in result["parts"].values())
   text = markdown(result) + "\n"
   print(text)
-  if args.out:
-    (args.out / "stable_diffusion_cpu.json").write_text(json.dumps(result, indent=2) + "\n")
-    (args.out / "stable_diffusion_cpu.md").write_text(text)
+  pages.write(args.out, "stable_diffusion_cpu", result, text)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ the embedded classifier, of held-out pictures; the T-shirt is the one that the b
 import argparse
 import dataclasses
 import functools
-import json
 import pathlib
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks import pages
 from benchmarks.siss_step import environment
 from jaxunlearn import data
 from jaxunlearn.evals import classifiers, statistics, three_sample
@@ -155,9 +155,7 @@ def main() -> None:
   }
   for case in CASES:
     result["rows"].append(measure(case, QUICK if args.quick else case.draws))
-    if args.out:
-      (args.out / "verdict_level.json").write_text(json.dumps(result, indent=2) + "\n")
-      (args.out / "verdict_level.md").write_text(markdown(result) + "\n")
+    pages.write(args.out, "verdict_level", result, markdown(result) + "\n")
   print(markdown(result))
 
 

@@ -125,6 +125,8 @@ def test_what_does_not_fit_is_refused(made, tmp_path):
   ask = lambda **more: convert.convert(str(folder), tmp_path / "out", **more)
   with pytest.raises(ValueError, match="--file and --lora are missing"):
     ask()
+  with pytest.raises(ValueError, match=r"--lora=.*none\.safetensors is not there"):
+    ask(lora_file=str(tmp_path / "none.safetensors"))
   file = single(model)
   lost = {k: v for k, v in file.items() if "input_blocks.1.0.in_layers.2.weight" not in k}
   safetensors.numpy.save_file(lost, path)

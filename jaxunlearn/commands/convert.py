@@ -3,10 +3,10 @@
     jaxunlearn convert --like=hub:OWNER/NAME --file=model.safetensors --out=FOLDER
     jaxunlearn convert --like=FOLDER --lora=lora.safetensors --out=FOLDER
 
---like is a model in diffusers' layout with the same networks: a folder, hub:OWNER/NAME, assets:NAME
-or a run. It gives the settings, the tokenizer and the scheduler, and, without --file, the weights.
-What is made is what `audit`, `sample` and config.init_from take. A .ckpt is a pickle, which can run
-code: convert it to .safetensors where it was made.
+--like is a model in diffusers' layout with the same networks: a folder, hub:OWNER/NAME or
+assets:NAME. It gives the settings, the tokenizer and the scheduler, and, without --file, the
+weights. What is made is what `audit`, `sample` and config.init_from take. A .ckpt is a pickle,
+which can run code: convert it to .safetensors where it was made.
 """
 
 import argparse
@@ -15,9 +15,9 @@ import pathlib
 
 import jax
 
-from jaxunlearn import weights
+from jaxunlearn import library, weights
 from jaxunlearn.commands import guard
-from jaxunlearn.weights import layout, lora, pretrained, single_file, stable_diffusion
+from jaxunlearn.weights import lora, pretrained, single_file, stable_diffusion
 
 
 def convert(like: str, out: pathlib.Path, file: str = "", lora_file: str = "") -> str:
@@ -28,18 +28,20 @@ def convert(like: str, out: pathlib.Path, file: str = "", lora_file: str = "") -
   """
   if not file and not lora_file:
     raise ValueError("--file and --lora are missing; name one of them, or both")
+  for flag, path in (("file", file), ("lora", lora_file)):
+    if path and not pathlib.Path(path).is_file():
+      raise ValueError(f"--{flag}={path} is not there; give the path of a .safetensors")
   if out.exists() and any(out.iterdir()):
     raise ValueError(f"--out={out} holds files; name a folder that is new")
-  model = stable_diffusion.load(layout.locate(like))
+  model = library.load_pipeline(like)
   if file:
     model = with_weights(model, pathlib.Path(file))
   if lora_file:
     moved = lora.merge({"unet": model.params["unet"]}, pathlib.Path(lora_file))
     model = dataclasses.replace(model, params={**model.params, **moved})
   stable_diffusion.save(out, model)
-  return (
-    f"wrote {' and '.join(filter(None, (file, lora_file)))}, by the settings of {like}, to {out}"
-  )
+  made_of = " and ".join(filter(None, (file, lora_file)))
+  return f"wrote {out}: {made_of}, with the settings of {like}"
 
 
 def with_weights(model: stable_diffusion.Pipeline, file: pathlib.Path) -> stable_diffusion.Pipeline:

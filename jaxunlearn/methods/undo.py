@@ -6,9 +6,8 @@
 theta_u are the parameters of init_from: a model that another method has unlearned, which goes on to
 say what it says, the condition to forget included. What it still knows and does not say is not
 taught: alpha = 0 keeps all of it, alpha = 1 trains a new network. N is normal, of the deviation of
-each kernel's own entries; biases, scales and embeddings of one row stay as they are. D_x is what is
-kept, alt other pictures under the condition to forget (`c = "forget"`), which may be the same.
-Pixel sums, both.
+each kernel's own entries; biases and scales stay as they are. D_x is what is kept, alt other
+pictures under the condition to forget (`c = "forget"`), which may be the same. Pixel sums, both.
 
 Deviations:
   - The paper's N is Xavier's for a new network; here its deviation is that of the trained kernel.

@@ -157,7 +157,9 @@ def _shortcut(tail: list[str]) -> list[str]:
 def _vae(name: str, net: vae.Autoencoder) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
   """Attention's products are convolutions of 1 x 1 there."""
   flat = ".attentions." in name and name.endswith(".weight") and "group_norm" not in name
-  return VAE + vae_name(name, net), (lambda value: value[:, :, 0, 0]) if flat else _same
+  return VAE + vae_name(name, net), (
+    lambda value: value.reshape(value.shape[:2])
+  ) if flat else _same
 
 
 def _text(name: str, file: State) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
@@ -185,6 +187,10 @@ def openclip_name(name: str) -> tuple[str, int | None]:
 def _layers(names: Iterable[str]) -> int:
   """Of the text encoder. Stable Diffusion 2 stops one before OpenCLIP's last."""
   return 1 + max(int(found[1]) for name in names if (found := LAYER.match(name)))
+
+
+def _flat(value: np.ndarray) -> np.ndarray:
+  return value.reshape(value.shape[:2])
 
 
 def _same(value: np.ndarray) -> np.ndarray:
