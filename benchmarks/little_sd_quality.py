@@ -4,7 +4,7 @@
 
 Pictures are drawn of the captions of training pictures, by name and style, as many of each group of
 emoji in each style. `shown` is the share that the embedded classifiers take for what was asked for;
-beside it stands the same of real pictures that neither the classifier nor the model was trained on.
+beside it stands the same of real pictures that the classifier was not trained on.
 """
 
 import argparse

@@ -97,6 +97,12 @@ def test_the_numbers_in_sentences_about_stable_diffusion_are_the_committed_resul
     f"takes {picture:.2f} of PyTorch's time with diffusers, a forward pass {forward:.2f}" in speed
   )
   assert f"text encoder takes {step['ratio']:.2f} of it" in speed
+  gpu = result("gpu_nvidia_h100_80gb_hbm3")["parts"]
+  apart = [row["distance"] for row in gpu["numbers"] if row["precision"] == "float32"]
+  assert f"each of {len(apart)} methods in float32 is within 4e-7" in speed and max(apart) < 4e-7
+  (kill,) = gpu["resume"]
+  assert f"killed after {kill['killed_after_step']} of 24 steps" in speed
+  assert kill["largest_difference"] == 0
 
 
 def test_the_numbers_in_sentences_about_compartments_are_the_committed_results():
