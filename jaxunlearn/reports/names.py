@@ -27,6 +27,7 @@ METHODS = {
   "siss_no_is": "SISS (No IS)",
   "token_inversion": "token inversion",
   "uce": "UCE",
+  "undo": "UNDO",
   "unlearn_diff_attack": "UnlearnDiffAtk",
 }
 FIELDS = {
