@@ -22,7 +22,7 @@ from benchmarks import pages
 from configs import table_little_sd
 from jaxunlearn.commands import sample
 from jaxunlearn.data import emoji, emoji_captions
-from jaxunlearn.evals import classifiers, statistics, typical
+from jaxunlearn.evals import statistics, typical
 from jaxunlearn.memorisation import prompt_list
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -75,10 +75,8 @@ def measured(
   """A row for each kind of prompt, of pictures before, before from other noise, and after."""
   length = lambda a: np.linalg.norm(a.reshape(len(a), -1), axis=1)
   scale = length(again - before).mean()
-  real, limit = typical.reference("emoji")
-  shape = classifiers.RECIPES["emoji"].shape
-  near = lambda images: typical.nearest(classifiers.shrunk(images, shape), real) <= limit
-  change, kept, was = length(after - before) / scale, near(after), near(before)
+  change = length(after - before) / scale
+  kept, was = (typical.are("little_styles", images) for images in (after, before))
   return [
     {
       "prompts": kind,

@@ -1,7 +1,8 @@
 """Delete a memorised picture from the little Stable Diffusion, on two CPU cores and offline.
 
-    python -m jaxunlearn.memorised --from=assets:little_sd --scale=4 --steps=30 --batch=32 \\
-        --prompts=jaxunlearn/assets/little_sd/memorised.txt --out=runs/memorised_little_sd
+    python -m jaxunlearn.memorised --from=assets:little_sd --scale=4 --steps=20 --batch=32 \\
+        --by=radius --prompts=jaxunlearn/assets/little_sd/memorised.txt \\
+        --out=runs/memorised_little_sd
     python -m jaxunlearn.main --config=configs/siss_little_sd.py --workdir=runs/siss_little_sd
 
 The first command finds the eight pictures that the model has memorised, each by a prompt that shows
@@ -17,6 +18,9 @@ from configs import common, siss_sd
 
 FOLDER = "runs/memorised_little_sd"
 NAME = "limited-edition-whale-poster"
+STEPS = {**siss_sd.STEPS, "concept_ablation": 100}
+OTHERS = siss_sd.OTHERS
+RATE, RATES = 2e-4, {}
 
 
 def get_config(variant: str = "siss"):
@@ -31,14 +35,14 @@ def deletion(folder: str, variant: str) -> ConfigDict:
   config.init_from = "assets:little_sd"
   config.data.size = 64
   config.method = method(variant)
-  config.optimizer.learning_rate = 2e-4
-  config.train.micro_batches = 1
+  config.optimizer.learning_rate = RATES.get(variant, RATE)
+  config.train.update(steps=STEPS.get(variant, OTHERS), batch=16, micro_batches=1)
   config.eval.update(
     metrics=("memorised", "typical", "text_noise", "one_step"),
     probe_metrics=("memorised", "typical"),
     memorised_by=("kmeans", "radius"),
     target_radius=12.5,  # Webster's at 64 px
-    classifier="emoji",
+    classifier="little_styles",
     batch=16,
     probe_samples=16,
     every=12,

@@ -26,6 +26,7 @@ METHODS = {
   "SISS (No IS)": ("siss_no_is", ("87%", "69%", ".727")),
   "ReTrack": ("retrack", ("-", "-", "-")),
   "EraseDiff": ("erasediff", ("49%", "24%", ".571")),
+  "Concept Ablation": ("concept_ablation", ("-", "-", "-")),
   "SISS λ=1": ("siss_lam1", ("-", "-", ".294")),
   "NegGrad": ("neggrad", ("-", "-", ".295")),
 }

@@ -10,7 +10,7 @@ config.streams maps each stream of a method to what it takes, in words or as a `
                           the records to forget
 
 A conditional model is told of each image its own condition, or what `Take.c` says: an alternative
-image under the condition to forget is one with c = forget.
+image under the condition to forget is one with c = forget, under any other c = class:NAME.
 """
 
 import dataclasses
@@ -30,6 +30,7 @@ from jaxunlearn.methods import Rows
 
 SUBSETS = ("all", "retain", "forget")
 OTHERS = ("class", "style", "samples", "all_samples", "data")
+NAMED = ("class", "style")  # of a condition
 CONDITIONS = ("own", "forget", "null", "kept")
 TARGETS = ("", "next", "random", "null", "own")
 ATTACKS = ("", "dimra", "unrelated", "few_shot", "inversion", "prompt_search")
@@ -43,7 +44,8 @@ class Take:
 
   take: str = "all"
   first: ranges.From0 = 0  # only so many of the records, picked by the seed; 0: all
-  c: str = "own"  # or forget: the one to forget; null: none; kept: any of those to keep, at random
+  # own, forget: the one to forget, null: none, kept: any of those to keep at random; class:NAME.
+  c: str = "own"
   # Rows.to, where a method maps the condition: next, random (of the others), null, or own: that of
   # the record, of rows that are shown under c = forget.
   to: str = ""
@@ -51,7 +53,10 @@ class Take:
   def __post_init__(self) -> None:
     if self.take.partition(":")[0] not in OTHERS:
       errors.check_choice("subset", self.take, (*SUBSETS, *(f"{name}:..." for name in OTHERS)))
-    errors.check_choice("condition of a stream", self.c, CONDITIONS)
+    if self.c.partition(":")[0] not in NAMED:
+      errors.check_choice(
+        "condition of a stream", self.c, (*CONDITIONS, *(f"{name}:..." for name in NAMED))
+      )
     errors.check_choice("condition to map to", self.to, TARGETS)
     ranges.check(self)
 
@@ -70,6 +75,7 @@ class Stream:
   conditional: bool = False
   take: Take = Take()
   concept: data.Concept | None = None
+  shown: data.Concept | None = None  # what its images are shown under; None: see take.c
   counts: tuple[int, ...] = ()  # the values of each of the model's conditions
   moments: Callable[[], cache.Moments] | None = None  # of the records, where the model sees latents
 
@@ -131,8 +137,8 @@ class Stream:
     c = np.full((len(index), len(self.counts)), NULL, np.int32)
     if self.take.c == "kept":
       c = kept(self.counts, self.concept, rng, len(index))
-    if self.concept and self.take.c == "forget":
-      c = self.concept.put(self.records.conditions[index] if len(self.counts) > 1 else c)
+    if self.shown:
+      c = self.shown.put(self.records.conditions[index] if len(self.counts) > 1 else c)
     return c[:, 0] if len(self.counts) == 1 else c
 
   def _own(self, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -145,6 +151,8 @@ class Stream:
   def _targets(
     self, c: np.ndarray, index: np.ndarray, rng: np.random.Generator
   ) -> np.ndarray | None:
+    if self.take.to == "own":
+      return self._own(index, rng)
     if not self.take.to or self.concept is None:
       return None
     count = self.counts[self.concept.column]
@@ -153,7 +161,6 @@ class Stream:
       "next": lambda: self.concept.put(c, (value + 1) % count),
       "random": lambda: self.concept.put(c, (value + rng.integers(1, count, len(c))) % count),
       "null": lambda: np.full_like(c, NULL),
-      "own": lambda: self._own(index, rng),
     }[self.take.to]()
 
 
@@ -189,7 +196,9 @@ def make(
   encoded: dict[int, Callable[[], cache.Moments]] = {}  # once for streams of the same records
   for name, what in takes.items():
     take = as_take(what)
-    if (take.to or take.c in ("forget", "kept")) and not (conditional and concept):
+    of_concept = take.to not in ("", "own") or take.c in ("forget", "kept")
+    named = take.to == "own" or take.c.partition(":")[0] in NAMED
+    if (of_concept and not (conditional and concept)) or (named and not conditional):
       raise ValueError(
         f"stream {name!r} asks for conditions c={take.c!r} to={take.to!r}, which a conditional "
         "model and a class or style to forget give; set config.forget.label or style"
@@ -197,7 +206,8 @@ def make(
     chosen, index = select(take.take, records, forget, concept)
     seen = int(forget[index].sum()) if chosen is records else 0
     _check(name, take, len(index), seen)
-    foreign = "own" in (take.c, take.to) or (take.c == "forget" and len(records.vocabulary) > 1)
+    shown = _shown(take, records, concept)
+    foreign = "own" in (take.c, take.to) or (shown and len(records.vocabulary) > 1)
     if conditional and foreign and chosen.vocabulary != records.vocabulary:
       raise ValueError(
         f"stream {name!r} takes {take.take}, whose classes are not this model's; set its c to "
@@ -212,8 +222,18 @@ def make(
     if isinstance(codec, latents.Codec):
       once = functools.cache(functools.partial(cache.fill, codec, chosen))
       moments = encoded.setdefault(id(chosen), once)
-    out[name] = Stream(chosen, index, batch, key, conditional, take, concept, counts, moments)
+    out[name] = Stream(
+      chosen, index, batch, key, conditional, take, concept, shown, counts, moments
+    )
   return out
+
+
+def _shown(take: Take, records: data.Records, concept: data.Concept | None) -> data.Concept | None:
+  """The one condition that a take's images are shown under, where it is one."""
+  kind, _, name = take.c.partition(":")
+  if kind in NAMED:
+    return data.named(records, kind, name)
+  return concept if take.c == "forget" else None
 
 
 def _check(name: str, take: Take, count: int, seen: int) -> None:

@@ -156,6 +156,7 @@ def test_own_is_one_of_the_labels_of_a_record_that_has_several():
     conditional=True,
     take=streams.Take("retain", c="forget", to="own"),
     concept=data.Concept(0, 1),
+    shown=data.Concept(0, 1),
     counts=(6,),
   )
   c, to = many.told()
@@ -201,6 +202,8 @@ def test_a_run_that_shows_others_under_the_prompt_to_forget_unlearns():
   assert subject.kind(config) == "unlearning"
   assert "Concept Ablation" in subject.title(config)
   assert subject.kind(config | {"streams": {"alt": "retain"}}) == "training"
+  named = {"forget": {"file": "forget.txt"}, "streams": {"alt": {**alt, "c": "class:a whale"}}}
+  assert subject.kind(config | named) == "unlearning"
 
 
 def test_a_form_that_is_none_is_refused():

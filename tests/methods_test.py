@@ -415,7 +415,7 @@ def test_conditions_are_dropped_of_the_rows_that_a_field_names_alone(name):
 
 
 CONDITIONAL = {  # what each says it needs; the others need nothing
-  "concept_ablation": ("c", "concept", "own"),
+  "concept_ablation": ("c", "own"),
   "dimum": ("c", "concept"),
   "dimum_meta": ("c", "concept"),
   "embedding_copy": ("c", "to"),

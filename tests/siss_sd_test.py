@@ -1,6 +1,7 @@
 """The third experiment in miniature: what was found is deleted, looked for, put into a table."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -83,7 +84,9 @@ def test_a_deletion_is_measured_by_both_prompts_and_shown(found, tmp_path, monke
   assert sum("probe_memorised_kmeans_rate" in line for line in lines) == 2
 
 
-@pytest.mark.parametrize("variant", [*siss_mnist.METHODS, "siss_lora", "siss_attn2"])
+@pytest.mark.parametrize(
+  "variant", [*siss_mnist.METHODS, "concept_ablation", "siss_lora", "siss_attn2"]
+)
 def test_every_variant_builds_on_what_was_found(found, variant):
   model, folder = found
   method, _, part = (
@@ -94,6 +97,20 @@ def test_every_variant_builds_on_what_was_found(found, variant):
     config.trained.update(table_siss_sd.TRAINED.get(part, {}))
     setup = build.build(config)
     assert setup.forget.sum() == 5 and setup.train.classes == ("the whale ''", "the whale")
+    build.check_needs(setup)
+
+
+def test_concept_ablation_gives_the_original_prompt_what_is_kept(found, tmp_path):
+  model, folder = found
+  config = small(siss_sd.get_config(f"concept_ablation,{folder / NAME}"), model)
+  stream = build.build(config).streams["alt"]
+  rows = stream.pick(7, 0)
+  assert set(rows.c.tolist()) == {1} and set(rows.to.tolist()) == {0}
+  assert set(rows.index.tolist()) == set(range(5, 12))
+  shutil.copytree(folder / NAME, tmp_path / NAME)
+  (tmp_path / NAME / "prompts.txt").write_text("the whale ''\n")
+  with pytest.raises(ValueError, match="has one prompt, \"the whale ''\", and concept ablation"):
+    siss_sd.get_config(f"concept_ablation,{tmp_path / NAME}")
 
 
 def test_the_settings_are_the_papers():

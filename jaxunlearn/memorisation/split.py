@@ -56,6 +56,7 @@ class Split:
       yield f"no picture is the reference: the nearest is {self.away:.1f} times the radius away"
     if not FEW <= share <= 1 - FEW:
       yield f"the share memorised is {share:.0%}, near {round(share)}"
+      return  # what follows is of a few pictures
     if self.apart < APART:
       yield f"the clusters are {self.apart:.1f} of their spreads apart, under {APART:g}"
     if self.tight > LOOSE:

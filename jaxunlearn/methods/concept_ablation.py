@@ -31,7 +31,7 @@ class Method(methods.Objective):
 
   streams = ("alt",)
   terms = ("alt", "x")
-  needs = ("c", "concept", "own")
+  needs = ("c", "own")
   shared_forward = False
 
   def __post_init__(self):

@@ -52,7 +52,7 @@ def deletes(config: Config) -> bool:
   if other or not deleted(config):
     return False
   taken = takes(config)
-  shown = any(take.c == "forget" for take in taken.values())
+  shown = any(take.c == "forget" or ":" in take.c for take in taken.values())
   return shown or bool({name: take.take for name, take in taken.items()}.items() & _DELETES)
 
 
