@@ -24,8 +24,8 @@ COLUMNS = (
   ("success_original", "success, original prompt"),
   ("gone", "none of 16"),
   ("gone_original", "none of 16, original prompt"),
-  ("memorised_radius_rate", "share memorised"),
-  ("memorised_radius_original_rate", "share, original prompt"),
+  ("memorised_kmeans_rate", "share memorised"),
+  ("memorised_kmeans_original_rate", "share, original prompt"),
   ("typical_share", "typical share"),
   ("text_noise", "text noise"),
   ("text_noise_original", "text noise, original prompt"),
@@ -45,7 +45,7 @@ def get_config(variant: str = "runs/memorised_little_sd"):
   names = table_siss_sd.names(pathlib.Path(variant))
   out = "results/siss_little_sd"
   config = table_siss_sd.table(run, names, SEEDS, out, COLUMNS, METHODS)
-  config.success = {"rate": "memorised_radius", "quality": "typical_share", "least": 0.35}
+  config.success = {"rate": "memorised_kmeans", "quality": "typical_share", "least": 0.35}
   for label, (attack, stream) in RELEARNED.items():
     members = ()
     for name in filter(_of_siss, list(config.runs)):
