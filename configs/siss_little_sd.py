@@ -20,7 +20,7 @@ FOLDER = "runs/memorised_little_sd"
 NAME = "limited-edition-whale-poster"
 STEPS = {**siss_sd.STEPS, "concept_ablation": 100}
 OTHERS = siss_sd.OTHERS
-RATE, RATES = 2e-4, {}
+RATE, RATES = 4e-4, {}
 
 
 def get_config(variant: str = "siss"):
