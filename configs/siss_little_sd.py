@@ -7,8 +7,8 @@
 
 The first command finds the eight pictures that the model has memorised, each by a prompt that shows
 it now and then; the second deletes one. `:METHOD,FOLDER` runs another method on another prompt.
-Steps and batch are the paper's: siss_sd.py. The rate is larger and the forget norm relative, since
-model and latents are smaller; evaluated by 16 pictures of both prompts together after 12 and 24
+Steps and batch are the paper's: siss_sd.py; concept ablation has as many. The rate is larger and the
+forget norm relative, since model and latents are smaller; evaluated by 16 pictures of both prompts together after 12 and 24
 steps, and by 16 of each at the end. Expected: results/siss_little_sd.md.
 """
 
@@ -18,9 +18,7 @@ from configs import common, siss_sd
 
 FOLDER = "runs/memorised_little_sd"
 NAME = "limited-edition-whale-poster"
-STEPS = {**siss_sd.STEPS, "concept_ablation": 100}
-OTHERS = siss_sd.OTHERS
-RATE, RATES = 4e-4, {}
+RATE = 4e-4
 
 
 def get_config(variant: str = "siss"):
@@ -35,8 +33,9 @@ def deletion(folder: str, variant: str) -> ConfigDict:
   config.init_from = "assets:little_sd"
   config.data.size = 64
   config.method = method(variant)
-  config.optimizer.learning_rate = RATES.get(variant, RATE)
-  config.train.update(steps=STEPS.get(variant, OTHERS), batch=16, micro_batches=1)
+  config.optimizer.learning_rate = RATE
+  steps = min(config.train.steps, siss_sd.OTHERS)
+  config.train.update(steps=steps, batch=16, micro_batches=1)
   config.eval.update(
     metrics=("memorised", "typical", "text_noise", "one_step"),
     probe_metrics=("memorised", "typical"),
