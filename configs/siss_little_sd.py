@@ -7,9 +7,10 @@
 
 The first command finds the eight pictures that the model has memorised, each by a prompt that shows
 it now and then; the second deletes one. `:METHOD,FOLDER` runs another method on another prompt.
-Steps and batch are the paper's: siss_sd.py; concept ablation has as many. The rate is larger and the
-forget norm relative, since model and latents are smaller; evaluated by 16 pictures of both prompts together after 12 and 24
-steps, and by 16 of each at the end. Expected: results/siss_little_sd.md.
+Steps and batch are the paper's: siss_sd.py; concept ablation has as many. The rate is larger and
+the forget norm relative, since model and latents are smaller; evaluated by 16 pictures of both
+prompts together after 12 and 24 steps, and by 16 of each at the end. Expected:
+results/siss_little_sd.md.
 """
 
 from ml_collections import ConfigDict
