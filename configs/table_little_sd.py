@@ -9,7 +9,8 @@ Each picture is deleted by a prompt that shows it now and then, and looked for b
 its own, which shows it nearly always: the paper's modified and original prompts. Writes
 results/siss_little_sd.{md,json}; the paper's numbers beside it are of Stable Diffusion. Relearning
 starts from SISS's runs of the first seed: few-shot on the deleted picture, DiMRA on the kept ones.
-Resumable; launch it twice at once, on a core each.
+Resumable; launch it twice at once, on a core each. `:runs/memorised_little_sd,1` has the first seed
+alone, and a launch for all three goes on from there.
 """
 
 import pathlib
@@ -40,11 +41,12 @@ RELEARNED = {
 
 
 def get_config(variant: str = "runs/memorised_little_sd"):
-  """`variant` is the folder that the first command wrote."""
-  run = lambda method, name: siss_little_sd.deletion(f"{variant}/{name}", method)
-  names = table_siss_sd.names(pathlib.Path(variant))
+  """`variant` is the folder that the first command wrote, or that and how many seeds."""
+  folder, _, count = variant.partition(",")
+  run = lambda method, name: siss_little_sd.deletion(f"{folder}/{name}", method)
+  names, seeds = table_siss_sd.names(pathlib.Path(folder)), SEEDS[: int(count or len(SEEDS))]
   out = "results/siss_little_sd"
-  config = table_siss_sd.table(run, names, SEEDS, out, COLUMNS, METHODS)
+  config = table_siss_sd.table(run, names, seeds, out, COLUMNS, METHODS)
   config.success = {"rate": "memorised_kmeans", "quality": "typical_share", "least": 0.35}
   for label, (attack, stream) in RELEARNED.items():
     members = ()

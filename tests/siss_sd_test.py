@@ -140,6 +140,8 @@ def test_the_tables_have_a_run_of_each_method_prompt_and_seed(found):
     for run in config.runs.values():
       fields.check(run)
     pipeline.check(config)
+  first = table_little_sd.get_config(f"{folder},1")
+  assert set(first.runs) == {name for name in config.runs if "_seed0" in name}
   relearned = config.runs[f"siss_{NAME}_seed0@few_shot"]
   assert relearned.init_from == f"run:siss_{NAME}_seed0" and relearned.streams.x == "forget"
   assert table_siss_sd.get_config(f"{folder},lora").runs[f"siss_{NAME}_seed42"].trained.rank == 4
