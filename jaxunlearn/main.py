@@ -47,7 +47,7 @@ def main(_: list[str]) -> None:
   sys.unraisablehook = threading.excepthook = _in_a_thread
   # Importing JAX is slow; --help is not.
   from jaxunlearn import checkpoint, pipeline, train
-  from jaxunlearn.mesh import processes
+  from jaxunlearn.mesh import processes, programs
 
   try:
     processes.join(_DISTRIBUTED.value)
@@ -59,7 +59,7 @@ def main(_: list[str]) -> None:
       launch, workdir = pipeline.run_single, pathlib.Path(_WORKDIR.value or "")
       if "runs" in _CONFIG.value:
         launch = pipeline.run
-      processes.keep_programs(workdir.parent / "xla_cache")
+      programs.keep(workdir.parent / "xla_cache")
       launch(_CONFIG.value, workdir)
   except (ValueError, OSError, checkpoint.Damaged, train.Diverged) as error:
     print(f"error: {errors.advised(error)}", file=sys.stderr)

@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
-import jax
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
@@ -29,7 +28,7 @@ from jaxunlearn.cdm import run as compartments
 from jaxunlearn.evals import statistics
 from jaxunlearn.inputs import ranges
 from jaxunlearn.latents import train as autoencoding
-from jaxunlearn.mesh import processes
+from jaxunlearn.mesh import processes, programs
 from jaxunlearn.reports import audit, paired, success, timing, verdicts
 
 _ANOTHER = re.compile(r"run:([^\"]+)")
@@ -50,7 +49,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, minutes: float = 0.0) -> dict
   check(config)
   workdir = pathlib.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
-  jax.config.update("jax_compilation_cache_dir", str((workdir / "xla_cache").absolute()))
+  programs.keep(workdir / "xla_cache")
   end = time.monotonic() + 60 * minutes if minutes else math.inf
   due = lambda name: "@" not in name or time.monotonic() < end
   while [n for n, sub in config.runs.items() if due(n) and _run_one(n, sub, workdir)]:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from configs import cdm_digits_clothes, common
+from jaxunlearn import home
 from jaxunlearn.adapters import Full, Lora, Subset
 from jaxunlearn.cdm import add, compartment, delete, export, ledger
 from jaxunlearn.cdm import run as cdm_run
@@ -40,10 +41,10 @@ def places(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
+def kept(tmp_path_factory):
   """Where latents are kept."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setenv(cache.HOME, str(tmp_path_factory.mktemp("cache")))
+    patch.setenv(home.VARIABLE, str(tmp_path_factory.mktemp("cache")))
     yield
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from jaxunlearn import data, latents
+from jaxunlearn import data, home, latents
 from jaxunlearn.cdm import compose, routers
 from jaxunlearn.cdm.compose import Compartments, Mode
 from jaxunlearn.cdm.routers import decoded
@@ -54,7 +54,7 @@ class Knows:
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
-    patch.setenv(cache.HOME, str(tmp_path_factory.mktemp("cache")))
+    patch.setenv(home.VARIABLE, str(tmp_path_factory.mktemp("cache")))
     rng = np.random.default_rng(0)
     made = {}
     for name, colour in COLOURS.items():

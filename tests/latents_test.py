@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import pretrain_little_vae
-from jaxunlearn import data, latents, pipeline, train
+from jaxunlearn import data, home, latents, pipeline, train
 from jaxunlearn.data import emoji
 from jaxunlearn.evaluation import Stopped
 from jaxunlearn.latents import cache
@@ -79,7 +79,7 @@ def records(n=5):
 
 @pytest.fixture
 def codec(params, tmp_path, monkeypatch):
-  monkeypatch.setenv(cache.HOME, str(tmp_path))
+  monkeypatch.setenv(home.VARIABLE, str(tmp_path))
   return latents.Codec(NET, params, batch=2)
 
 

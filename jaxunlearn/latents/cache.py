@@ -16,9 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from jaxunlearn import data, latents
-
-HOME = "JAXUNLEARN_CACHE"
+from jaxunlearn import data, home, latents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Moments:
 
 def folder() -> pathlib.Path:
   """Where files are kept; the variable JAXUNLEARN_CACHE moves it."""
-  return pathlib.Path(os.environ.get(HOME, "~/.cache/jaxunlearn")).expanduser() / "latents"
+  return home.folder() / "latents"
 
 
 def missing(codec: latents.Codec, records: data.Records) -> np.ndarray:

@@ -9,7 +9,6 @@ import contextlib
 import itertools
 import json
 import os
-import pathlib
 import signal
 import socket
 import sys
@@ -204,12 +203,6 @@ def _handled(handler: Callable[[int, Any], None], *signals: signal.Signals) -> I
   finally:
     for name, old in previous.items():
       signal.signal(name, old)
-
-
-def keep_programs(folder: pathlib.Path) -> None:
-  """Compiled programs of an accelerator outlive the process, there or where the user said."""
-  if jax.default_backend() != "cpu" and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
 
 
 def fail(error: Exception) -> NoReturn:

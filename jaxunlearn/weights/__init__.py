@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 from tqdm import tqdm
 
+from jaxunlearn import home
 from jaxunlearn.weights import arrays
 
 PICKLED = (".bin", ".pt", ".pth")
@@ -34,8 +35,7 @@ class Published:
   @property
   def cached(self) -> pathlib.Path:
     """Where it is looked for when the config names no path; JAXUNLEARN_CACHE moves the folder."""
-    folder = os.environ.get("JAXUNLEARN_CACHE", "~/.cache/jaxunlearn")
-    return pathlib.Path(folder).expanduser() / self.url.rsplit("/", 1)[-1]
+    return home.folder() / self.url.rsplit("/", 1)[-1]
 
   def find(self, path: str = "") -> pathlib.Path:
     """The file at `path`, or the cached one.

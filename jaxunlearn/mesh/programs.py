@@ -1,0 +1,36 @@
+"""Compiled programs, kept: a second launch loads what the first one compiled."""
+
+import hashlib
+import os
+import pathlib
+import platform
+
+import jax
+
+from jaxunlearn import home
+
+LEAST = 0.1  # seconds of compiling that are worth a file, on a CPU
+
+
+def keep(folder: pathlib.Path) -> None:
+  """Keeps them in the folder, or where JAX_COMPILATION_CACHE_DIR says.
+
+  Those of a CPU stay among this user's files, apart for each kind of CPU: they run on no other.
+  """
+  if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    return
+  if jax.default_backend() == "cpu":
+    folder = home.folder() / "programs" / kind_of_cpu()
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+      jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST)
+  jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+
+
+def kind_of_cpu(path: pathlib.Path = pathlib.Path("/proc/cpuinfo")) -> str:
+  """A name for the instructions that this CPU has."""
+  try:
+    lines = path.read_text().splitlines()
+  except OSError:  # no Linux
+    lines = [platform.machine(), platform.processor()]
+  told = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
+  return hashlib.sha256("\n".join(sorted(told or lines)).encode()).hexdigest()[:12]
