@@ -68,32 +68,38 @@ def variants(fields: dict[str, Any], counts: Sequence[int], batch: int) -> list[
   """The monolith and every way to compose n sources, compiled and called once."""
   rng = np.random.default_rng(0)
   net = models.make("uvit", **fields)
-  key = jax.random.key(0)
-  backbone = random_params(jax.eval_shape(net.init, key), rng)
+  backbone = random_params(jax.eval_shape(net.init, jax.random.key(0)), rng)
   x = jnp.asarray(rng.normal(0, 1, (batch, *net.image_shape)), jnp.float32)
   t = jnp.asarray(rng.integers(0, 300, batch), jnp.int32)
-  router = kmeans.Router(k=8)
-  width = router.features(x[:1]).shape[1]
   monolith = jax.tree_util.Partial(net.apply, backbone)
   out = [compiled("monolith", 1, monolith, x, t)]
   blocks = jax.tree_util.Partial(_in_blocks, monolith)
   out.append(compiled(f"monolith, blocks of {BLOCK}", 1, blocks, x, t))
   for n in counts:
-    parts = {
-      "center": jnp.asarray(rng.normal(0, 1, (n, router.k, width)), jnp.float32),
-      "variance": jnp.ones((n, router.k)),
-      "log_share": jnp.full((n, router.k), -np.log(router.k), jnp.float32),
-    }
     for name, kind, mode in ways():
-      one = compartment.make(kind, net, PROCESS)
-      shapes = jax.eval_shape(one.init, key, backbone)
-      params = [random_params(shapes, rng) for _ in range(n)]
-      stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-      sources = Compartments(tuple(map(str, range(n))), (1,) * n, stacked, parts)
-      apply = jax.tree_util.Partial(one.apply, backbone)
-      eps_fn = compose.compose(apply, sources, router, PROCESS, mode)
+      eps_fn = composed(net, backbone, kind, mode, n, rng)
       out.append(compiled(name, n, eps_fn, x, t))
   return out
+
+
+def composed(
+  net: Any, backbone: Any, kind: Any, mode: Mode, n: int, rng: np.random.Generator
+) -> Any:
+  """The noise predictor of n sources of random weights, whose router spreads rows over all."""
+  router = kmeans.Router(k=8)
+  width = router.features(jnp.zeros((1, *net.image_shape))).shape[1]
+  parts = {
+    "center": jnp.asarray(rng.normal(0, 1, (n, router.k, width)), jnp.float32),
+    "variance": jnp.ones((n, router.k)),
+    "log_share": jnp.full((n, router.k), -np.log(router.k), jnp.float32),
+  }
+  one = compartment.make(kind, net, PROCESS)
+  shapes = jax.eval_shape(one.init, jax.random.key(0), backbone)
+  params = [random_params(shapes, rng) for _ in range(n)]
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+  sources = Compartments(tuple(map(str, range(n))), (1,) * n, stacked, parts)
+  apply = jax.tree_util.Partial(one.apply, backbone)
+  return compose.compose(apply, sources, router, PROCESS, mode)
 
 
 def _in_blocks(eps_fn: Any, x: jax.Array, t: jax.Array) -> jax.Array:

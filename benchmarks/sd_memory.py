@@ -101,7 +101,7 @@ def kept(setup: build.Setup) -> dict[str, int]:
   part = lambda s: jax.ShapeDtypeStruct((s.shape[0] // micro, *s.shape[1:]), s.dtype)
 
   def losses(params: Any, frozen: Any, rows: Any) -> Any:
-    eps_fn = functools.partial(setup.predictor.bound(frozen), params)
+    eps_fn = functools.partial(setup.predictor(frozen).bound(frozen), params)
     return setup.method.losses(eps_fn, setup.process, rows, {})[0]
 
   backward = lambda params, frozen, rows: jax.vjp(lambda p: losses(p, frozen, rows), params)[1]

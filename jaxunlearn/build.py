@@ -27,6 +27,7 @@ from jaxunlearn.checkpoint import State
 from jaxunlearn.data import roll, synthetic
 from jaxunlearn.diffusion import Diffusion, sampling
 from jaxunlearn.mesh import profiling, sharding
+from jaxunlearn.models import text_to_image
 from jaxunlearn.weights import layout, of_run, pretrained, stable_diffusion
 
 Tree = Any
@@ -53,15 +54,23 @@ class Setup:
   trained: adapters.Trained = adapters.ALL
   codec: latents.Pixels | latents.Codec = latents.PIXELS
 
-  @property
-  def predictor(self) -> adapters.Predictor:
-    """(frozen, params, x_t, t, c) -> eps."""
-    return adapters.predictor(self.trained, self.net, self.process)
+  def predictor(self, frozen: Tree) -> adapters.Predictor:
+    """(frozen, params, x_t, t, c) -> eps; equal for runs whose prompts alone differ."""
+    net = self.net
+    if text_to_image.ENCODED_ONCE in frozen:
+      net = dataclasses.replace(net, book=None)
+    return adapters.predictor(self.trained, net, self.process)
 
   def split(self, whole: Tree) -> tuple[Tree, Tree]:
-    """(trained, frozen) of the network's parameters, as config.trained says."""
+    """(trained, frozen) of the network's parameters, as config.trained says.
+
+    A text encoder that is frozen encodes the prompts here, once, where they are few.
+    """
     whole = self.trained.extended(self.net, whole)
-    return self.trained.split(of_run.split_key(self.config.seed), whole)
+    params, frozen = self.trained.split(of_run.split_key(self.config.seed), whole)
+    if isinstance(self.net, text_to_image.Net) and params.keys() == {"unet"}:
+      frozen = {**frozen, **self.net.encoded(whole)}
+    return params, frozen
 
   def host_batch(self, step: int) -> dict[str, methods.Rows]:
     """The rows of a batch that this process' devices hold: all of them with one process."""
@@ -307,7 +316,7 @@ def make_state(setup: Setup, params: Tree) -> State:
   rng = jax.random.fold_in(jax.random.key(setup.config.seed), 2**32 - 1)
   params, extras = methods.begin(
     setup.method,
-    setup.predictor.bound(frozen),
+    setup.predictor(frozen).bound(frozen),
     params,
     setup.process,
     setup.streams,

@@ -20,6 +20,7 @@ from absl import logging
 
 from jaxunlearn import errors
 from jaxunlearn.mesh import processes, sharding
+from jaxunlearn.models.text_to_image import ENCODED_ONCE
 
 Tree = Any
 # Orbax warns of each directory that is only read; that is meant.
@@ -141,7 +142,7 @@ class Checkpoints:
   def _of_frozen(self, state: State) -> int | None:
     """The fingerprint of what the run leaves alone, computed once; None where that is nothing."""
     if self._frozen is None:
-      self._frozen = _of_some(state.frozen)
+      self._frozen = _of_some({k: v for k, v in state.frozen.items() if k != ENCODED_ONCE})
     return self._frozen
 
   def wait(self) -> None:

@@ -266,7 +266,7 @@ class Evaluation:
       raise Stopped(STOPPED)
 
   def _bind(self, params: Any, frozen: Any) -> EpsFn:
-    predictor = self._setup.predictor
+    predictor = self._setup.predictor(frozen)
     if self._setup.trained.everything:
       eps_fn = jax.tree_util.Partial(predictor.bound(frozen), params)
     else:

@@ -45,10 +45,11 @@ class Program:
   tx: optax.GradientTransformation = dataclasses.field(compare=False)
 
 
-def program(setup: Setup) -> Program:
+def program(setup: Setup, frozen: Tree = NOTHING) -> Program:
+  """That of a run; `frozen` is what its state has beside what it trains."""
   config = setup.config
   return Program(
-    predictor=setup.predictor,
+    predictor=setup.predictor(frozen),
     method=setup.method,
     process=setup.process,
     mesh=setup.mesh,
@@ -115,8 +116,8 @@ class Gradients:
 
 def make_update(setup: Setup, state: State) -> Callable[..., tuple[State, Tree]]:
   """The step (state, batch) -> (state, metrics); the state is donated, its layout kept."""
-  program_, gradients, seed = program(setup), Gradients(program(setup)), setup.config.seed
-  apply = _applier_of(program_, state)
+  program_, seed = program(setup, state.frozen), setup.config.seed
+  gradients, apply = Gradients(program_), _applier_of(program_, state)
 
   def update(state: State, batch: methods.Batch) -> tuple[State, Tree]:
     draws = draw(program_, seed, state.step, batch, state.extras)
@@ -127,7 +128,7 @@ def make_update(setup: Setup, state: State) -> Callable[..., tuple[State, Tree]]
 
 def flops(setup: Setup, state: State, batch: methods.Batch) -> float:
   """FLOPs of a step's gradients with every term, on all devices: convolutions and products."""
-  program_ = program(setup)
+  program_ = program(setup, state.frozen)
   first = lambda state, batch: _split(program_, draw(program_, 0, state.step, batch, state.extras))
   rows = jax.eval_shape(first, state, batch)[0][0]
   shapes = jax.eval_shape(lambda *trees: trees, state.params, rows, state.extras, state.frozen)
@@ -148,7 +149,7 @@ def compile_programs(
   """A step's programs in order, each compiled for what the last one gives; `gradients` runs once a
   micro-batch, with every term. The arguments are arrays or their shapes and layouts.
   """
-  program_ = program(setup)
+  program_ = program(setup, state.frozen)
   drawn = draw.lower(program_, setup.config.seed, state.step, batch, state.extras).compile()
   yield "draw", drawn
   split = _split.lower(program_, _given(drawn)).compile()

@@ -176,7 +176,9 @@ def test_concept_ablation_is_its_loss_in_pytorch(setup_of, places, form):
   draws = {"alt": normal(), "c": c, "to": to, "t": t, "eps": normal()}
   draws = jax.tree.map(jnp.asarray, draws)
   grads, metrics = jax.jit(
-    lambda p: setup.method.gradients(setup.predictor.bound(frozen), p, setup.process, draws, {})
+    lambda p: setup.method.gradients(
+      setup.predictor(frozen).bound(frozen), p, setup.process, draws, {}
+    )
   )(params)
   direction, _ = setup.method.combine(grads, {})
 
@@ -325,7 +327,7 @@ def test_what_a_method_prepares_and_its_step_are_of_latents_and_prompts(
   whole = build.start_params(setup)
   params, frozen = setup.split(whole)
   batch = setup.host_batch(0)
-  apply = setup.predictor.bound(frozen)
+  apply = setup.predictor(frozen).bound(frozen)
 
   def whole_step(params, batch):
     extras = setup.method.prepare(apply, params, setup.process, setup.streams, KEY)

@@ -1,9 +1,11 @@
 """A text-to-image model as any other: unlearned, evaluated, resumed, attacked, from its folder."""
 
+import dataclasses
 import json
 
 import diffusers
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,7 +15,9 @@ from jaxunlearn import build, export, methods, step, train
 from jaxunlearn.commands import sample
 from jaxunlearn.commands.sample import Asked
 from jaxunlearn.compiled import topology
+from jaxunlearn.diffusion import NULL
 from jaxunlearn.latents import cache
+from jaxunlearn.models import text_to_image
 from jaxunlearn.weights import learned_token, of_run, pretrained, stable_diffusion
 from tests import tiny_pipeline
 
@@ -76,7 +80,31 @@ def test_what_a_folder_says(config):
   assert 0 < np.abs(row(batch) - row(other)).max() < 5
   params, frozen = setup.split(build.start_params(setup))
   assert {path.split("/")[0] for path in paths(params)} == {"unet"}
-  assert {path.split("/")[0] for path in paths(frozen)} == {"text_encoder"}
+  assert {path.split("/")[0] for path in paths(frozen)} == {"text_encoder", "encoded"}
+
+
+def test_a_text_encoder_that_is_frozen_encodes_the_prompts_once(config):
+  """And what is compiled for such a run serves one of other prompts."""
+  setup = build.build(config)
+  whole = build.start_params(setup)
+  params, frozen = setup.split(whole)
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(4, 8, 8, 4)), jnp.float32)
+  t, c = jnp.array([0, 10, 500, 999]), jnp.array([0, 1, 2, NULL])
+  want = setup.net.apply(whole, x, t, c)
+  got = setup.predictor(frozen).net.apply({**params, **frozen, "text_encoder": None}, x, t, c)
+  np.testing.assert_allclose(got, want, atol=1e-5)
+  ids = setup.net.book.ids
+
+  def of(prompts):
+    net = dataclasses.replace(setup.net, book=text_to_image.Book(prompts))
+    return dataclasses.replace(setup, net=net)
+
+  assert step.program(setup, frozen) == step.program(of(ids[:, ::-1]), frozen)
+  assert step.program(setup) != step.program(of(ids[:, ::-1]))
+  assert "encoded" not in of(np.tile(ids, (999, 1))).split(whole)[1]
+  prefixed = {**whole, "prefix": np.zeros((2, 20), np.float32)}
+  assert "encoded" not in setup.split(prefixed)[1]
 
 
 def test_noise_in_the_place_of_data_has_the_shape_of_pictures(config):
@@ -249,7 +277,7 @@ def test_a_step_of_every_method_is_one_of_latents_and_prompts(config, name):
   if type(setup.method).prepare is methods.Objective.prepare:
     assert len(cache.missing(setup.codec, setup.train)) == 12  # nothing was encoded for it
   assert next(iter(batch.values())).image.shape == (8, 8, 8, 4)
-  program = step.program(setup)
+  program = step.program(setup, state.frozen)
   draws = jax.eval_shape(
     lambda state, batch: step.draw_rows(program, 0, state.step, batch, state.extras), state, batch
   )

@@ -24,6 +24,7 @@ from jaxunlearn.checkpoint import State
 from jaxunlearn.compiled import collectives
 from jaxunlearn.errors import check_choice
 from jaxunlearn.mesh import sharding
+from jaxunlearn.models.text_to_image import ENCODED_ONCE
 
 Tree = Any
 GIB = 2**30
@@ -106,7 +107,7 @@ def state_of(setup: build.Setup) -> State:
   extras: Tree = {}
   if type(setup.method).prepare is not methods.Objective.prepare:
     zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), (params, frozen))
-    apply, key = setup.predictor.bound(zeros[1]), jax.random.key(0)
+    apply, key = setup.predictor(zeros[1]).bound(zeros[1]), jax.random.key(0)
     extras = setup.method.prepare(apply, zeros[0], setup.process, setup.streams, key)
   number: Any = jax.ShapeDtypeStruct((), jnp.int32)
   state = State(
@@ -183,11 +184,12 @@ def step_costs(setup: build.Setup, batch: methods.Batch) -> Iterator[tuple[str, 
     OutOfMemory: the compiler finds no place for a program.
   """
   state, micro_batches = state_of(setup), setup.config.train.micro_batches
+  unread = state.frozen.get("text_encoder", {}) if ENCODED_ONCE in state.frozen else {}
   # Besides its arguments: the state, and while a step runs its batch, its draws and their parts.
   rest = {
     "draw": (state.params, state.ema, state.opt),
     "split": (state, batch),
-    "gradients": (state.ema, state.opt, batch, batch),
+    "gradients": (state.ema, state.opt, batch, batch, unread),
     "update": (batch, batch, batch),
   }
   programs = step.compile_programs(setup, state, batch)

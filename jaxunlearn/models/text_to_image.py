@@ -13,6 +13,7 @@ row. The parameters are
     states          in the place of all of these: the book encoded once, a table that can be trained
       prompts       [*classes, L, D], of each combination
       empty         [L, D]
+  encoded         the same, of a run that leaves text_encoder alone: what it need not compute anew
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ from jaxunlearn.inputs import ranges
 from jaxunlearn.models import clip, text_unet
 
 ADDED = {"prompts": "states", "token": "token"}  # config.trained.pattern -> what it adds
+ENCODED_ONCE = "encoded"
 ENCODED = 64  # prompts at a time
 
 
@@ -106,11 +108,11 @@ class Net:
 
   def states(self, params: Any, c: Int[Array, "B ..."]) -> Float[Array, "B L D"]:
     """The states of the prompts of those conditions."""
-    if "states" in params:
+    if table := params.get("states", params.get(ENCODED_ONCE)):
       columns = self._columns(c)
-      found = jnp.asarray(params["states"]["prompts"])[tuple(columns.T)]
+      found = jnp.asarray(table["prompts"])[tuple(columns.T)]
       null = (columns == NULL).any(axis=1)[:, None, None]
-      return jnp.where(null, params["states"]["empty"], found)
+      return jnp.where(null, table["empty"], found)
     if self.book is None:
       raise ValueError("this network has no prompts; give it a book, or the states of texts")
     rows = self.rows(c)
@@ -138,6 +140,17 @@ class Net:
     if not name or name in params:
       return params
     return {**params, name: self._states(params) if name == "states" else self._tokens(params)}
+
+  def encoded(self, params: Any) -> Any:
+    """`encoded` of a run that trains the UNet alone; {} where it would be larger than the encoder,
+    or where the prompts' states are not the text encoder's.
+    """
+    if self.book is None or params.keys() != {"unet", "text_encoder"}:
+      return {}
+    size = self.book.ids.size * self.text.hidden_size
+    if size > sum(leaf.size for leaf in jax.tree.leaves(params["text_encoder"])):
+      return {}
+    return {ENCODED_ONCE: self._states(params)}
 
   def _states(self, params: Any) -> Any:
     width = (self.text.max_position_embeddings, self.text.hidden_size)
