@@ -10,7 +10,7 @@ from PIL import Image
 from configs import siss_little_sd, siss_mnist, siss_sd, table_little_sd, table_siss_sd
 from jaxunlearn import build, fields, pipeline, train
 from jaxunlearn.memorisation import clusters, dataset, drawing, split
-from jaxunlearn.reports import success
+from jaxunlearn.reports import success, verdict
 from tests import tiny_pipeline
 
 NAME = "the-whale"
@@ -77,6 +77,8 @@ def test_a_deletion_is_measured_by_both_prompts_and_shown(found, tmp_path, monke
   names = {path.name for path in (tmp_path / "run" / "samples").glob("*.png")}
   assert {"before_pairs.png", "after_pairs.png", "target.png", "after_nearest.png"} <= names
   page = (tmp_path / "run" / "report.html").read_text()
+  assert "By the original prompt it is seen in " in page
+  assert ", by the original prompt " in verdict.headline(config, results)
   assert "the training picture nearest to it" in page and "memorised by k-means" in page
   rule = {"rate": "memorised_kmeans", "quality": "memorised_kmeans_rate", "least": 0.0}
   assert success.of_run(tmp_path / "run", rule, "", True) in (True, False)

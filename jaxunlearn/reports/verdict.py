@@ -71,6 +71,8 @@ def headline(config: Config, results: Results, metrics: Lines = ()) -> str:
     return _of_compartments(results).line
   found = _find(results, FORGETS) if subject.deleted(config) else ""
   parts = [_arrow(config, results, found)] if found else []
+  if (other := original(found)) in results.get("after", {}):
+    parts[0] += f", by the original prompt {_change(results, other, '->')}"
   parts += [part for name in judged(results, KEEPS)[:2] if (part := _kept(results, name))]
   return ", ".join(parts[:2]) or "nothing was evaluated"
 
@@ -108,16 +110,27 @@ def _seen(config: Config, results: Results) -> str:
     other = "No metric looks for it: this page does not say whether it is gone."
     return _sentence(compared(results, found)) if found else other
   asked = " asked for it" if name == "ar" else ""
-  parts = [
+  out = f"{_capital(subject.target(config))} is seen {_in_samples(results, name, asked)}."
+  entry, other = results["after"][name], original(name)
+  if entry["value"] == 0 and entry["ci95"]:
+    out += f" That leaves room for a rate of up to {float(entry['ci95'][1]):.2%} (95%)."
+  if other in results["after"]:
+    out += f" By the original prompt it is seen {_in_samples(results, other)}."
+  return out
+
+
+def original(name: str) -> str:
+  """The name of a rate by the original prompt: evals/memorised.py."""
+  return f"{name.removesuffix('_rate')}_original_rate"
+
+
+def _in_samples(results: Results, name: str, asked: str = "") -> str:
+  """`in 2 of 64 samples before, in 0 of 64 samples after`."""
+  return ", ".join(
     f"in {_count(results[phase][name])} samples{asked} {phase}"
     for phase in ("before", "after")
     if has(results, phase, name)
-  ]
-  out = f"{_capital(subject.target(config))} is seen {', '.join(parts)}."
-  entry = results["after"][name]
-  if entry["value"] == 0 and entry["ci95"]:
-    out += f" That leaves room for a rate of up to {float(entry['ci95'][1]):.2%} (95%)."
-  return out
+  )
 
 
 def _count(entry: Entry) -> str:
@@ -254,14 +267,20 @@ def _of_training(results: Results) -> Verdict:
 
 def _arrow(config: Config, results: Results, name: str, arrow: str = "->") -> str:
   """`T-shirt 3.1% -> 0% (under 0.74%)`, `Trouser UA 0.02 -> 0.98`."""
+  title = "" if name.endswith("_rate") else f" {names.metric(name)}"
+  change = _change(results, name, arrow)
+  return f"{_capital(subject.target(config))}{title} {change}" if change else ""
+
+
+def _change(results: Results, name: str, arrow: str) -> str:
+  """`3.1% -> 0% (under 0.74%)`."""
   entries = [results[p][name] for p in ("before", "after") if has(results, p, name)]
   rate = name.endswith("_rate")
   shown = lambda e: f"{float(e['value']):.2g}" if not rate else f"{100 * float(e['value']):.2g}%"
   out = f" {arrow} ".join(map(shown, entries))
   if rate and entries and entries[-1]["value"] == 0 and entries[-1]["ci95"]:
     out += f" (under {100 * float(entries[-1]['ci95'][1]):.2g}%)"
-  title = "" if rate else f" {names.metric(name)}"
-  return f"{_capital(subject.target(config))}{title} {out}" if entries else ""
+  return out
 
 
 def _kept(results: Results, name: str) -> str:
