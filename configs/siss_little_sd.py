@@ -1,8 +1,7 @@
 """Delete a memorised picture from the little Stable Diffusion, on two CPU cores and offline.
 
     python -m jaxunlearn.memorised --from=assets:little_sd --scale=4 --steps=20 --batch=32 \\
-        --by=radius --radius=18 --prompts=jaxunlearn/assets/little_sd/memorised.txt \\
-        --out=runs/memorised_little_sd
+        --prompts=jaxunlearn/assets/little_sd/memorised.txt --out=runs/memorised_little_sd
     python -m jaxunlearn.main --config=configs/siss_little_sd.py --workdir=runs/siss_little_sd
 
 The first command finds the eight pictures that the model has memorised, each by a prompt that shows

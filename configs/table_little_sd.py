@@ -1,8 +1,7 @@
 """The third experiment of Alberti et al. (2025) in little: eight memorised pictures, three seeds.
 
     python -m jaxunlearn.memorised --from=assets:little_sd --scale=4 --steps=20 --batch=32 \\
-        --by=radius --radius=18 --prompts=jaxunlearn/assets/little_sd/memorised.txt \\
-        --out=runs/memorised_little_sd
+        --prompts=jaxunlearn/assets/little_sd/memorised.txt --out=runs/memorised_little_sd
     python -m jaxunlearn.main --config=configs/table_little_sd.py --workdir=runs/table_little_sd
 
 Each picture is deleted by a prompt that shows it now and then, and looked for by that prompt and by
