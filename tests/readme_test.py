@@ -47,6 +47,7 @@ def test_the_tables_are_the_committed_results():
     "results/check_tpu.md",
     "results/sd_memory.md",
     "results/little_sd_quality.md",
+    "results/memorised_little_sd.md",
     "results/reliability.md",
     "results/fuzz.md",
     "results/verdict_level.md",
