@@ -1,7 +1,7 @@
 """How time and memory grow with batch, picture, network, sources and devices.
 
   python -m benchmarks.growth --out=results     (about 15 minutes on 2 idle cores)
-  python -m benchmarks.growth --quick           (a smoke test: two points an axis)
+  python -m benchmarks.growth --quick           (a smoke test: two points an axis, tiny networks)
 
 One thing changes at a time, the rest is a SISS step of BASE at a batch of 16, or one evaluation of
 composed U-ViTs for 64 pictures. Seconds are the median of some steps on this machine; memory is
@@ -39,6 +39,7 @@ BASE = {
   "norm_num_groups": 8,
 }
 COMPOSED = {"sample_size": 28, "in_channels": 1, "patch_size": 4, "width": 64, "depth": 4}
+TINY = {**BASE, "sample_size": 8, "block_out_channels": (8, 8, 8), "norm_num_groups": 4}
 BATCH, PICTURES, STEPS = 16, 64, 5
 COLUMNS, WIDE, HIGH = 3, 320, 220  # of the plots, in pixels
 QUANTITIES = {
@@ -55,10 +56,13 @@ class Axis:
 
   title: str
   values: tuple[int, ...]
-  measure: Callable[[int], dict[str, float]]  # with "x", where that is not the value
+  # (BASE or TINY, value) -> quantities; with "x", where that is not the value
+  measure: Callable[[Mapping[str, Any], int], dict[str, float]]
 
 
-def step_of(batch: int = BATCH, width: int = 1, devices: int = 1, **changed: Any) -> dict[str, Any]:
+def step_of(
+  base: Mapping[str, Any], batch: int = BATCH, width: int = 1, devices: int = 1, size: int = 0
+) -> dict[str, Any]:
   """The costs of a SISS step; of several devices no seconds."""
   import jax
 
@@ -69,7 +73,7 @@ def step_of(batch: int = BATCH, width: int = 1, devices: int = 1, **changed: Any
   from jaxunlearn.mesh import sharding
   from jaxunlearn.step import make_update
 
-  fields = {**BASE, **changed}
+  fields = {**base, "sample_size": size or base["sample_size"]}
   fields["block_out_channels"] = tuple(width * c for c in fields["block_out_channels"])
   config = common.get_config()
   config.train.update(batch=batch, micro_batches=1)
@@ -80,10 +84,8 @@ def step_of(batch: int = BATCH, width: int = 1, devices: int = 1, **changed: Any
     net=models.make("unet", **fields),
     method=methods.make("siss"),
   )
-  size = (batch, *setup.net.image_shape)
-  shape = methods.Rows(
-    jax.ShapeDtypeStruct(size, np.float32), None, jax.ShapeDtypeStruct((batch,), np.int32)
-  )
+  image = jax.ShapeDtypeStruct((batch, *setup.net.image_shape), np.float32)
+  shape = methods.Rows(image, None, jax.ShapeDtypeStruct((batch,), np.int32))
   split = sharding.batch_sharding(setup.mesh)
   shapes = sharding.shaped(setup.mesh, {"x": shape, "a": shape}, split)
   costs = dict(topology.step_costs(setup, shapes))
@@ -97,7 +99,7 @@ def step_of(batch: int = BATCH, width: int = 1, devices: int = 1, **changed: Any
   rng = np.random.default_rng(0)
   draw = lambda s: rng.standard_normal(s.shape).astype(np.float32) / 10
   state = build.make_state(setup, jax.tree.map(draw, _shapes(setup.net)))
-  rows = methods.Rows(draw(shape.image), None, np.arange(batch, dtype=np.int32))
+  rows = methods.Rows(draw(image), None, np.arange(batch, dtype=np.int32))
   update, given = make_update(setup, state), sharding.put({"x": rows, "a": rows}, split)
 
   def take() -> None:
@@ -113,7 +115,7 @@ def _shapes(net: Any) -> Any:
   return jax.eval_shape(net.init, jax.random.key(0))
 
 
-def evaluation_of(sources: int, k: int = 0) -> dict[str, float]:
+def evaluation_of(base: Mapping[str, Any], sources: int, k: int = 0) -> dict[str, float]:
   """The costs of one evaluation of composed sources: soft weights, or the k best of each row."""
   import jax.numpy as jnp
 
@@ -142,19 +144,20 @@ def median(call: Callable[[], Any]) -> float:
   return statistics.median(spent)
 
 
-def wider(width: int) -> dict[str, float]:
+def wider(base: Mapping[str, Any], width: int) -> dict[str, float]:
   """The costs of a step of a network with so many times the channels, by its parameters."""
-  found = step_of(width=width)
+  found = step_of(base, width=width)
   return {**found, "x": found["parameters"]}
 
 
+_best = lambda base, n: evaluation_of(base, n, k=1)
 AXES = {
-  "batch": Axis("batch, pictures", (4, 8, 16, 32, 64), lambda n: step_of(n)),
-  "picture": Axis("side, pixels", (16, 32, 64, 128), lambda n: step_of(4, sample_size=n)),
+  "batch": Axis("batch, pictures", (4, 8, 16, 32, 64), lambda b, n: step_of(b, n)),
+  "picture": Axis("side, pixels", (16, 32, 64, 128), lambda b, n: step_of(b, 4, size=n)),
   "network": Axis("parameters", (1, 2, 3, 4), wider),
   "soft": Axis("sources, composed softly", (1, 2, 4, 8, 16), evaluation_of),
-  "top-1": Axis("sources, the best of each row", (1, 2, 4, 8, 16), lambda n: evaluation_of(n, 1)),
-  "devices": Axis("devices of one state", (1, 2, 4, 8), lambda n: step_of(64, devices=n)),
+  "top-1": Axis("sources, the best of each row", (1, 2, 4, 8, 16), _best),
+  "devices": Axis("devices of one state", (1, 2, 4, 8), lambda b, n: step_of(b, 64, devices=n)),
 }
 
 
@@ -236,9 +239,10 @@ def panel(axis: Mapping[str, Any], left: int, top: int) -> list[str]:
 
 
 def measured(axis: Axis, quick: bool) -> list[dict[str, float]]:
+  """Its points, told as they come."""
   points = []
   for value in axis.values[:2] if quick else axis.values:
-    points.append({"x": value, **axis.measure(value)})
+    points.append({"x": value, **axis.measure(TINY if quick else BASE, value)})
     print(f"{axis.title} {value}: {points[-1]}", file=sys.stderr, flush=True)
   return points
 
@@ -247,10 +251,12 @@ def main() -> None:
   described = argparse.RawDescriptionHelpFormatter
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=described)
   parser.add_argument("--out", type=pathlib.Path, help="the folder of the results; else printed")
-  parser.add_argument("--quick", action="store_true", help="two points an axis")
+  parser.add_argument("--quick", action="store_true", help="two points an axis, tiny networks")
+  parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES), help="some of them")
   args = parser.parse_args()
   os.environ.update(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="8")
-  axes = {name: summary(axis.title, measured(axis, args.quick)) for name, axis in AXES.items()}
+  wanted = {name: axis for name, axis in AXES.items() if name in args.axes}
+  axes = {name: summary(axis.title, measured(axis, args.quick)) for name, axis in wanted.items()}
   command, where = "python -m benchmarks.growth --out=results", environment()
   page = markdown(axes, command, where)
   pages.write(args.out, "growth", {"command": command, "machine": where, "axes": axes}, page)
