@@ -67,11 +67,10 @@ def step_of(
   import jax
 
   from configs import common
-  from jaxunlearn import build, methods, models
+  from jaxunlearn import build, methods, models, step
   from jaxunlearn.compiled import topology
   from jaxunlearn.diffusion import Diffusion
   from jaxunlearn.mesh import sharding
-  from jaxunlearn.step import make_update
 
   fields = {**base, "sample_size": size or base["sample_size"]}
   fields["block_out_channels"] = tuple(width * c for c in fields["block_out_channels"])
@@ -91,7 +90,7 @@ def step_of(
   costs = dict(topology.step_costs(setup, shapes))
   out = {
     "memory": max(one.memory for one in costs.values()) / 2**20,
-    "tflop": sum(one.flops * one.runs for one in costs.values()) / 1e12,
+    "tflop": step.flops(setup, topology.state_of(setup), shapes) / 1e12,
     "parameters": sum(math.prod(s.shape) for s in jax.tree.leaves(_shapes(setup.net))),
   }
   if devices > 1:
@@ -100,7 +99,7 @@ def step_of(
   draw = lambda s: rng.standard_normal(s.shape).astype(np.float32) / 10
   state = build.make_state(setup, jax.tree.map(draw, _shapes(setup.net)))
   rows = methods.Rows(draw(image), None, np.arange(batch, dtype=np.int32))
-  update, given = make_update(setup, state), sharding.put({"x": rows, "a": rows}, split)
+  update, given = step.make_update(setup, state), sharding.put({"x": rows, "a": rows}, split)
 
   def take() -> None:
     nonlocal state

@@ -125,7 +125,7 @@ def step_in_torch(root: pathlib.Path, config: Any) -> dict[str, float]:
   prompts = [setup.train.classes[c] for c in draws["c"]]
   before, after = theirs(root / "base", draws, prompts, config)
   whole = jax.eval_shape(setup.net.init, jax.random.key(0))
-  shapes = sharding.shaped(setup.mesh, setup.split(whole)[0])
+  shapes = sharding.shaped(setup.mesh, jax.eval_shape(setup.split, whole)[0])
   ours = checkpoint.read_params(root / "run", shapes, step=1)
   return differences(pretrained.to_state_dict(ours["unet"]), before, after)
 

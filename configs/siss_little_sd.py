@@ -34,7 +34,7 @@ def deletion(folder: str, variant: str) -> ConfigDict:
   config.data.size = 64
   config.method = method(variant)
   config.optimizer.learning_rate = RATE
-  steps = min(config.train.steps, siss_sd.OTHERS)
+  steps = min(config.train.steps, siss_sd.STEPS)
   config.train.update(steps=steps, batch=16, micro_batches=1)
   config.eval.update(
     metrics=("memorised", "typical", "text_noise", "one_step"),

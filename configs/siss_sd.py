@@ -36,8 +36,7 @@ from configs import common, siss_mnist
 
 FOLDER = "memorised/mothers-influence-on-her-young-hippo"
 FORGET_NORM = 750.0  # scaling_norm, of losses that are sums over 16,384 values of a latent
-STEPS = {"retrack": 30, "concept_ablation": 400}
-OTHERS = 35  # of the others
+STEPS, OTHER_STEPS = 35, {"retrack": 30, "concept_ablation": 400}
 PATTERN = "^unet/"
 
 
@@ -60,7 +59,7 @@ def deletion(folder: str, variant: str) -> ConfigDict:
   config.method = method(variant)
   config.trained.pattern = PATTERN
   config.optimizer.update(learning_rate=1e-5, weight_decay=1e-2)
-  steps = STEPS.get(variant, OTHERS)
+  steps = OTHER_STEPS.get(variant, STEPS)
   config.train.update(steps=steps, batch=16, micro_batches=16, checkpoint_every=5)
   config.eval.update(evaluation(folder))
   if variant == "concept_ablation":
@@ -75,15 +74,17 @@ def anchors(folder: str) -> dict:
   """The stream of concept ablation: what is kept, shown under the original prompt.
 
   Raises:
-    ValueError: the original prompt is the one that the pictures have.
+    ValueError: the folder has no data set, or the original prompt is the one of its pictures.
   """
-  path = pathlib.Path(folder)
-  original = (path / "prompts.txt").read_text(encoding="utf-8").strip()
-  first = json.loads((path / "images/metadata.jsonl").read_text(encoding="utf-8").splitlines()[0])
-  if first["text"] == original:
+  lists = [pathlib.Path(folder, name) for name in ("prompts.txt", "images/metadata.jsonl")]
+  for path in lists:
+    if not path.is_file():
+      raise ValueError(f"{path} is not there; python -m jaxunlearn.memorised writes it")
+  original, first = (path.read_text(encoding="utf-8").splitlines()[0] for path in lists)
+  if json.loads(first)["text"] == original:
     raise ValueError(
-      f"{folder} has one prompt, {original!r}, and concept ablation maps the original prompt to a "
-      "modified one; find it with one: a tab behind the prompt, or --vary=12"
+      f"{folder} has one prompt, {original!r}; concept ablation needs a second one, whose other "
+      "pictures the first is to give: find it with --vary=12, or a tab and a prompt in the list"
     )
   return {"alt": {"take": "retain", "c": f"class:{original}", "to": "own"}}
 

@@ -17,6 +17,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from configs import common, siss_little_sd, table_siss_sd
+from jaxunlearn import errors
 
 SEEDS = (0, 1, 2)
 COLUMNS = (
@@ -43,7 +44,9 @@ def get_config(variant: str = "runs/memorised_little_sd"):
   """`variant` is the folder that the first command wrote, or that and how many seeds."""
   folder, _, count = variant.partition(",")
   run = lambda method, name: siss_little_sd.deletion(f"{folder}/{name}", method)
-  names, seeds = table_siss_sd.names(pathlib.Path(folder)), SEEDS[: int(count or len(SEEDS))]
+  counts = [str(1 + i) for i in range(len(SEEDS))]
+  errors.check_choice("number of seeds", count or counts[-1], counts)
+  names, seeds = table_siss_sd.names(pathlib.Path(folder)), SEEDS[: int(count or counts[-1])]
   out = "results/siss_little_sd"
   config = table_siss_sd.table(run, names, seeds, out, COLUMNS, METHODS)
   config.success = {"rate": "memorised_kmeans", "quality": "typical_share", "least": 0.35}

@@ -10,7 +10,7 @@ config.streams maps each stream of a method to what it takes, in words or as a `
                           the records to forget
 
 A conditional model is told of each image its own condition, or what `Take.c` says: an alternative
-image under the condition to forget is one with c = forget, under any other c = class:NAME.
+image under the condition to forget is one with c = forget, under another with c = class:NAME.
 """
 
 import dataclasses
@@ -44,7 +44,8 @@ class Take:
 
   take: str = "all"
   first: ranges.From0 = 0  # only so many of the records, picked by the seed; 0: all
-  # own, forget: the one to forget, null: none, kept: any of those to keep at random; class:NAME.
+  # own; forget: the one to forget; null: none; kept: any of those to keep, at random; or class:NAME
+  # (style:NAME): that one.
   c: str = "own"
   # Rows.to, where a method maps the condition: next, random (of the others), null, or own: that of
   # the record, of rows that are shown under c = forget.
@@ -196,13 +197,14 @@ def make(
   encoded: dict[int, Callable[[], cache.Moments]] = {}  # once for streams of the same records
   for name, what in takes.items():
     take = as_take(what)
+    asks = f"stream {name!r} asks for conditions c={take.c!r} to={take.to!r}, which a conditional"
     of_concept = take.to not in ("", "own") or take.c in ("forget", "kept")
-    named = take.to == "own" or take.c.partition(":")[0] in NAMED
-    if (of_concept and not (conditional and concept)) or (named and not conditional):
+    if of_concept and not (conditional and concept):
       raise ValueError(
-        f"stream {name!r} asks for conditions c={take.c!r} to={take.to!r}, which a conditional "
-        "model and a class or style to forget give; set config.forget.label or style"
+        f"{asks} model and a class or style to forget give; set config.forget.label or style"
       )
+    if (take.to or ":" in take.c) and not conditional:
+      raise ValueError(f"{asks} model alone has; take c='own' and to='', or another model")
     chosen, index = select(take.take, records, forget, concept)
     seen = int(forget[index].sum()) if chosen is records else 0
     _check(name, take, len(index), seen)

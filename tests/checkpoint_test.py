@@ -72,7 +72,7 @@ def test_what_is_frozen_is_told_by_its_bytes_once(open_saves, tmp_path, monkeypa
   frozen = {"table": jnp.arange(6.0)}
   states = [make_state(step)._replace(frozen=frozen) for step in (3, 4, 5)]
   save_all(open_saves(3), states)
-  assert sum(tree is frozen for tree in read) == 1
+  assert sum(tree.keys() == frozen.keys() for tree in read if isinstance(tree, dict)) == 1
   assert_equal(open_saves(3).restore(states[0]), states[2])
   target = states[0]._replace(frozen={"table": frozen["table"].at[2].set(0)})
   with pytest.raises(checkpoint.WrongShape, match="trained a part of other weights than"):

@@ -78,7 +78,7 @@ def test_a_deletion_is_measured_by_both_prompts_and_shown(found, tmp_path, monke
   assert {"before_pairs.png", "after_pairs.png", "target.png", "after_nearest.png"} <= names
   page = (tmp_path / "run" / "report.html").read_text()
   assert "By the original prompt it is seen in " in page
-  assert ", by the original prompt " in verdict.headline(config, results)
+  assert ", by the original prompt " in verdict.headline(config.to_dict(), results)
   assert "the training picture nearest to it" in page and "memorised by k-means" in page
   rule = {"rate": "memorised_kmeans", "quality": "memorised_kmeans_rate", "least": 0.0}
   assert success.of_run(tmp_path / "run", rule, "", True) in (True, False)
@@ -111,7 +111,7 @@ def test_concept_ablation_gives_the_original_prompt_what_is_kept(found, tmp_path
   assert set(rows.index.tolist()) == set(range(5, 12))
   shutil.copytree(folder / NAME, tmp_path / NAME)
   (tmp_path / NAME / "prompts.txt").write_text("the whale ''\n")
-  with pytest.raises(ValueError, match="has one prompt, \"the whale ''\", and concept ablation"):
+  with pytest.raises(ValueError, match="has one prompt, \"the whale ''\"; concept ablation needs"):
     siss_sd.get_config(f"concept_ablation,{tmp_path / NAME}")
 
 
@@ -153,6 +153,10 @@ def test_the_tables_have_a_run_of_each_method_prompt_and_seed(found):
     ValueError, match=r"^nowhere/summary.json is not there; python -m jaxunlearn.m"
   ):
     table_little_sd.get_config("nowhere")
+  with pytest.raises(ValueError, match=r"no number of seeds '4'.*; there are: 1, 2, 3"):
+    table_little_sd.get_config(f"{folder},4")
+  with pytest.raises(ValueError, match=r"^nowhere/prompts.txt is not there; python -m jaxunlearn"):
+    siss_sd.get_config("concept_ablation,nowhere")
 
 
 @pytest.mark.parametrize(
