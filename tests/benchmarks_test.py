@@ -25,6 +25,7 @@ from benchmarks import (
   little_sd_quality,
   little_sd_step,
   neighbours,
+  sampling,
   sd_memory,
   sequence,
   siss_step,
@@ -57,6 +58,15 @@ def test_quick_writes_a_table(module, rows, tmp_path, monkeypatch):
   assert rows <= {row["name"] for row in found}
   table = path.with_suffix(".md").read_text()
   assert all(f"| {row['name']} |" in table for row in found)
+
+
+def test_sampling_is_timed_beside_diffusers(tmp_path):
+  sampling.main(["--quick", f"--out={tmp_path}"])
+  found = json.loads((tmp_path / "benchmark_sampling.json").read_text())
+  assert [row["batch"] for row in found["sampling"]] == [1, 2]
+  assert {row["sampler"] for row in found["samplers"]} == sampling.SAMPLERS.keys()
+  assert all(row["ratio"] > 0 for row in found["sampling"] + found["others"])
+  assert "| pretrain_mnist | 2 |" in (tmp_path / "benchmark_sampling.md").read_text()
 
 
 def test_growth_fits_powers_and_draws_them(tmp_path):
