@@ -54,6 +54,7 @@ class Row(NamedTuple):
 
 
 MICRO = "train.micro_batches"
+ONCE = {"train.gather_once": True}
 ROWS = [
   Row("siss_celeba", V5E, BF16 | {MICRO: 1}),
   Row("cdm", V5E, CDM),
@@ -62,6 +63,9 @@ ROWS = [
   Row("pretrain_uvit_64", V4, BF16 | {MICRO: 4}),
   Row("cdm", V4, CDM),
   Row("siss_celeba", V5E, F32 | {MICRO: 8}),
+  Row("pretrain_uvit_64", V5E, BF16 | {MICRO: 4} | ONCE),
+  Row("pretrain_uvit_64", V4, BF16 | {MICRO: 4} | ONCE),
+  Row("siss_celeba", V5E, F32 | {MICRO: 8} | ONCE),
 ]
 
 

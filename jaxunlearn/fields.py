@@ -47,6 +47,7 @@ RULES: Mapping[str, Any] = {
   "train.steps": ranges.From0,
   "train.batch": ranges.Count,
   "train.micro_batches": ranges.Count,
+  "train.gather_once": bool,
   "train.log_every": ranges.Count,
   "train.checkpoint_every": ranges.Count,
   "train.keep": ranges.Count,

@@ -1,6 +1,6 @@
 """One optimisation step: the draws, the K gradients of the whole batch, one update.
 
-Four jitted programs, dispatched from the host, since a method may know from its draws, before any
+Jitted programs, dispatched from the host, since a method may know from its draws, before any
 forward pass, that a micro-batch does not need all K gradients: each pattern of needed terms is a
 program of its own. (One program with `lax.cond` and a `lax.scan` over micro-batches would do as
 well on an accelerator; on CPU, XLA runs convolutions inside control flow ten times slower.)
@@ -39,6 +39,7 @@ class Program:
   process: Diffusion
   mesh: jax.sharding.Mesh
   micro_batches: int
+  gather_once: bool
   ema: float
   ema_warmup: bool
   optimizer: str  # the fields that `tx` was made of
@@ -54,6 +55,7 @@ def program(setup: Setup, frozen: Tree = NOTHING) -> Program:
     process=setup.process,
     mesh=setup.mesh,
     micro_batches=config.train.micro_batches,
+    gather_once=config.train.gather_once and setup.mesh.shape["fsdp"] > 1,
     ema=config.ema,
     ema_warmup=config.ema_warmup,
     optimizer=f"{config.optimizer.to_json(sort_keys=True)} {config.train.steps}",
@@ -64,7 +66,8 @@ def program(setup: Setup, frozen: Tree = NOTHING) -> Program:
 class Gradients:
   """(params, draws, extras, frozen) -> the K gradients of the whole batch, and metrics.
 
-  Micro-batches are contiguous rows of the draws, one after the other, averaged per term.
+  Micro-batches are contiguous rows of the draws, one after the other, averaged per term. Each
+  gathers the weights that `fsdp` splits, or all of them take those that were gathered once.
   """
 
   def __init__(self, program: Program):
@@ -78,6 +81,8 @@ class Gradients:
     total: Any = None
     if self._program.micro_batches > 1:
       total = self._zeros(params, parts[0], extras, frozen)
+    if self._program.gather_once:
+      params, frozen = _gather(self._program, (params, frozen))
     for rows, needed in zip(parts, self._patterns(flags), strict=True):
       total = _add(self._program, total, params, rows, extras, frozen, needed=needed)
     return total
@@ -154,8 +159,12 @@ def compile_programs(
   yield "draw", drawn
   split = _split.lower(program_, _given(drawn)).compile()
   yield "split", split
-  rows = _given(split)[0][0]
-  lowered = Gradients(program_).lower(state.params, rows, state.extras, state.frozen)
+  rows, weights = _given(split)[0][0], (state.params, state.frozen)
+  if program_.gather_once:
+    gathered = _gather.lower(program_, weights).compile()
+    yield "gather", gathered
+    weights = _given(gathered)
+  lowered = Gradients(program_).lower(weights[0], rows, state.extras, weights[1])
   gradients = lowered.compile()
   yield "gradients", gradients
   yield "update", _applier_of(program_, state).lower(state, *_given(gradients)).compile()
@@ -201,6 +210,12 @@ def _split(program: Program, draws: Any) -> tuple[list[Any], jax.Array]:
   needed = lambda part: program.method.needed(program.process, part)
   flags = jnp.stack([jnp.stack([*map(jnp.asarray, needed(part))]) for part in parts])
   return parts, jax.lax.with_sharding_constraint(flags, sharding.replicated(program.mesh))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gather(program: Program, weights: Tree) -> Tree:
+  """All of them on each device."""
+  return jax.lax.with_sharding_constraint(weights, sharding.replicated(program.mesh))
 
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames="needed", donate_argnums=1)

@@ -1,5 +1,6 @@
 """Every mesh gives the gradients of one device, leaf by leaf; and what the rules split."""
 
+import dataclasses
 import functools
 
 import jax
@@ -52,6 +53,14 @@ def test_the_unet_too(method, data, fsdp):
 @pytest.mark.parametrize("method", [m for m in meshes.METHODS if not methods.make(m).whole_batch])
 def test_micro_batches_give_the_gradients_of_the_whole_batch(method):
   assert_same(gradients(setup_of(method, 2, 2, 4, NET)), reference(method, NET))
+
+
+@pytest.mark.parametrize("method", ["siss", "erasediff"])
+def test_weights_gathered_once_give_the_same_gradients(method):
+  setup = setup_of(method, 2, 4, 2, NET)
+  config = setup.config.copy_and_resolve_references()
+  config.train.gather_once = True
+  assert_same(gradients(dataclasses.replace(setup, config=config)), reference(method, NET))
 
 
 def test_two_micro_batches_of_the_whole_mesh():

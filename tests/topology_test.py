@@ -3,6 +3,7 @@
 The texts are compiled here for 8 CPU devices; what only TPUs write is quoted from libtpu 0.0.42.
 """
 
+import dataclasses
 import json
 import pathlib
 
@@ -191,6 +192,19 @@ def test_micro_batches_cost_memory_for_their_sums():
   rows = topology.held(topology.batch_of(whole))  # two micro-batches have half of each
   assert two["gradients"].arguments >= one["gradients"].arguments + sums - rows
   assert two["gradients"].moved > one["gradients"].moved >= topology.least(whole)
+
+
+def test_weights_gathered_once_are_sent_once_and_held():
+  setup = meshes.setup_of("siss", 1, 4, 4, meshes.NET)
+  config = setup.config.copy_and_resolve_references()
+  config.train.gather_once = True
+  each, once = costs(setup), costs(dataclasses.replace(setup, config=config))
+  assert list(once) == ["draw", "split", "gather", "gradients", "update"]
+  kinds = once["gradients"].collectives.keys()
+  assert "all-gather" in each["gradients"].collectives.keys() - kinds
+  assert sum(c.moved for c in once.values()) < sum(c.moved for c in each.values())
+  weights = topology.held(topology.state_of(setup).params)
+  assert once["gradients"].memory > each["gradients"].memory + 2 * weights
 
 
 def test_what_a_method_prepares_is_in_the_state():

@@ -189,9 +189,12 @@ def step_costs(setup: build.Setup, batch: methods.Batch) -> Iterator[tuple[str, 
   rest = {
     "draw": (state.params, state.ema, state.opt),
     "split": (state, batch),
+    "gather": (state.ema, state.opt, state.extras, batch, batch),
     "gradients": (state.ema, state.opt, batch, batch, unread),
     "update": (batch, batch, batch),
   }
+  if step.program(setup).gather_once:
+    rest["gradients"] += (state.params, state.frozen)
   programs = step.compile_programs(setup, state, batch)
   with fitting():
     for name, program in programs:
