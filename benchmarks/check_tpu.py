@@ -65,7 +65,6 @@ ROWS = [
   Row("siss_celeba", V5E, F32 | {MICRO: 8}),
   Row("pretrain_uvit_64", V5E, BF16 | {MICRO: 4} | ONCE),
   Row("pretrain_uvit_64", V4, BF16 | {MICRO: 4} | ONCE),
-  Row("siss_celeba", V5E, F32 | {MICRO: 8} | ONCE),
 ]
 
 
