@@ -54,7 +54,8 @@ def ours(name: str, batch: int, steps: int) -> Run:
   net, params, process = library.load_pretrained(f"assets:{name}")
   eps_fn = library.eps_fn(process.predictor(net.apply), params)
   shape = (batch, *net.image_shape)
-  c = np.stack([np.arange(batch) % n for n in net.classes], 1) if net.classes else None
+  turns = [np.arange(batch) % n for n in net.classes]
+  c = np.stack(turns, axis=1) if len(turns) > 1 else turns[0] if turns else None
   draw = lambda: library.sample(eps_fn, process, jax.random.key(0), shape, c, steps=steps)
   return lambda: jax.block_until_ready(draw())
 
