@@ -130,7 +130,7 @@ def make_setup(name, apply=apply, conditional=True, micro_batches=1, **fields):
     takes = {stream: streams.as_take(take).take for stream, take in takes.items()}
   concept = data.Concept(0, 3) if conditional else None
   optimizer = {"learning_rate": 1e-2}
-  trained = {"steps": 4, "micro_batches": micro_batches}
+  trained = {"steps": 4, "micro_batches": micro_batches, "gather_once": False}
   return build.Setup(
     config=ConfigDict(
       RUN | {"method": {"name": name}} | {"optimizer": optimizer, "train": trained}

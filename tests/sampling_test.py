@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers.schedulers import scheduling_ddim, scheduling_ddpm
 
+from jaxunlearn import library
 from jaxunlearn.diffusion import Diffusion, sampling
 from jaxunlearn.diffusion.options import SPACINGS, Options, times
 from tests import toys
@@ -42,8 +43,8 @@ def check_each_step(monkeypatch, calls, x_0, rng, scheduler, **options):
     np.testing.assert_allclose(arrival, theirs, rtol=0, atol=2e-6 * max(1, np.abs(theirs).max()))
 
 
-def clipped(clip):
-  return Options(clip_sample=clip)
+def clipped(clip, **fields):
+  return Options(clip_sample=clip, **fields)
 
 
 @pytest.mark.parametrize("clip", [True, False])
@@ -59,16 +60,17 @@ def test_ddpm_steps_as_diffusers(monkeypatch, steps, clip):
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize(("clip", "again"), [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("steps", [1000, 50, 10])
-def test_ddim_steps_as_diffusers(monkeypatch, steps, clip, eta):
-  eps_fn = Recorder()
-  x_0 = sampling.ddim(eps_fn, PROCESS, RNG, noise(0), steps=steps, eta=eta, options=clipped(clip))
+def test_ddim_steps_as_diffusers(monkeypatch, steps, clip, again, eta):
+  eps_fn, options = Recorder(), clipped(clip, use_clipped_model_output=again)
+  x_0 = sampling.ddim(eps_fn, PROCESS, RNG, noise(0), steps=steps, eta=eta, options=options)
   scheduler = diffusers.DDIMScheduler(clip_sample=clip, set_alpha_to_one=True, steps_offset=0)
   scheduler.set_timesteps(steps)
   calls = eps_fn.calls()
   assert [t[0] for t, *_ in calls] == scheduler.timesteps.tolist()
-  check_each_step(monkeypatch, calls, x_0, RNG, scheduler, eta=eta)
+  how = {"eta": eta, "use_clipped_model_output": again}
+  check_each_step(monkeypatch, calls, x_0, RNG, scheduler, **how)
 
 
 OF_BOTH = [
@@ -114,7 +116,18 @@ def test_each_option_of_ddim_steps_as_diffusers(monkeypatch, given, steps):
   scheduler.set_timesteps(steps)
   calls = eps_fn.calls()
   assert [t[0] for t, *_ in calls] == scheduler.timesteps.tolist()
-  check_each_step(monkeypatch, calls, x_0, RNG, scheduler, eta=0.5)
+  how = {"eta": 0.5, "use_clipped_model_output": True}
+  check_each_step(monkeypatch, calls, x_0, RNG, scheduler, **how)
+
+
+def test_more_steps_of_ddim_give_the_same_pictures():
+  """Of the embedded digits, whose x0 are clipped at most steps."""
+  net, params, process = library.load_pretrained("assets:pretrain_mnist")
+  eps_fn = library.eps_fn(process.predictor(net.apply), params)
+  draw = lambda steps: library.sample(eps_fn, process, RNG, (16, 28, 28, 1), steps=steps)
+  few, many = draw(20), draw(100)
+  assert abs(few.mean() - many.mean()) < 0.02
+  assert np.corrcoef(few.ravel(), many.ravel())[0, 1] > 0.95
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)

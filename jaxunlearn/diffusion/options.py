@@ -24,6 +24,7 @@ class Options:
   set_alpha_to_one: bool = True  # the last abar_s of DDIM and PLMS is 1; False: abar_0
   clip_sample: bool = True  # DDPM and DDIM clip x0, to +- clip_sample_range
   clip_sample_range: ranges.Above0 = 1.0
+  use_clipped_model_output: bool = True  # DDIM's eps is that of the clipped x0; not so in diffusers
   variance_type: str = "fixed_small"  # DDPM's v (..._log is the same); fixed_large: beta
 
   def __post_init__(self) -> None:

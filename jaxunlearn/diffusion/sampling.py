@@ -2,10 +2,13 @@
 
 From the time t to the earlier s (abar_s = 1 after the last step), with z ~ N(0, I):
 
-    x0   = (x_t - sigma_t eps) / gamma_t, clipped
+    x0   = (x_t - sigma_t eps) / gamma_t, clipped;    eps = (x_t - gamma_t x0) / sigma_t
     beta = 1 - abar_t / abar_s,   v = beta (1 - abar_s) / (1 - abar_t)
     DDPM   x_s = gamma_s beta / sigma_t^2 x0 + sqrt(1 - beta) sigma_s^2 / sigma_t^2 x_t + sqrt(v) z
     DDIM   x_s = gamma_s x0 + sqrt(sigma_s^2 - eta^2 v) eps + eta sqrt(v) z
+
+The eps that DDIM goes on with is that of the clipped x0, as under use_clipped_model_output of
+diffusers. With the network's own, diffusers' default, pictures of digits get greyer at every step.
 
 Both are sums of x0, x_t, eps and z, so a sampler is a table of those coefficients (float64, once)
 and one scan over it. `Options` are what diffusers' schedulers vary, under their names. Where they
@@ -262,6 +265,8 @@ def _walk(
     x0 = (x_t - k.sigma * eps) / k.gamma
     if options.clip_sample:
       x0 = jnp.clip(x0, -options.clip_sample_range, options.clip_sample_range)
+      if options.use_clipped_model_output:
+        eps = (x_t - k.gamma * x0) / k.sigma
     z = jax.random.normal(jax.random.fold_in(rng, k.t), x_t.shape)
     return (k.x0 * x0 + k.x_t * x_t + k.eps * eps + k.z * z, carried), seen
 
