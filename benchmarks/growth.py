@@ -41,7 +41,7 @@ BASE = {
 COMPOSED = {"sample_size": 28, "in_channels": 1, "patch_size": 4, "width": 64, "depth": 4}
 TINY = {**BASE, "sample_size": 8, "block_out_channels": (8, 8, 8), "norm_num_groups": 4}
 BATCH, PICTURES, STEPS = 16, 64, 5
-COLUMNS, WIDE, HIGH = 3, 320, 220  # of the plots, in pixels
+COLUMNS, WIDE, HIGH = 3, 320, 250  # of the plots, in pixels
 QUANTITIES = {
   "seconds": "seconds",
   "tflop": "TFLOP",
@@ -213,7 +213,7 @@ def panel(axis: Mapping[str, Any], left: int, top: int) -> list[str]:
   """The elements of an axis's plot, whose frame begins there."""
   from jaxunlearn.reports import charts
 
-  right, bottom = left + WIDE - 70, top + HIGH - 70
+  right, bottom = left + WIDE - 70, top + HIGH - 110
   x = np.log([one["x"] for one in axis["points"]])
   grown = {}
   for name in axis["exponents"]:
@@ -227,14 +227,19 @@ def panel(axis: Mapping[str, Any], left: int, top: int) -> list[str]:
     f'<text x="{left}" y="{top - 8}">{axis["title"]}</text>',
   ]
   for one, at in zip(axis["points"], to_x(x), strict=True):
-    out.append(f'<text class="tick" x="{at:.0f}" y="{bottom + 14}">{one["x"]:,}</text>')
+    out.append(f'<text class="tick" x="{at:.0f}" y="{bottom + 14}">{_short(one["x"])}</text>')
   for i, (name, y) in enumerate(grown.items()):
     colour, there = charts.COLOURS[list(QUANTITIES).index(name)], np.isfinite(y)
     points = zip(to_x(x[there]).round(1).tolist(), to_y(y[there]).round(1).tolist(), strict=True)
     out.append(f'<path stroke="{colour}" d="{charts.path(points)}"/>')
     told = f"{QUANTITIES[name]}: x^{axis['exponents'][name][0]:.2f}"
-    out.append(f'<text x="{left + 6}" y="{top + 12 + 13 * i}" fill="{colour}">{told}</text>')
+    out.append(f'<text x="{left}" y="{bottom + 32 + 13 * i}" fill="{colour}">{told}</text>')
   return out
+
+
+def _short(count: float) -> str:
+  """As it stands, or in millions."""
+  return f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count:,}"
 
 
 def measured(axis: Axis, quick: bool) -> list[dict[str, float]]:

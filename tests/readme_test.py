@@ -43,6 +43,7 @@ def test_the_tables_are_the_committed_results():
     "results/celeba_cpu.md",
     "results/benchmark_cdm_sampling.md",
     "results/benchmark_class_methods.md",
+    "results/benchmark_sampling.md",
     "results/benchmark_siss_step.md",
     "results/check_tpu.md",
     "results/sd_memory.md",
@@ -130,3 +131,21 @@ def test_the_numbers_in_sentences_about_speed_are_the_committed_results():
   page = flowing(PAGES["speed"])
   assert f"reached are {' and '.join(cifar)} on the CIFAR-10 UNet, {' and '.join(mnist)} on" in page
   assert f"takes {cifar[1]} of PyTorch's time on the CIFAR-10 UNet" in flowing(README)
+
+
+def test_the_numbers_in_sentences_about_sampling_are_the_committed_results():
+  found, page = result("benchmark_sampling"), flowing(PAGES["speed"])
+  ratios = {n: [r["ratio"] for r in found["sampling"] if r["batch"] == n] for n in (1, 16, 256)}
+  ends = {n: f"{min(each):.2f} to {max(each):.2f}" for n, each in ratios.items()}
+  assert f"takes {ends[1]} of diffusers' time, 16 take {ends[16]}, and 256 take {ends[256]}" in page
+  assert f"one picture of an embedded model {ends[1]} of diffusers'" in flowing(README)
+  assert max(ratios[1]) < 0.8 and sum(ratio < 0.8 for ratio in ratios[16]) == 3
+  rows = {row["sampler"]: row for row in found["samplers"] if row["model"] == "pretrain_mnist"}
+  ddim, dpm = rows["DDIM, 50 steps"], rows["DPM-Solver++, 15 steps"]
+  times = f"takes {dpm['ms_a_picture']:.0f} ms in place of {ddim['ms_a_picture']:.0f} in 50"
+  fid = lambda v: "{:.0f} ({:.0f} to {:.0f})".format(v["value"], *v["ci95"])
+  assert times in page
+  assert f"FID of {fid(dpm['feature_fid'])} beside {fid(ddim['feature_fid'])}" in page
+  uvit, classifier = (row["ratio"] for row in found["others"])
+  others = f"takes {uvit:.2f} of PyTorch's time, and the classifier of digits {classifier:.2f}"
+  assert others in page

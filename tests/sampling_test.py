@@ -124,9 +124,15 @@ def test_more_steps_of_ddim_give_the_same_pictures():
   """Of the embedded digits, whose x0 are clipped at most steps."""
   net, params, process = library.load_pretrained("assets:pretrain_mnist")
   eps_fn = library.eps_fn(process.predictor(net.apply), params)
-  draw = lambda steps: library.sample(eps_fn, process, RNG, (16, 28, 28, 1), steps=steps)
+  shape = (16, 28, 28, 1)
+
+  def draw(steps, again=True):
+    options = Options(use_clipped_model_output=again)
+    return library.sample(eps_fn, process, RNG, shape, steps=steps, options=options)
+
   few, many = draw(20), draw(100)
   assert abs(few.mean() - many.mean()) < 0.02
+  assert draw(100, again=False).mean() > draw(20, again=False).mean() + 0.1  # greyer
   assert np.corrcoef(few.ravel(), many.ravel())[0, 1] > 0.95
 
 
