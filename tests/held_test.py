@@ -49,7 +49,8 @@ def test_what_was_measured_holds_until_the_next_time(every):
     at = jnp.full(2, t)
     w = measure(x, at) if i % every == 0 else w
     said = predict(w, x, at)
-    x = x0 * jnp.clip((x - sigma * said) / gamma, -1, 1) + eps * said
+    seen = jnp.clip((x - sigma * said) / gamma, -1, 1)
+    x = x0 * seen + eps * (x - gamma * seen) / sigma
   np.testing.assert_allclose(draw(held, "ddim"), x, rtol=1e-4, atol=1e-5)
   assert not np.allclose(draw(HELD, "ddim"), x, atol=1e-4)
 
