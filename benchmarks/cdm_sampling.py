@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import pathlib
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import pages
+from benchmarks.turns import seconds
 from jaxunlearn import adapters, models
 from jaxunlearn.cdm import compartment, compose
 from jaxunlearn.cdm.compose import Compartments, Mode
@@ -129,12 +129,6 @@ def ways() -> list[tuple[str, Any, Mode]]:
     ("top-1, LoRA", adapters.Lora(rank=8), Mode("topk", k=1, block=BLOCK)),
     ("soft, prompts", adapters.Prompts(tokens=16), Mode("soft")),
   ]
-
-
-def seconds(call: Callable[[], Any]) -> float:
-  start = time.perf_counter()
-  call()
-  return time.perf_counter() - start
 
 
 def measure(made: Sequence[Variant], rounds: int, batch: int) -> list[dict[str, Any]]:

@@ -12,14 +12,13 @@ by `vmap` beside three in turn, which is what the audits do.
 import argparse
 import pathlib
 import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks import pages
+from benchmarks.turns import seconds
 from configs import common, unlearn_fashion
 from jaxunlearn import build, step
 
@@ -52,12 +51,6 @@ def plain() -> Any:
   config = unlearn_fashion.get_config()
   config.method, config.streams = common.method("denoising"), {"x": "retain"}
   return config
-
-
-def seconds(call: Callable[[], Any]) -> float:
-  start = time.perf_counter()
-  call()
-  return time.perf_counter() - start
 
 
 def measure(name: str, rounds: int, baseline: Method) -> dict[str, Any]:

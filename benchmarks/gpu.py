@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import gpu_cases, pages, siss_step
+from benchmarks import gpu_cases, pages, siss_step, turns
 
 ROOT = pathlib.Path(__file__).parents[1]
 FRAMEWORKS = ("ours", "torch")
@@ -169,19 +169,13 @@ def work(pipe: Any, framework: str, case: gpu_cases.Case, device: str) -> None:
         else gpu_cases.theirs(case, device, **case.torch[variant])
       )
       run(), run()  # compiles, warms up
-      pipe.send({"seconds": _seconds(run)})
+      pipe.send({"seconds": turns.seconds(run)})
       while (times := pipe.recv()) is not None:
-        pipe.send(min(_seconds(run) for _ in range(times)))
+        pipe.send(min(turns.seconds(run) for _ in range(times)))
       pipe.send({"peak_gib": _peak(framework, device)})
       del run
     except Exception:  # out of memory, or not compiled: the other variants go on
       pipe.send({"error": traceback.format_exc(limit=1).splitlines()[-1][:200]})
-
-
-def _seconds(run: gpu_cases.Run) -> float:
-  begin = time.perf_counter()
-  run()
-  return time.perf_counter() - begin
 
 
 def _peak(framework: str, device: str) -> float | None:

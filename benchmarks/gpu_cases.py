@@ -288,6 +288,8 @@ def _torch_sample(fields: Any, rows: int, device: str, how: dict[str, Any], step
   import diffusers
   import torch
 
+  from benchmarks import torch_reference
+
   unet: Any = diffusers.UNet2DModel(**fields).to(device, memory_format=how["layout"]).eval()
   unet = torch.compile(unet) if how["compiled"] else unet
   scheduler = diffusers.DDIMScheduler()
@@ -296,10 +298,8 @@ def _torch_sample(fields: Any, rows: int, device: str, how: dict[str, Any], step
   noise = torch.randn(shape, device=device)
 
   def run() -> None:
-    x = noise
-    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=how["half"]):
-      for t in scheduler.timesteps:
-        x = scheduler.step(unet(x, t.to(device)).sample, t, x).prev_sample
+    with torch.autocast(device, torch.bfloat16, enabled=how["half"]):
+      torch_reference.ddim(unet, scheduler, noise)
 
   return run
 

@@ -1,6 +1,6 @@
 """Sampling by the embedded models beside diffusers, in fewer steps, and other networks, on a CPU.
 
-  python -m benchmarks.sampling --out=results     (about 20 minutes on 2 idle cores)
+  python -m benchmarks.sampling --out=results     (about 12 minutes on 2 idle cores)
   python -m benchmarks.sampling --quick           (a smoke test: one model, two steps)
 
 Both frameworks live in one process and take turns; a ratio is between neighbours in time, and
@@ -15,26 +15,19 @@ import functools
 import json
 import math
 import pathlib
-import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from benchmarks import gpu_cases, pages
+from benchmarks import gpu_cases, pages, turns
 from benchmarks.siss_step import LAYOUTS, environment
 
 ASSETS = pathlib.Path(__file__).parents[1] / "jaxunlearn" / "assets"
-# model -> its classifier and its pictures; "" where that classifier knows classes alone
-MODELS = {
-  "pretrain_mnist": ("digits", "digits"),
-  "pretrain_digits_clothes": ("digits_clothes", ""),
-  "pretrain_fashion": ("fashion", ""),
-  "pretrain_emoji": ("emoji", "emoji"),
-  "pretrain_styles": ("emoji_styles", ""),
-}
+MODELS = ("pretrain_mnist", "pretrain_digits_clothes", "pretrain_fashion")
+MODELS += ("pretrain_emoji", "pretrain_styles")
+SHOWN = {"pretrain_mnist": "digits", "pretrain_emoji": "emoji"}  # pictures, and their classifier
 STEPS = {1: 50, 16: 20, 64: 10, 256: 5}  # batch -> steps of a timed run
 SAMPLERS = {"DDIM, 50 steps": ("ddim", 50), "DPM-Solver++, 20 steps": ("dpm", 20)}
 SAMPLERS |= {"DPM-Solver++, 15 steps": ("dpm", 15)}
@@ -54,8 +47,8 @@ def ours(name: str, batch: int, steps: int) -> Run:
   net, params, process = library.load_pretrained(f"assets:{name}")
   eps_fn = library.eps_fn(process.predictor(net.apply), params)
   shape = (batch, *net.image_shape)
-  turns = [np.arange(batch) % n for n in net.classes]
-  c = np.stack(turns, axis=1) if len(turns) > 1 else turns[0] if turns else None
+  columns = [np.arange(batch) % n for n in net.classes]
+  c = np.stack(columns, axis=1) if len(columns) > 1 else columns[0] if columns else None
   draw = lambda: library.sample(eps_fn, process, jax.random.key(0), shape, c, steps=steps)
   return lambda: jax.block_until_ready(draw())
 
@@ -64,6 +57,8 @@ def theirs(name: str, batch: int, steps: int, layout: str) -> Run:
   """The same by diffusers; two vocabularies of conditions are one there."""
   import diffusers
   import torch
+
+  from benchmarks import torch_reference
 
   fields = json.loads((ASSETS / name / "config.json").read_text())
   count = math.prod(fields.get("jaxunlearn_classes", (0,)))
@@ -77,14 +72,7 @@ def theirs(name: str, batch: int, steps: int, layout: str) -> Run:
   noise = torch.randn(batch, fields["in_channels"], side, side)
   noise = noise.contiguous(memory_format=getattr(torch, layout))
 
-  def run() -> Any:
-    x = noise
-    with torch.no_grad():
-      for t in scheduler.timesteps:
-        x = scheduler.step(unet(x, t, labels).sample, t, x).prev_sample
-    return x.numpy()
-
-  return run
+  return lambda: torch_reference.ddim(unet, scheduler, noise, labels)
 
 
 def uvit_ours(fields: Mapping[str, Any], rows: int) -> Run:
@@ -133,27 +121,13 @@ def pictures(name: str, count: int = 0) -> np.ndarray:
   return (chosen / 127.5 - 1).astype(np.float32)
 
 
-def seconds(run: Run) -> float:
-  start = time.perf_counter()
-  run()
-  return time.perf_counter() - start
-
-
 def beside(mine: Run, other: Callable[[str], Run], rounds: int) -> dict[str, Any]:
-  """Medians of both, and of their ratio, over rounds in which they take turns."""
+  """turns.in_turn with PyTorch in the memory layout that is the faster one of two trials."""
   runs = {layout: other(layout) for layout in LAYOUTS}
-  for run in (mine, *runs.values()):
+  for run in runs.values():
     run()
-  layout = min(runs, key=lambda name: min(seconds(runs[name]) for _ in range(2)))
-  pairs = [(seconds(mine), seconds(runs[layout])) for _ in range(rounds)]
-  ratios = [a / b for a, b in pairs]
-  return {
-    "ours": statistics.median(a for a, _ in pairs),
-    "torch": statistics.median(b for _, b in pairs),
-    "layout": layout,
-    "ratio": statistics.median(ratios),
-    "range": [min(ratios), max(ratios)],
-  }
+  layout = min(runs, key=lambda name: min(turns.seconds(runs[name]) for _ in range(2)))
+  return {"layout": layout, **turns.in_turn(mine, runs[layout], rounds)}
 
 
 def in_fewer_steps(name: str, samples: int) -> list[dict[str, Any]]:
@@ -162,7 +136,6 @@ def in_fewer_steps(name: str, samples: int) -> list[dict[str, Any]]:
 
   from jaxunlearn import library
 
-  classifier, shown = MODELS[name]
   net, params, process = library.load_pretrained(f"assets:{name}")
   eps_fn = library.eps_fn(process.predictor(net.apply), params)
   rows = []
@@ -172,9 +145,9 @@ def in_fewer_steps(name: str, samples: int) -> list[dict[str, Any]]:
     made = functools.partial(library.sample, eps_fn, process, jax.random.key(0), shape, **how)
     draw = lambda made=made: jax.block_until_ready(made())
     draw()
-    spent = min(seconds(draw) for _ in range(2)) / shape[0]
-    options = {"reference": pictures(shown), "samples": samples, "classifier": classifier}
-    found = library.measure(METRICS, eps_fn, process, **how, **options)
+    spent = min(turns.seconds(draw) for _ in range(2)) / shape[0]
+    options = {"reference": pictures(SHOWN[name]), "classifier": SHOWN[name]}
+    found = library.measure(METRICS, eps_fn, process, samples=samples, **how, **options)
     values = {k: {"value": v.value, "ci95": v.ci95} for k, v in found.items() if k in METRICS}
     rows.append({"model": name, "sampler": label, "ms_a_picture": 1e3 * spent, **values})
   return rows
@@ -195,7 +168,7 @@ def markdown(result: Mapping[str, Any]) -> str:
   for row in result["sampling"]:
     rate = lambda spent, row=row: f"{row['batch'] * row['steps'] / (50 * spent):.3g}"
     lines.append(
-      f"| {row['model']} | {row['batch']} | {rate(row['ours'])} | {rate(row['torch'])} "
+      f"| {row['model']} | {row['batch']} | {rate(row['ours'])} | {rate(row['pytorch'])} "
       f"| {_ratio(row)} |"
     )
   head = " | ".join(name.replace("_", " ") for name in METRICS)
@@ -210,7 +183,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     "|---|---|---|---|",
   ]
   for row in result["others"]:
-    lines.append(f"| {row['what']} | {row['ours']:.4f} | {row['torch']:.4f} | {_ratio(row)} |")
+    lines.append(f"| {row['what']} | {row['ours']:.4f} | {row['pytorch']:.4f} | {_ratio(row)} |")
   return "\n".join(lines) + "\n"
 
 
@@ -244,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--quick", action="store_true", help="one model, two steps, a tiny U-ViT")
   parser.add_argument("--rounds", type=int, default=ROUNDS)
   args = parser.parse_args(argv)
-  names, batches, rounds, samples = list(MODELS), STEPS, args.rounds, SAMPLES
+  names, batches, rounds, samples = MODELS, STEPS, args.rounds, SAMPLES
   if args.quick:
     names, batches, rounds, samples = names[:1], {1: 2, 2: 2}, 1, 16
   where, rows = environment(), []
@@ -260,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     "rounds": rounds,
     "samples": samples,
     "sampling": rows,
-    "samplers": [row for n in names if MODELS[n][1] for row in in_fewer_steps(n, samples)],
+    "samplers": [row for n in names if n in SHOWN for row in in_fewer_steps(n, samples)],
     "others": others(TINY if args.quick else UVIT, rounds),
   }
   print(markdown(result))

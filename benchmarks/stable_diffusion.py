@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import pathlib
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import numpy as np
 
 from benchmarks import pages
 from benchmarks.siss_step import environment
+from benchmarks.turns import in_turn
 
 PROMPT, SCALE = "a whale", 7.5
 UNET = {
@@ -238,23 +238,6 @@ def speed(size: str, steps: int, rounds: int) -> dict[str, Any]:
     f"guided picture, {steps} steps": (draw, lambda: draw_theirs(pipe, steps)),
   }
   return {name: in_turn(*pair, rounds) for name, pair in pairs.items()}
-
-
-def in_turn(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> dict[str, float]:
-  """Median seconds of both and of the ratio between neighbours in time."""
-  ours(), theirs()  # compiles, warms up
-
-  def seconds(run: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
-
-  both = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
-  return {
-    "ours": statistics.median(a for a, _ in both),
-    "pytorch": statistics.median(b for _, b in both),
-    "ratio": statistics.median(a / b for a, b in both),
-  }
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -118,6 +118,17 @@ def size(fields: dict[str, Any], batch: int) -> dict[str, float]:
     "parameters": sum(p.numel() for p in unet.parameters()),
     "plain_flops": counter.get_total_flops(),
   }
+
+
+@torch.no_grad()
+def ddim(
+  unet: UNet2DModel, scheduler: DDIMScheduler, noise: Tensor, labels: Tensor | None = None
+) -> Tensor:
+  """Samples from the noise at the scheduler's times."""
+  x = noise
+  for t in scheduler.timesteps:
+    x = scheduler.step(unet(x, t.to(x.device), labels).sample, t, x).prev_sample
+  return x
 
 
 def _at(t: Tensor) -> tuple[Tensor, Tensor]:

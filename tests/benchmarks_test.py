@@ -69,6 +69,17 @@ def test_sampling_is_timed_beside_diffusers(tmp_path):
   assert "| pretrain_mnist | 2 |" in (tmp_path / "benchmark_sampling.md").read_text()
 
 
+@pytest.mark.parametrize("module", [sampling, siss_step])
+def test_the_committed_page_is_that_of_the_committed_result(module):
+  path = ROOT / "results" / f"benchmark_{module.__name__.split('.')[-1]}.json"
+  assert path.with_suffix(".md").read_text() == module.markdown(json.loads(path.read_text()))
+
+
+def test_the_committed_growth_is_drawn_from_the_committed_result():
+  found = json.loads((ROOT / "results" / "growth.json").read_text())
+  assert (ROOT / "results" / "growth.svg").read_text() == growth.svg(found["axes"])
+
+
 def test_growth_fits_powers_and_draws_them(tmp_path):
   x = [2.0, 4.0, 8.0, 16.0]
   np.testing.assert_allclose(growth.exponents(x, [3 * v**1.5 for v in x]), (1.5, 1.5), rtol=1e-9)

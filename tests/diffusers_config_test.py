@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import pathlib
 
 import diffusers
 import numpy as np
@@ -50,6 +51,20 @@ def test_the_defaults_of_each_scheduler_are_diffusers_own(name):
 def test_the_defaults_of_our_samplers_are_those_of_ddpm_and_ddim():
   both = scheduler_config.CLASSES["DDPMScheduler"] | scheduler_config.CLASSES["DDIMScheduler"]
   assert sampling.Options() == sampling.Options(**both)
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler"])
+def test_a_file_of_ddim_means_its_walk_and_does_not_say_so(name):
+  read = lambda **config: scheduler_config.read(
+    {"_class_name": name, **config}, pathlib.Path("file")
+  )
+  found, key = read(), "use_clipped_model_output"
+  options = sampling.Options(**found.sampler)
+  assert options.use_clipped_model_output == (name == "DDPMScheduler")
+  assert key not in scheduler_config.write(Diffusion(), options, found.rest)
+  other = dataclasses.replace(options, use_clipped_model_output=name == "DDIMScheduler")
+  said = scheduler_config.write(Diffusion(), other, found.rest)
+  assert sampling.Options(**read(**said).sampler) == other
 
 
 GIVEN = {

@@ -17,14 +17,17 @@ VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """How a sampler goes, by the fields of diffusers' `scheduler_config.json` and their defaults."""
+  """How a sampler goes, by the fields of diffusers' `scheduler_config.json` and their defaults.
+
+  `use_clipped_model_output` is an argument of DDIM's step there, and false by default.
+  """
 
   timestep_spacing: str = "leading"  # multiples of T // steps; trailing: from T - 1 down; linspace
   steps_offset: Annotated[int, ranges.Range(0.0, whole=True)] = 0  # added to leading times
   set_alpha_to_one: bool = True  # the last abar_s of DDIM and PLMS is 1; False: abar_0
   clip_sample: bool = True  # DDPM and DDIM clip x0, to +- clip_sample_range
   clip_sample_range: ranges.Above0 = 1.0
-  use_clipped_model_output: bool = True  # DDIM's eps is that of the clipped x0; not so in diffusers
+  use_clipped_model_output: bool = True  # DDIM's eps is that of the clipped x0
   variance_type: str = "fixed_small"  # DDPM's v (..._log is the same); fixed_large: beta
 
   def __post_init__(self) -> None:

@@ -6,9 +6,9 @@
 
 alt are pictures of the anchor, as that model makes them or real ones, c' their own condition and
 c_u the one to forget: the stream `alt` has `c = "forget"` (or a prompt that gives a memorised
-picture, `c = "class:PROMPT"`) and `to = "own"`. The target is that of
-the current weights, without gradient; there is no copy of the model. The paper trains to_k and
-to_v of the attention to text: config.trained.pattern = "attn2_kv". Pixel sums, both.
+picture, `c = "class:PROMPT"`) and `to = "own"`. The target is that of the current weights, without
+gradient; there is no copy of the model. The paper trains to_k and to_v of the attention to text:
+config.trained.pattern = "attn2_kv". Pixel sums, both.
 
 Deviations:
   - The release takes means over pixels. Adam forgets the scale, which both terms share.

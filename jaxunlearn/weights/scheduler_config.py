@@ -7,8 +7,9 @@ field that a file lacks has its class' default.
 
 An option counts as the file gives it, whether its class reads it or not, and is written so: another
 class may be made of the file. DDIMScheduler.from_config of a PNDMScheduler's file clips unless
-`clip_sample` is false there, which spoils latents: theirs go through `of_latents`. Some classes
-walk as a sampler of ours does: `sampler_of` names it.
+`clip_sample` is false there, which spoils latents: theirs go through `of_latents`. A file of
+DDIMScheduler means its walk, in which the noise is not that of the clipped x0. Some classes walk as
+a sampler of ours does: `sampler_of` names it.
 """
 
 import dataclasses
@@ -69,6 +70,7 @@ CLASSES: dict[str, dict[str, Any]] = {  # the defaults of the fields that each s
   "KDPM2AncestralDiscreteScheduler": {**_LATENT, **_LINSPACE},
 }
 OPTIONS = dataclasses.asdict(sampling.DEFAULT)
+_CLIPPED = "use_clipped_model_output"
 _PIPELINES = {"DDIMScheduler": "DDIMPipeline"}
 
 
@@ -130,6 +132,7 @@ def read(config: Mapping[str, Any], path: pathlib.Path) -> Scheduler:
   process = {ours: values[theirs] for ours, theirs in PROCESS.items()}
   process["betas"] = _betas(values["trained_betas"], path)
   sampler = {k: values[k] for k in OPTIONS if k in own or values.get(k) is not None}
+  sampler = _unsaid(name, sampler.get("clip_sample", True)) | sampler
   told = {*NOISE, *sampler, *FIXED}
   rest = {k: v for k, v in config.items() if k not in told and not k.startswith("_")}
   return Scheduler(
@@ -141,7 +144,16 @@ def read(config: Mapping[str, Any], path: pathlib.Path) -> Scheduler:
 
 def of_latents(found: Scheduler) -> Scheduler:
   """As StableDiffusionPipeline takes a scheduler: nothing is clipped, and times are offset by 1."""
-  return found._replace(sampler={**found.sampler, "clip_sample": False, "steps_offset": 1})
+  never = {"clip_sample": False, "steps_offset": 1, _CLIPPED: OPTIONS[_CLIPPED]}
+  return found._replace(sampler=found.sampler | never)
+
+
+def _unsaid(name: str, clip: bool) -> dict[str, Any]:
+  """The options that a class means by no field: DDIM goes on with the noise that the network gave.
+
+  Where nothing is clipped that is the noise of x0 too.
+  """
+  return {_CLIPPED: False} if clip and name in ("DDIMScheduler", "DDIMParallelScheduler") else {}
 
 
 def _betas(values: Any, path: pathlib.Path) -> tuple[float, ...]:
@@ -157,7 +169,8 @@ def write(process: Diffusion, sampler: sampling.Options, rest: Mapping[str, Any]
   noise = {theirs: getattr(process, ours) for ours, theirs in PROCESS.items()}
   noise["trained_betas"] = list(process.betas) or None
   options = dataclasses.asdict(sampler)
-  shared = {k: v for k, v in options.items() if k in CLASSES[name] or v != OPTIONS[k]}
+  unsaid = OPTIONS | _unsaid(name, sampler.clip_sample)
+  shared = {k: v for k, v in options.items() if k in CLASSES[name] or v != unsaid[k]}
   head = {"_class_name": name, "_diffusers_version": VERSION}
   return {**head, **noise, **shared, **rest}
 
