@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
       "steps": 100,
       "batch": 64,
       "micro_batches": 1,
-      "gather_once": False,  # of fsdp: all weights on each device for a step, not for each part
+      "gather_once": False,  # True: what fsdp splits is gathered once a step, not for each part
       "log_every": 1,
       "checkpoint_every": 50,
       "keep": 2,
