@@ -185,6 +185,7 @@ def _denoise(fields: dict[str, Any], rows: int, net: str) -> Run:
   import optax
 
   from jaxunlearn import models
+  from jaxunlearn.mesh import sharding
   from jaxunlearn.models import text_unet
 
   made: Any = text_unet.Net(**fields) if net == "text_unet" else models.make(net, **fields)
@@ -203,7 +204,9 @@ def _denoise(fields: dict[str, Any], rows: int, net: str) -> Run:
     updates, state = tx.update(jax.grad(loss)(params), state, params)
     return optax.apply_updates(params, updates), state
 
-  params = jax.jit(made.init)(jax.random.key(0))
+  everywhere = sharding.replicated(sharding.make_mesh())
+  params = jax.device_put(jax.jit(made.init)(jax.random.key(0)), everywhere)
+  x, t = (sharding.beside(params, a) for a in (x, t))
   held = [params, jax.jit(tx.init)(params)]
 
   def run() -> None:

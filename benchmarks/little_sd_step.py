@@ -5,12 +5,14 @@
 
 The networks, batch and optimiser of configs/pretrain_little_sd.py, from random weights: UNet and
 text encoder are trained together, a tenth of the prompts is dropped, gradients are clipped, AdamW,
-an average is kept. In PyTorch these are diffusers' UNet2DConditionModel and transformers'
-CLIPTextModel, eagerly, by the fused AdamW. A step is everything from latents and numbers of prompts
-on. Both live in one process and take turns; a ratio is between neighbours in time.
+an average is kept. Here each core is a device, as in a run. In PyTorch these are diffusers'
+UNet2DConditionModel and transformers' CLIPTextModel, eagerly, by the fused AdamW. A step is
+everything from latents and numbers of prompts on. Both live in one process and take turns; a ratio
+is between neighbours in time.
 """
 
 import argparse
+import math
 import pathlib
 import statistics
 import sys
@@ -22,6 +24,7 @@ import numpy as np
 
 from benchmarks import pages
 from benchmarks.siss_step import environment
+from jaxunlearn.mesh import cores
 
 DROPPED, PROMPTS = 0.1, 256
 NULL = -1  # the last row of the book, the empty prompt
@@ -89,7 +92,7 @@ def ours(net: Any, params: Any, size: int) -> Callable[[dict[str, np.ndarray]], 
   config = settings(size)
   setup = build.without_data(
     config=config,
-    mesh=sharding.make_mesh(1),
+    mesh=sharding.make_mesh(math.gcd(size, jax.device_count())),
     process=Diffusion(**config.process),
     net=net,
     method=methods.make(**config.method),
@@ -224,6 +227,7 @@ def main() -> None:
   parser.add_argument("--quick", action="store_true")
   parser.add_argument("--rounds", type=int, default=15)
   args = parser.parse_args()
+  cores.as_devices()
   result = {
     "command": " ".join(["python -m benchmarks.little_sd_step", *sys.argv[1:]]),
     "environment": environment(),

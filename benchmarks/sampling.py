@@ -4,10 +4,11 @@
   python -m benchmarks.sampling --quick           (a smoke test: one model, two steps)
 
 Both frameworks live in one process and take turns; a ratio is between neighbours in time, and
-PyTorch's memory layout is the one that is faster in a trial. PyTorch runs diffusers' UNet2DModel
-under its DDIMScheduler, eagerly; weights are random there, on which time does not depend. Then:
-what 15 and 20 steps of DPM-Solver++ cost and give in place of 50 of DDIM, by the metrics of the
-models' own classifiers; and a training step of a U-ViT and a pass of a classifier beside PyTorch.
+PyTorch's memory layout is the one that is faster in a trial. Here each core is a device, as in
+`jaxunlearn sample`. PyTorch runs diffusers' UNet2DModel under its DDIMScheduler, eagerly; weights
+are random there, on which time does not depend. Then: what 15 and 20 steps of DPM-Solver++ cost and
+give in place of 50 of DDIM, by the metrics of the models' own classifiers; and a training step of a
+U-ViT and a pass of a classifier beside PyTorch.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import numpy as np
 
 from benchmarks import gpu_cases, pages, turns
 from benchmarks.siss_step import LAYOUTS, environment
+from jaxunlearn.mesh import cores
 
 ASSETS = pathlib.Path(__file__).parents[1] / "jaxunlearn" / "assets"
 MODELS = ("pretrain_mnist", "pretrain_digits_clothes", "pretrain_fashion")
@@ -45,7 +47,7 @@ def ours(name: str, batch: int, steps: int) -> Run:
   from jaxunlearn import library
 
   net, params, process = library.load_pretrained(f"assets:{name}")
-  eps_fn = library.eps_fn(process.predictor(net.apply), params)
+  eps_fn = library.over_devices(library.eps_fn(process.predictor(net.apply), params))
   shape = (batch, *net.image_shape)
   columns = [np.arange(batch) % n for n in net.classes]
   c = np.stack(columns, axis=1) if len(columns) > 1 else columns[0] if columns else None
@@ -137,7 +139,7 @@ def in_fewer_steps(name: str, samples: int) -> list[dict[str, Any]]:
   from jaxunlearn import library
 
   net, params, process = library.load_pretrained(f"assets:{name}")
-  eps_fn = library.eps_fn(process.predictor(net.apply), params)
+  eps_fn = library.over_devices(library.eps_fn(process.predictor(net.apply), params))
   rows = []
   for label, (sampler, steps) in SAMPLERS.items():
     shape = (min(samples, library.BATCH), *net.image_shape)
@@ -217,6 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--quick", action="store_true", help="one model, two steps, a tiny U-ViT")
   parser.add_argument("--rounds", type=int, default=ROUNDS)
   args = parser.parse_args(argv)
+  cores.as_devices()
   names, batches, rounds, samples = MODELS, STEPS, args.rounds, SAMPLES
   if args.quick:
     names, batches, rounds, samples = names[:1], {1: 2, 2: 2}, 1, 16

@@ -5,7 +5,8 @@
 
 Each step (plain or SISS, this project at several numbers of micro-batches, or PyTorch) lives in a
 process of its own, so that peak memory is its own. Of each kind the variant that is fastest in one
-trial step (micro-batches here, memory layouts in PyTorch) takes the counted rounds. In these the
+trial step (here devices, which share the cores, and micro-batches; in PyTorch the memory layout)
+takes the counted rounds. In these the
 processes take turns, one step each, all cores for whichever runs; a ratio is between neighbours in
 time. A step is everything: draws, gradients, clip, AdamW. The matrix peak is the best float32
 product that either framework reaches in any round. Random weights serve: time does not depend on
@@ -16,6 +17,7 @@ as long without.
 
 import argparse
 import importlib.metadata
+import itertools
 import math
 import multiprocessing
 import os
@@ -82,7 +84,7 @@ class Spec(NamedTuple):
 
   framework: str  # ours, torch
   kind: str  # plain, siss
-  variant: Any  # ours: the number of micro-batches; torch: the memory layout
+  variant: str  # ours: how many devices and micro-batches, as 2x1; torch: the memory layout
 
 
 def make_batch(fields: dict[str, Any], size: int, seed: int) -> dict[str, np.ndarray]:
@@ -111,7 +113,9 @@ def photo_like(rng: np.random.Generator, n: int, size: int) -> np.ndarray:
   return np.clip(0.5 * field - 0.05, -1, 1).transpose(0, 2, 3, 1).astype(np.float32)
 
 
-def ours(fields: dict[str, Any], batch: int, kind: str, micro: int) -> tuple[Step, dict]:
+def ours(
+  fields: dict[str, Any], batch: int, kind: str, micro: int, devices: int = 1
+) -> tuple[Step, dict]:
   """This project: `step.make_update`, its programs compiled."""
   import jax
 
@@ -127,7 +131,7 @@ def ours(fields: dict[str, Any], batch: int, kind: str, micro: int) -> tuple[Ste
   config.train.update(batch=batch, micro_batches=micro)
   setup = build.without_data(
     config=config,
-    mesh=sharding.make_mesh(data=1),
+    mesh=sharding.make_mesh(devices),
     process=Diffusion(),
     net=models.make("unet", **fields),
     method=methods.make("siss", stratified=True, **SISS)
@@ -200,9 +204,14 @@ def timed(step: Callable, argument: Any) -> dict[str, Any]:
 
 def work(pipe: Any, spec: Spec, fields: dict[str, Any], batch: int) -> None:
   """A process: builds its step, then takes one for each seed it is sent, until it is sent None."""
-  step, facts = (ours if spec.framework == "ours" else theirs)(
-    fields, batch, spec.kind, spec.variant
-  )
+  if spec.framework == "ours":
+    import jax
+
+    devices, micro = map(int, spec.variant.split("x"))
+    jax.config.update("jax_num_cpu_devices", devices)
+    step, facts = ours(fields, batch, spec.kind, micro, devices)
+  else:
+    step, facts = theirs(fields, batch, spec.kind, spec.variant)
   pipe.send(facts)
   while (seed := pipe.recv()) is not None:
     result = timed(step, make_batch(fields, batch, seed))
@@ -235,7 +244,7 @@ class Worker:
 
 
 def measure(
-  fields: dict[str, Any], batch: int, variants: dict[str, Sequence[Any]], rounds: int
+  fields: dict[str, Any], batch: int, variants: dict[str, Sequence[str]], rounds: int
 ) -> dict[str, Any]:
   """A trial step of every variant, then `rounds` of the fastest of each framework and kind."""
   trials: list[dict[str, Any]] = []
@@ -328,7 +337,8 @@ def markdown(result: dict[str, Any]) -> str:
     "# One optimiser step: this project (JAX) beside PyTorch and diffusers",
     "",
     f"`{result['command']}` on {env['machine']}; {versions}. Load before the start: "
-    f"{env['load_before']:.2f}. Medians of {result['rounds']} interleaved rounds, float32.",
+    f"{env['load_before']:.2f}. Medians of {result['rounds']} interleaved rounds, float32. 2x4: 2 "
+    "devices, which share the cores, and 4 micro-batches.",
     "",
     "| UNet, batch | step | implementation | passes | median s (min to max) | ratio to PyTorch "
     "(min to max) | peak memory, MiB | share of matrix peak | cores busy |",
@@ -337,10 +347,9 @@ def markdown(result: dict[str, Any]) -> str:
   for unet, entry in result["unets"].items():
     for name, s in entry["steps"].items():
       framework, kind = name.split()
-      knob = f"{s['variant']} micro-batches" if framework == "ours" else s["variant"]
       low, high = s["ratio_range"]
       lines.append(
-        f"| {unet}, {entry['batch']} | {kind} | {framework} ({knob}) | {s['passes']:.2f} F "
+        f"| {unet}, {entry['batch']} | {kind} | {framework} ({s['variant']}) | {s['passes']:.2f} F "
         f"| {s['median_seconds']:.3f} ({min(s['seconds']):.3f} to {max(s['seconds']):.3f}) "
         f"| {s['ratio']:.2f} ({low:.2f} to {high:.2f}) | {s['peak_mib']:.0f} "
         f"| {100 * s['share_of_peak']:.0f}% | {s['cores_busy']:.2f} |"
@@ -368,6 +377,7 @@ def main() -> None:
   parser.add_argument("--out", type=pathlib.Path, help="write benchmark_siss_step.{json,md} there")
   parser.add_argument("--quick", action="store_true", help="a tiny UNet: does it still run?")
   parser.add_argument("--unets", nargs="+", choices=UNETS, default=list(UNETS))
+  parser.add_argument("--devices", nargs="+", type=int, default=[1, 2])
   parser.add_argument("--micro_batches", nargs="+", type=int, default=[1, 2, 4, 8])
   parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
   parser.add_argument("--rounds", type=int, default=5)
@@ -378,7 +388,8 @@ def main() -> None:
     "rounds": args.rounds,
     "unets": {},
   }
-  variants = {"ours": args.micro_batches, "torch": args.layouts}
+  ways = [f"{d}x{m}" for d, m in itertools.product(args.devices, args.micro_batches)]
+  variants = {"ours": ways, "torch": args.layouts}
   for name in QUICK if args.quick else args.unets:
     result["unets"][name] = measure(*(QUICK | UNETS)[name], variants, args.rounds)
     compare(result["unets"][name])

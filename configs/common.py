@@ -56,7 +56,8 @@ def get_config() -> ConfigDict:
     }
   )
   config.profile = ""  # FIRST:LAST: a trace of those steps, in profile/
-  config.mesh = ConfigDict({"data": -1, "fsdp": 1})  # -1: the rest of the devices
+  # -1: the rest of the devices; each core of a CPU is one (docs/launch.md).
+  config.mesh = ConfigDict({"data": -1, "fsdp": 1})
   config.eval = ConfigDict(
     {
       "before": True,

@@ -271,7 +271,8 @@ class Evaluation:
       eps_fn = jax.tree_util.Partial(predictor.bound(frozen), params)
     else:
       eps_fn = jax.tree_util.Partial(predictor, frozen, params)
-    return guidance.guided(eps_fn, self._setup.config.eval.guidance)
+    spread = sharding.spread(eps_fn, self._setup.mesh)
+    return guidance.guided(spread, self._setup.config.eval.guidance)
 
   def _task(self, samples: np.ndarray, c: np.ndarray | None) -> evals.Task:
     setup, options = self._setup, self._setup.config.eval

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Shaped
 from jaxunlearn import data, errors, evals, methods, models
 from jaxunlearn.diffusion import Diffusion, EpsFn, sampling
 from jaxunlearn.diffusion.guidance import guided, scale_of
+from jaxunlearn.mesh import sharding
 from jaxunlearn.methods import Rows
 from jaxunlearn.models import unet, uvit
 from jaxunlearn.weights import layout, pretrained, stable_diffusion
@@ -125,6 +126,15 @@ def eps_fn(apply: Apply, params: Tree, guidance: float = 0.0) -> EpsFn:
   the condition -1 (`NULL`) means none.
   """
   return guided(jax.tree_util.Partial(_Checked(apply), params), guidance)
+
+
+def over_devices(eps_fn: EpsFn) -> EpsFn:
+  """The same noise predictor with its rows over all devices of this process.
+
+  Each device gets the parameters; a batch that does not divide is evaluated by each of them. A CPU
+  is one device unless JAX_NUM_CPU_DEVICES says otherwise: a device a core draws faster.
+  """
+  return sharding.over_devices(_partial(eps_fn))
 
 
 def sample(

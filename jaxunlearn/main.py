@@ -47,10 +47,11 @@ def main(_: list[str]) -> None:
   sys.unraisablehook = threading.excepthook = _in_a_thread
   # Importing JAX is slow; --help is not.
   from jaxunlearn import checkpoint, pipeline, train
-  from jaxunlearn.mesh import processes, programs
+  from jaxunlearn.mesh import cores, processes, programs
 
   try:
     processes.join(_DISTRIBUTED.value)
+    cores.as_devices(*cores.rows_of(_CONFIG.value))
     if _DRY_RUN.value:
       from jaxunlearn.compiled import dry_run
 

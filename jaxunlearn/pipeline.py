@@ -115,7 +115,7 @@ def run_single(config: ConfigDict, workdir: pathlib.Path) -> Any:
 
 def _run_one(name: str, config: ConfigDict, workdir: pathlib.Path) -> bool:
   """Whether the run was made here and now: unfinished, nobody else's, waiting for no other."""
-  with _only_here(workdir / f"{name}.lock") as mine:
+  with only_here(workdir / f"{name}.lock") as mine:
     if not mine or processes.from_first(lambda: outcome_of(workdir / name)) is not None:
       return False
     try:
@@ -154,7 +154,7 @@ def _placed(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict | None:
 
 
 @contextlib.contextmanager
-def _only_here(path: pathlib.Path) -> Iterator[bool]:
+def only_here(path: pathlib.Path) -> Iterator[bool]:
   """Whether this launch got the lock; it goes with the process, however that ends."""
   with path.open("w") as file:
     yield processes.from_first(lambda: _locked(file))

@@ -33,7 +33,7 @@ from benchmarks import (
   torch_reference,
   verdict_level,
 )
-from jaxunlearn import adapters, methods, models
+from jaxunlearn import adapters, methods, models, pipeline
 from jaxunlearn.compiled import topology
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.weights import pretrained
@@ -173,7 +173,8 @@ def test_a_pipeline_goes_in_and_out_and_is_timed(tmp_path):
 
 def test_quick_writes_every_step(tmp_path):
   # One thread: threads that wait for each other by spinning are slow beside other tests.
-  quick = ["--quick", "--rounds=1", "--micro_batches", "2", "--layouts", "channels_last"]
+  ways = ["--devices", "2", "--micro_batches", "2", "--layouts", "channels_last"]
+  quick = ["--quick", "--rounds=1", *ways]
   subprocess.run(
     [sys.executable, "-m", "benchmarks.siss_step", *quick, f"--out={tmp_path}"],
     cwd=ROOT,
@@ -230,6 +231,13 @@ def test_prompts_near_a_deleted_picture_and_what_became_of_them():
   assert [row["prompts"] for row in untouched] == ["same style", "unrelated"]
   assert [row["change"] for row in untouched] == [0, 0]
   assert [row["change"] for row in anew] == pytest.approx([1, 1], rel=0.05)
+
+
+def test_pictures_of_neighbours_are_drawn_once_and_by_one_launch(tmp_path):
+  path, made = tmp_path / "some.npy", iter(np.arange(2))
+  with pipeline.only_here(path.with_suffix(".lock")):
+    assert neighbours.kept(path, lambda: next(made)) is None
+  assert [neighbours.kept(path, lambda: next(made)) for _ in range(2)] == [0, 0]
 
 
 def test_real_pictures_are_shown_as_often_as_they_are_recognised():

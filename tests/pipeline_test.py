@@ -102,7 +102,7 @@ def test_a_second_launch_skips_what_is_finished(tmp_path, launched):
 
 def test_a_run_that_another_process_holds_is_left_to_it(tmp_path, launched, capsys):
   (tmp_path / "runs").mkdir()
-  with pipeline._only_here(tmp_path / "runs" / "a1.lock"):
+  with pipeline.only_here(tmp_path / "runs" / "a1.lock"):
     assert pipeline.run(config_of(tmp_path), tmp_path / "runs") == {}
   assert launched == ["a0", "b0", "b1"]
   assert "1 run is still at work in another launch, the first is a1" in capsys.readouterr().out
@@ -133,7 +133,7 @@ def test_a_run_starts_from_the_run_before_it(tmp_path, launched, monkeypatch):
 
 def test_what_starts_from_a_run_that_another_process_holds_waits_for_it(tmp_path, launched):
   (tmp_path / "runs").mkdir()
-  with pipeline._only_here(tmp_path / "runs" / "a0.lock"):
+  with pipeline.only_here(tmp_path / "runs" / "a0.lock"):
     assert pipeline.run(chain(tmp_path), tmp_path / "runs") == {}
   assert launched == []
   assert pipeline.run(chain(tmp_path), tmp_path / "runs")["B"]["runs"] == 1

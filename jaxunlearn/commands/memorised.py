@@ -26,6 +26,7 @@ from jaxunlearn.inputs import ranges
 from jaxunlearn.memorisation import drawing, finding, prompt_list, split
 from jaxunlearn.memorisation.finding import Finder, Way
 from jaxunlearn.memorisation.prompt_list import Entry
+from jaxunlearn.mesh import cores, sharding
 from jaxunlearn.reports import writer
 
 SUMMARY = "summary"
@@ -148,7 +149,7 @@ def _model(asked: Asked, texts: Sequence[str]) -> drawing.Model:
 
 def _network(eps_fn: Any) -> Any:
   """The parameters of the UNet in a bound predictor; the states of prompts are none of them."""
-  return eps_fn.args[0]["unet"]
+  return sharding.unspread(eps_fn).args[0]["unet"]
 
 
 def _write_summary(
@@ -195,4 +196,5 @@ def asked_of(flags: argparse.Namespace) -> Asked:
 
 def start() -> int:
   flags = parse()
+  cores.as_devices(flags.batch)
   return guard.guarded(lambda: print(find(asked_of(flags))))

@@ -33,6 +33,7 @@ from jaxunlearn.commands import guard
 from jaxunlearn.diffusion import Diffusion, EpsFn, guidance, sampling
 from jaxunlearn.diffusion.held import Held
 from jaxunlearn.inputs import ranges
+from jaxunlearn.mesh import cores
 from jaxunlearn.models import text_to_image
 from jaxunlearn.reports import pictures, tifa
 from jaxunlearn.weights import (
@@ -211,7 +212,7 @@ def _of_pipeline(model: stable_diffusion.Pipeline, asked: Asked) -> Subject:
     raise ValueError("--prompt is missing; say what to draw")
   sampler, options = _sampler(asked, model.sampler, model.scheduler)
   return Subject(
-    eps_fn=model.eps_fn(asked.prompts),
+    eps_fn=cores.spread(model.eps_fn(asked.prompts)),
     process=model.process,
     options=options,
     sampler=sampler,
@@ -275,8 +276,9 @@ def _of_net(
   """A model of pixels."""
   made = Diffusion(**process)
   name, options = _sampler(asked, sampling.Options.of(sampler), scheduler)
+  eps_fn = jax.tree_util.Partial(made.predictor(net.apply), jax.tree.map(jnp.asarray, params))
   return Subject(
-    eps_fn=jax.tree_util.Partial(made.predictor(net.apply), jax.tree.map(jnp.asarray, params)),
+    eps_fn=cores.spread(eps_fn),
     process=made,
     options=options,
     sampler=name,
@@ -358,4 +360,5 @@ def _listed(text: str) -> tuple[str, ...]:
 def start() -> int:
   given = vars(parse())
   out, folder = given.pop("out"), given.pop("tifa")
+  cores.as_devices(given["batch"])
   return guard.guarded(lambda: print(write(Asked(**given), out, folder)))

@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Shaped
 from jaxunlearn import errors, evals
 from jaxunlearn.diffusion import Diffusion, EpsFn, flow
 from jaxunlearn.evals import statistics
+from jaxunlearn.mesh import sharding
 
 OFFSET = float(np.log2(127.5))  # from [-1, 1] to 256 levels, bits/dim
 OFFSETS = {"interpolated": OFFSET, "siss": 7.0}
@@ -72,7 +73,7 @@ def nll_bits(
   protocol: str = "interpolated",
 ) -> tuple[Float[np.ndarray, "B P"], str]:
   """Bits per dimension of each image under each of P probes, and the solver that gave them."""
-  v = jax.random.rademacher(rng, (probes, *x.shape), jnp.float32)
+  v = sharding.beside(eps_fn, jax.random.rademacher(rng, (probes, *x.shape), jnp.float32))
   density = functools.partial(log_density, eps_fn, process, x, v)
   if protocol == "siss":
     log_p, ok = density(None, whole_times=True)

@@ -5,6 +5,7 @@ been seen to return wrong gradients for. Parameters and optimiser state are spli
 their largest dimension that divides; models know nothing of it.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -90,6 +91,51 @@ def put(tree: Any, sharding: Any) -> Any:
     return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
   return jax.tree.map(put_leaf, tree, sharding)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+  """(eps_fn, x_t, t, c) -> eps, the rows over the devices of a mesh where they divide."""
+
+  mesh: Mesh
+
+  def __call__(self, eps_fn: Any, x_t: jax.Array, t: jax.Array, c: Any = None) -> jax.Array:
+    return eps_fn(*map(self.rows, (x_t, t)), None if c is None else jax.tree.map(self.rows, c))
+
+  def rows(self, a: jax.Array) -> jax.Array:
+    if len(a) % self.mesh.size:
+      return a
+    return jax.lax.with_sharding_constraint(a, batch_sharding(self.mesh))
+
+
+def spread(eps_fn: Any, mesh: Mesh) -> Any:
+  """The same noise predictor, a pytree, that evaluates its rows on all devices of the mesh.
+
+  On a mesh of several processes it is as it was: each measures for itself.
+  """
+  alone = mesh.size == 1 or mesh.is_multi_process
+  return eps_fn if alone else jax.tree_util.Partial(Spread(mesh), eps_fn)
+
+
+def unspread(eps_fn: Any) -> Any:
+  """The noise predictor as it was before `spread`."""
+  return eps_fn.args[0] if isinstance(getattr(eps_fn, "func", None), Spread) else eps_fn
+
+
+def over_devices(eps_fn: Any) -> Any:
+  """`spread` over all devices of this process; each gets the parameters."""
+  mesh = make_mesh(devices=jax.local_devices())
+  return spread(jax.device_put(eps_fn, replicated(mesh)), mesh)
+
+
+def beside(tree: Any, rows: jax.Array) -> jax.Array:
+  """The rows over the devices on which `tree` lies, where they divide; else as they are."""
+  leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+  places = [leaf.sharding for leaf in leaves if isinstance(leaf.sharding, NamedSharding)]
+  mesh = places[0].mesh if places else None
+  if not isinstance(mesh, Mesh) or mesh.is_multi_process or len(rows) % mesh.size:
+    return rows
+  return put(rows, batch_sharding(mesh))
 
 
 @functools.lru_cache
