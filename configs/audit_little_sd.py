@@ -3,12 +3,15 @@
     python -m jaxunlearn.main --config=configs/audit_little_sd.py --workdir=runs/audit_little_sd
 
 Three seeds; writes results/audit_little_sd.{md,json} and report.html in the working directory.
+`:mosaic` has that style alone, in results/audit_little_sd_mosaic.{md,json}; in the same working
+directory its runs are those of the whole. `python -m jaxunlearn.leaderboard` joins such results.
 Needs runs/little_styles of pretrain_little_styles.py, and runs/retrain_NAME of
 retrain_little_styles.py for each of RETRAINED: the yardstick of every attack. Finished runs are
 skipped; launched twice at once it uses two cores.
 """
 
 from configs import attack_little_sd, audits, unlearn_little_sd
+from jaxunlearn import errors
 
 TARGETS = {"mosaic": "style", "twemoji": "style", "heart": "label", "time": "label"}
 RETRAINED = ("mosaic", "heart")
@@ -49,9 +52,12 @@ COLUMNS = (
 )
 
 
-def get_config():
+def get_config(target: str = ""):
+  errors.check_choice("target", target or "mosaic", TARGETS)
   base = unlearn_little_sd.base(unlearn_little_sd.BASE)
-  return audits.audit("little_sd", base, TARGETS, ATTACKS, COLUMNS, (0, 1, 2), apart=True, kit=KIT)
+  chosen = {target: TARGETS[target]} if target else TARGETS
+  name = f"little_sd_{target}" if target else "little_sd"
+  return audits.audit(name, base, chosen, ATTACKS, COLUMNS, (0, 1, 2), apart=True, kit=KIT)
 
 
 def _retrained(target: str) -> str:
