@@ -122,6 +122,7 @@ def _run_one(name: str, config: ConfigDict, workdir: pathlib.Path) -> bool:
       if (placed := _placed(config, workdir)) is None:
         return False
       logging.info("run %s", name)
+      programs.drop_if_many()
       run_single(placed, workdir / name)
     except train.Diverged as error:
       logging.error("%s: %s", name, error)

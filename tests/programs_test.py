@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from jaxunlearn.mesh import programs
@@ -42,3 +43,15 @@ def test_kinds_of_cpus_are_told_apart_by_what_they_can_do(tmp_path):
   file.write_text("processor: 0\nmodel name: A\nflags: avx avx2\n")
   assert programs.kind_of_cpu(file) != kind
   assert len(programs.kind_of_cpu(tmp_path / "none")) == 12
+
+
+def test_programs_are_dropped_before_they_use_up_the_memory_maps(tmp_path):
+  double = jax.jit(lambda x: 2 * x)
+  double(1.0)
+  maps = tmp_path / "maps"
+  maps.write_bytes(b"a line\n" * programs.MOST)
+  assert not programs.drop_if_many(maps) and double._cache_size() == 1
+  maps.write_bytes(b"a line\n" * (programs.MOST + 1))
+  assert programs.drop_if_many(maps) and double._cache_size() == 0
+  assert double(2.0) == 4
+  assert not programs.drop_if_many(tmp_path / "none")
