@@ -11,6 +11,7 @@ import torch
 from jaxunlearn.adapters import Trained
 from jaxunlearn.commands import sample
 from jaxunlearn.commands.sample import Asked
+from jaxunlearn.mesh import sharding
 from jaxunlearn.weights import lora, pretrained, stable_diffusion
 from tests import tiny_pipeline
 
@@ -96,7 +97,7 @@ def test_a_file_of_another_model_is_refused(made, tmp_path, change, error):
 def test_samples_are_of_the_model_with_the_file(made):
   folder, _, file, merged = made
   asked = Asked(str(folder), ("a whale",), lora=str(file))
-  (params,) = sample.find(asked).eps_fn.args
+  (params,) = sharding.unspread(sample.find(asked).eps_fn).args
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params["unet"], merged["unet"]
   )

@@ -32,6 +32,7 @@ def test_the_tables_are_the_committed_results():
   shown = re.findall(r"<!-- (?:\.\./)?(results/\S+\.md) -->\n(.*?)<!-- end -->", pages, re.DOTALL)
   assert {name for name, _ in shown} == {
     "results/siss_mnist.md",
+    "results/siss_little_sd.md",
     "results/siss_emoji.md",
     "results/audit_emoji.md",
     "results/audit_fashion.md",
@@ -105,6 +106,29 @@ def test_the_numbers_in_sentences_about_stable_diffusion_are_the_committed_resul
   (kill,) = gpu["resume"]
   assert f"killed after {kill['killed_after_step']} of 24 steps" in speed
   assert kill["largest_difference"] == 0
+
+
+def test_the_sentences_about_deleted_pictures_are_the_committed_results():
+  page, rows = flowing(PAGES["stable_diffusion"]), result("siss_little_sd")
+  of = lambda label, column="success": round(8 * rows[label][column]["value"])
+  both = lambda label: (of(label), of(label, "success_original"))
+  assert (
+    "naive deletion succeeds at {} of 8 by it and at {} by".format(*both("naive deletion")) in page
+  )
+  assert (
+    "λ = 0 at {} and {}, SISS at {} and {}".format(*both("SISS λ=0"), *both("SISS λ=0.5")) in page
+  )
+  assert of("ReTrack", "gone") == 8 and of("ReTrack") == 4
+  assert max(sum(both(label)) for label in rows) == sum(both("Concept Ablation"))
+  again, rest = (
+    f"SISS λ=0.5, then {how}" for how in ("few-shot on the picture", "DiMRA on the rest")
+  )
+  assert all(rows[again][f"memorised_kmeans{end}_rate"]["value"] == 1 for end in ("", "_original"))
+  assert {of(rest, column) for column in ("gone", "gone_original")} == {7}
+  noise = lambda label: [rows[label][f"text_noise{end}"]["value"] for end in ("", "_original")]
+  before = noise("pretrained")
+  assert all(a > 0.9 * b for a, b in zip(noise("SISS λ=0.5"), before, strict=True))
+  assert all(a < 0.6 * b for a, b in zip(noise("Concept Ablation"), before, strict=True))
 
 
 def test_the_numbers_in_sentences_about_compartments_are_the_committed_results():
