@@ -102,3 +102,5 @@ def test_rows_lie_beside_what_they_go_into():
   assert len(sharding.beside(params, jnp.ones((8, 2))).sharding.device_set) == 4
   assert len(sharding.beside(params, jnp.ones((3, 2))).sharding.device_set) == 1
   assert len(sharding.beside({"w": np.ones(3)}, jnp.ones((8, 2))).sharding.device_set) == 1
+  sources = sharding.put_sources(mesh, {"w": np.ones((4, 3))})
+  assert len(sharding.beside(sources, jnp.ones((8, 2))).sharding.device_set) == 1

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+MESH_AXES = ("data", "fsdp")
 BATCH_AXES = ("fsdp", "data")
 MIN_SIZE = 2**10  # smaller leaves are cheaper to repeat than to gather
 
@@ -129,11 +130,16 @@ def over_devices(eps_fn: Any) -> Any:
 
 
 def beside(tree: Any, rows: jax.Array) -> jax.Array:
-  """The rows over the devices on which `tree` lies, where they divide; else as they are."""
+  """The rows over the devices of the mesh on which `tree` lies, where they divide.
+
+  Else, and where the devices have sources of their own, they are as they were.
+  """
   leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
   places = [leaf.sharding for leaf in leaves if isinstance(leaf.sharding, NamedSharding)]
   mesh = places[0].mesh if places else None
-  if not isinstance(mesh, Mesh) or mesh.is_multi_process or len(rows) % mesh.size:
+  if not isinstance(mesh, Mesh) or mesh.axis_names != MESH_AXES:
+    return rows
+  if mesh.is_multi_process or len(rows) % mesh.size:
     return rows
   return put(rows, batch_sharding(mesh))
 
