@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from jaxunlearn import data, methods
-from jaxunlearn.reports import charts, evidence, limits, names, pictures, report, rows, subject
+from jaxunlearn.reports import (
+  charts,
+  evidence,
+  limits,
+  names,
+  pictures,
+  report,
+  rows,
+  subject,
+  verdict,
+)
 
 EVIL = "<script>alert(1)</script>"
 CONFIG = {
@@ -379,3 +389,10 @@ def test_what_was_trained_and_what_the_first_run_began_with(tmp_path):
   assert told.endswith(f" stay as in {tmp_path / 'second'}")
   told = facts(pattern="conv_in", rank=2, alpha=4.0)["Trained"]
   assert told.startswith("34 parameters, LoRA of rank 2 and alpha 4 on conv_in; ")
+
+
+@pytest.mark.parametrize(
+  ("share", "said"), [(1.0, "100%"), (0.99, "99%"), (0.875, "88%"), (0.0074, "0.74%"), (0.0, "0%")]
+)
+def test_a_share_has_two_digits_but_for_all(share, said):
+  assert verdict._percent(share) == said

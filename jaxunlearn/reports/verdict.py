@@ -276,10 +276,10 @@ def _change(results: Results, name: str, arrow: str) -> str:
   """`3.1% -> 0% (under 0.74%)`."""
   entries = [results[p][name] for p in ("before", "after") if has(results, p, name)]
   rate = name.endswith("_rate")
-  shown = lambda e: f"{float(e['value']):.2g}" if not rate else f"{100 * float(e['value']):.2g}%"
+  shown = lambda e: f"{float(e['value']):.2g}" if not rate else _percent(float(e["value"]))
   out = f" {arrow} ".join(map(shown, entries))
   if rate and entries and entries[-1]["value"] == 0 and entries[-1]["ci95"]:
-    out += f" (under {100 * float(entries[-1]['ci95'][1]):.2g}%)"
+    out += f" (under {_percent(float(entries[-1]['ci95'][1]))})"
   return out
 
 
@@ -320,3 +320,8 @@ def _sentence(text: str) -> str:
 
 def _capital(text: str) -> str:
   return text[:1].upper() + text[1:]
+
+
+def _percent(share: float) -> str:
+  """Two digits, but for 100%."""
+  return "100%" if share > 0.995 else f"{100 * share:.2g}%"
