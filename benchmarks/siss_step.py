@@ -3,10 +3,9 @@
   python -m benchmarks.siss_step --out=results     (10 to 15 minutes on 2 idle cores)
   python -m benchmarks.siss_step --quick           (a smoke test on a tiny UNet)
 
-Each step (plain or SISS, this project at several numbers of micro-batches, or PyTorch) lives in a
-process of its own, so that peak memory is its own. Of each kind the variant that is fastest in one
-trial step (here devices, which share the cores, and micro-batches; in PyTorch the memory layout)
-takes the counted rounds. In these the
+Each step (plain or SISS, this project or PyTorch) lives in a process of its own: so does its peak
+memory. Of each kind the variant that is fastest in one trial step (here how many devices share the
+cores, and micro-batches; in PyTorch the memory layout) takes the counted rounds. In these the
 processes take turns, one step each, all cores for whichever runs; a ratio is between neighbours in
 time. A step is everything: draws, gradients, clip, AdamW. The matrix peak is the best float32
 product that either framework reaches in any round. Random weights serve: time does not depend on

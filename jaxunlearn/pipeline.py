@@ -261,9 +261,14 @@ def _cell(entry: Mapping[str, Any] | None) -> str:
   if "words" in entry:
     return str(entry["words"])
   if entry["ci95"] is None:
-    return f"{float(entry['value']):.3g}"
+    return _rounded(float(entry["value"]), 3)
   half = (entry["ci95"][1] - entry["ci95"][0]) / 2
-  return f"{entry['value']:.3g} ± {half:.2g}"
+  return f"{_rounded(float(entry['value']), 3)} ± {_rounded(half, 2)}"
+
+
+def _rounded(value: float, digits: int) -> str:
+  """So many digits, and large numbers written out: 3780, not 3.78e+03."""
+  return f"{float(f'{value:.{digits}g}'):g}"
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -254,6 +254,16 @@ def test_an_audit_attacks_every_run_that_is_not_the_base_model(audit):
   assert {name.partition("@")[2] for name in config.runs if "@" in name} == suffixes
 
 
+def test_the_audit_of_one_target_has_the_runs_of_the_whole():
+  whole, one = audit_little_sd.get_config(), audit_little_sd.get_config("heart")
+  assert {name: run.to_json() for name, run in one.runs.items()} == {
+    name: run.to_json() for name, run in whole.runs.items() if name == "replay" or "_heart_" in name
+  }
+  assert one.out == "results/audit_little_sd_heart" and one.attacks == whole.attacks
+  with pytest.raises(ValueError, match="no target 'dog'; there are: mosaic, twemoji, heart"):
+    audit_little_sd.get_config("dog")
+
+
 @pytest.mark.parametrize("audit", [audit_fashion, audit_emoji, audit_little_sd])
 def test_an_attack_is_the_same_on_every_row(audit):
   """But for what it starts from: rows are compared by what the same attack brings back."""

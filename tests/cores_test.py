@@ -30,6 +30,20 @@ def test_as_many_devices_as_divide_a_step(batch, micro, available, expected):
 
 
 @pytest.mark.parametrize(
+  "config",
+  [
+    {"runs": None, "train": {"batch": 64, "micro_batches": 0}},
+    {"train": {"batch": 64}},
+    {"train": {"batch": "64", "micro_batches": 1}},
+    {"runs": "none"},
+    {"runs": {"a": {"train": None}}},
+  ],
+)
+def test_a_config_with_bad_fields_is_left_to_the_checks(config):
+  assert cores.rows_of(ConfigDict(config)) == []
+
+
+@pytest.mark.parametrize(
   "environment",
   [
     {"JAX_NUM_CPU_DEVICES": "1"},

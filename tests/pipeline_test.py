@@ -174,3 +174,17 @@ def test_a_sequence_goes_on_from_the_parameters_and_without_the_records_of_befor
     checkpoint.read_params(tmp_path / "runs" / name, target) for name in ("first", "second")
   )
   jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.mark.parametrize(
+  ("value", "digits", "shown"),
+  [
+    (3781.2, 3, "3780"),
+    (1130.0, 2, "1100"),
+    (0.0273, 3, "0.0273"),
+    (212.4, 3, "212"),
+    (180.0, 2, "180"),
+  ],
+)
+def test_numbers_of_a_table_are_written_out(value, digits, shown):
+  assert pipeline._rounded(value, digits) == shown

@@ -392,7 +392,8 @@ def test_what_was_trained_and_what_the_first_run_began_with(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("share", "said"), [(1.0, "100%"), (0.99, "99%"), (0.875, "88%"), (0.0074, "0.74%"), (0.0, "0%")]
+  ("share", "said"),
+  [(1.0, "100%"), (0.996, "99.6%"), (0.99, "99%"), (0.875, "88%"), (0.0074, "0.74%"), (0.0, "0%")],
 )
-def test_a_share_has_two_digits_but_for_all(share, said):
+def test_a_share_has_two_digits_and_no_exponent(share, said):
   assert verdict._percent(share) == said

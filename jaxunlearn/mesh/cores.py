@@ -1,8 +1,8 @@
 """The cores of a CPU as devices.
 
-A small network keeps a device of its own busy on each core better than one device does on all of
-them: its operations are too short to be split. The state is held once a device; a network that is
-large for the memory takes `JAX_NUM_CPU_DEVICES=1`, or is split (`config.mesh.fsdp=-1`).
+One device over all cores leaves some of them idle in a small network, whose operations are too
+short to be split. Each device holds the whole state: where memory is short, take
+JAX_NUM_CPU_DEVICES=1, or split it (config.mesh.data=1, config.mesh.fsdp=-1).
 """
 
 import math
@@ -31,9 +31,13 @@ def as_devices(*rows: int) -> None:
 
 
 def rows_of(config: ConfigDict) -> list[int]:
-  """What each run of a config takes at a time in a step."""
-  runs = config.runs.values() if "runs" in config else [config]
-  return [run.train.batch // run.train.micro_batches for run in runs if "train" in run]
+  """What each run of a config takes at a time in a step; of bad fields nothing, `check` tells."""
+  runs = config.get("runs")
+  each = runs.values() if isinstance(runs, ConfigDict) else [config]
+  trains = [run.get("train") for run in each if isinstance(run, ConfigDict)]
+  given = [(t.get("batch"), t.get("micro_batches")) for t in trains if isinstance(t, ConfigDict)]
+  whole = lambda n: isinstance(n, int) and n > 0
+  return [batch // micro for batch, micro in given if whole(batch) and whole(micro)]
 
 
 def number(rows: Sequence[int], environment: Mapping[str, str], cores: int) -> int:

@@ -35,7 +35,7 @@ def _evaluations(config: Config, results: Results) -> Iterator[str]:
 
 def _of_kind(config: Config, results: Results) -> Iterator[str]:
   """What the run did, and what it therefore does not show."""
-  kind, what = subject.kind(config), subject.target(config)
+  kind, what = subject.kind(config), subject.in_sentence(config)
   if kind == "attack":
     yield from _attack(config)
   elif kind == "compartments" and config["sources"].get("n") == 1:
@@ -97,7 +97,7 @@ def _not_attacked(results: Results) -> Iterator[str]:
 
 
 def _attack(config: Config) -> Iterator[str]:
-  train, wanted = config.get("train", {}), subject.target(config)
+  train, wanted = config.get("train", {}), subject.in_sentence(config)
   rate = config.get("optimizer", {}).get("learning_rate")
   at = "" if rate is None else f" at a learning rate of {rate:g}"
   if config["attack"] in streams.STILL:

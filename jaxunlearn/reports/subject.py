@@ -91,9 +91,9 @@ def target(config: Config) -> str:
 
 def in_sentence(config: Config) -> str:
   """The same as a sentence has it: `the T-shirt`; a class or a style by its name alone."""
-  name = target(config)
-  thing = name in names.THINGS.values() and not name.startswith("the ")
-  return f"the {name}" if thing else name
+  name, forget = target(config), config.get("forget", {})
+  thing = name in names.THINGS.values() or not (forget.get("label") or forget.get("style"))
+  return f"the {name}" if name and thing and not name.startswith("the ") else name
 
 
 def _short(name: str) -> str:

@@ -323,5 +323,5 @@ def _capital(text: str) -> str:
 
 
 def _percent(share: float) -> str:
-  """Two digits, but for 100%."""
-  return "100%" if share > 0.995 else f"{100 * share:.2g}%"
+  """Two digits, and three near 100%."""
+  return f"{100 * share:.{2 if share < 0.995 else 3}g}%"
