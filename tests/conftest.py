@@ -12,6 +12,8 @@ import pytest
 # Read by JAX when it is imported; the runs that tests launch inherit them, compiled code included.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+# The threads of PyTorch wait busily: beside another process a picture took ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # To compile what is this small takes longer than to run it: the plainest code, in a fifth of the
 # time (the gradient of tiny_unet.py: 6.3 s of CPU time to 1.2 s).
 FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]

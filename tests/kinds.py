@@ -155,7 +155,7 @@ KINDS = {
     headline="nothing was evaluated",
     limits={"still there", "no after"},
     card="Nothing: no record was kept out",
-    says=("Nothing was deleted: T-shirt is in the training data",),
+    says=("Nothing was deleted: the T-shirt is in the training data",),
     never=NOT_A_DELETION,
   ),
   "retraining": Kind(

@@ -205,7 +205,8 @@ class Sources(Run):
   logged = "shards/uniform-0/metrics.jsonl"
 
   def __init__(self, workdir):
-    super().__init__(workdir, ["--config=tests/tiny_cdm.py"])
+    shorter = ["--config.train.steps=8", "--config.eval.metrics=('copy_score',)"]
+    super().__init__(workdir, ["--config=tests/tiny_cdm.py", *shorter])
 
   def states(self):
     """Each source's newest checkpoint."""

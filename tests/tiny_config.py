@@ -5,6 +5,8 @@ python -m jaxunlearn.main --config=tests/tiny_config.py:siss --workdir=...
 
 from configs import common
 
+SMALL = {"selective_amnesia": {"fisher_rows": 8}}  # 5,000 by default, of 1,000 times each
+
 
 def get_config(method="denoising"):
   config = common.get_config()
@@ -22,7 +24,7 @@ def get_config(method="denoising"):
   )
   config.data.update(digits=96, share=1 / 9)
   config.forget.label = "tshirt"
-  config.method = common.method(method)
+  config.method = common.method(method, **SMALL.get(method, {}))
   config.streams = {"x": "retain", "a": "forget"}
   config.optimizer.learning_rate = 1e-3
   config.ema = 0.99
