@@ -199,7 +199,7 @@ def _denoise(fields: dict[str, Any], rows: int, net: str) -> Run:
   )
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
-  def step(params: Any, state: Any) -> Any:
+  def step(params: Any, state: Any, x: Any, t: Any) -> Any:
     loss = lambda params: jnp.sum((made.apply(params, x, t, c) - x) ** 2) / rows
     updates, state = tx.update(jax.grad(loss)(params), state, params)
     return optax.apply_updates(params, updates), state
@@ -210,7 +210,7 @@ def _denoise(fields: dict[str, Any], rows: int, net: str) -> Run:
   held = [params, jax.jit(tx.init)(params)]
 
   def run() -> None:
-    held[:] = jax.block_until_ready(step(*held))
+    held[:] = jax.block_until_ready(step(*held, x, t))
 
   return run
 

@@ -129,7 +129,7 @@ def attack(variant, title, shown, extra, method="denoising loss"):
 
 NOT_AN_ATTACK = ("Relearning", "came back", "One attack")
 NOT_A_DELETION = (*NOT_AN_ATTACK, "Deleting", "Unlearning", "was not run")
-GONE = "T-shirt is seen in 2 of 64 samples before, in 0 of 64 samples after. That leaves room"
+GONE = "The T-shirt is seen in 2 of 64 samples before, in 0 of 64 samples after. That leaves room"
 TSHIRT_HEADLINE = "T-shirt 3.1% -> 0% (under 5.7%)"
 TROUSER = "Trouser is seen in 24 of 24 samples asked for it before, in 3 of 24 samples asked for it"
 
@@ -163,7 +163,7 @@ KINDS = {
     kind="retraining",
     title="Training without the T-shirt, from scratch",
     fact=("Left out", "the T-shirt"),
-    line="T-shirt is seen in 0 of 64 samples after. That leaves room",
+    line="The T-shirt is seen in 0 of 64 samples after. That leaves room",
     headline="T-shirt 0% (under 5.7%)",
     limits={"never saw", "averaged", "zero", "pixels", *MEASURED},
     card="Left out by this run: 263 records",
@@ -232,7 +232,7 @@ KINDS = {
     kind="unlearning",
     title="Deleting 1 record (tshirt/00003) with SISS, after 2 earlier deletions",
     fact=("Deleted", "1 record (tshirt/00003)"),
-    line="T-shirt is seen in 0 of 64 samples after.",
+    line="The T-shirt is seen in 0 of 64 samples after.",
     headline="T-shirt 0% (under 5.7%)",
     limits={*DELETED, "earlier", "no before", "zero", "pixels", *MEASURED},
     card="Deleted by runs before it: 2 records",

@@ -146,7 +146,7 @@ def _training(config: Config, source: str) -> str:
 
 
 def _attack(config: Config) -> str:
-  wanted, model = target(config), origin_of(config)
+  wanted, model = in_sentence(config), origin_of(config)
   still = {
     "paraphrase": f"Asking {model} for {wanted} in other words",
     "completion": f"Letting {model} complete noised pictures of {wanted}",
@@ -159,15 +159,15 @@ def _attack(config: Config) -> str:
     "inversion": f"by {INVERTED.get(method, 'its embedding')} alone, ",
     "prompt_search": "by tokens before its prompts, ",
   }.get(config["attack"], "")
-  return f"Relearning {target(config)} {how}from {learnt_from(config)}, on {origin_of(config)}"
+  return f"Relearning {wanted} {how}from {learnt_from(config)}, on {origin_of(config)}"
 
 
 def learnt_from(config: Config) -> str:
-  """What an attack shows the model: `10 images of Trouser`, `what is kept`, ..."""
-  return " and ".join(_shown(take, target(config)) for take in takes(config).values())
+  """What an attack shows the model: `10 images`, `what is kept`, ..."""
+  return " and ".join(_shown(take) for take in takes(config).values())
 
 
-def _shown(take: streams.Take, wanted: str) -> str:
+def _shown(take: streams.Take) -> str:
   kind, _, name = take.take.partition(":")
   images = f"{take.first} image{'s' * (take.first > 1)}" if take.first else "all images"
   return {

@@ -110,7 +110,7 @@ def _seen(config: Config, results: Results) -> str:
     other = "No metric looks for it: this page does not say whether it is gone."
     return _sentence(compared(results, found)) if found else other
   asked = " asked for it" if name == "ar" else ""
-  out = f"{_capital(subject.target(config))} is seen {_in_samples(results, name, asked)}."
+  out = f"{_capital(subject.in_sentence(config))} is seen {_in_samples(results, name, asked)}."
   entry, other = results["after"][name], original(name)
   if entry["value"] == 0 and entry["ci95"]:
     out += f" That leaves room for a rate of up to {float(entry['ci95'][1]):.2%} (95%)."
@@ -189,20 +189,21 @@ def compared(results: Results, name: str) -> str:
 
 def _of_still(config: Config, results: Results) -> Verdict:
   """Of an attack that trains nothing."""
-  wanted, after = _capital(subject.target(config)), results.get("after", {})
+  wanted, after = subject.in_sentence(config), results.get("after", {})
   found = [float(after[name]["value"]) for name in ENDS if name in after]
   if not found:
     return Verdict(f"No metric says whether {wanted} came back: the samples are kept for others.")
   verb = "comes" if found[0] >= RECOVERED else "does not come"
-  return Verdict(f"{wanted} {verb} back: AR is {found[0]:.3g}, and nothing was trained.")
+  return Verdict(f"{_capital(wanted)} {verb} back: AR is {found[0]:.3g}, and nothing was trained.")
 
 
 def _of_attack(config: Config, results: Results, metrics: Lines) -> Verdict:
   if config["attack"] in streams.STILL:
     return _of_still(config, results)
-  points, wanted = recovery(results, metrics), _capital(subject.target(config))
+  points, wanted = recovery(results, metrics), subject.in_sentence(config)
   if not points:
     return Verdict(f"No metric says whether {wanted} came back: the samples are kept for others.")
+  wanted = _capital(wanted)
   change = _arrow(config, results, "ua", "→").partition("UA ")[2]
   change = f"UA {change}. " if change else ""
   last, (step, most) = points[-1][0], max(points, key=lambda point: point[1])
