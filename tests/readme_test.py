@@ -144,6 +144,15 @@ def test_the_numbers_in_sentences_about_compartments_are_the_committed_results()
   ratio = {row["name"]: row["ratio"] for row in rows if row["n"] == 8}
   assert f"takes {ratio['top-1']:.2f} of the time of one network" in page
   assert f"with soft weights {ratio['soft, scan']:.1f} times it" in page
+  blocks = {row["name"]: row["ms_per_sample"] for row in rows if row["n"] in (1, 8)}
+  best = blocks["top-1"] / blocks["monolith, blocks of 16"]
+  assert f"top-1 takes {best:.2f} times as long as the best form of one network" in page
+  assert f"and {ratio['soft, scan, blocks of 16']:.1f} in blocks of 16" in page
+  lora = [ratio[f"soft, LoRA{how}"] for how in ("", " merged", ", blocks of 16")]
+  times = (
+    "takes {:.1f} times, merged weights {:.1f} (a copy of the weights for each source), and in"
+  )
+  assert f"{times} blocks of 16, unmerged, {{:.1f}}".format(*lora) in page
 
 
 def test_the_numbers_in_sentences_about_speed_are_the_committed_results():

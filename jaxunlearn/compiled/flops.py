@@ -37,6 +37,8 @@ def _of_equation(equation: Any) -> float:
       return 2.0 * math.prod(sizes[2]) * taps / math.prod(params["lhs_dilation"])
     case "convolve":  # models/convolution.py
       return 2.0 * math.prod(sizes[2]) * math.prod(sizes[1][:3])
+    case "product":  # models/product.py
+      return 2.0 * math.prod(sizes[2]) * math.prod(sizes[1][:1])
     case "cond":
       return max(_of(branch.jaxpr) for branch in params["branches"])
   inner = sum((_of(jaxpr) for value in params.values() for jaxpr in _jaxprs(value)), 0.0)

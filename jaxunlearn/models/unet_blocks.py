@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxunlearn.diffusion import NULL
-from jaxunlearn.models import attention, convolution
+from jaxunlearn.models import attention, convolution, product
 
 MIDDLE = -1  # the level between the way down and the way up
 
@@ -39,7 +39,7 @@ class Conv(nn.Module):
       bias = self.param("bias", _torch_uniform(np.prod(shape[:3])), shape[3:]).astype(self.dtype)
     x = x.astype(self.dtype)
     if self.size == 1:
-      return x @ kernel[0, 0] + bias
+      return product.multiply(x, kernel[0, 0]) + bias
     if self.doubled:
       return _conv_doubled(x, kernel) + bias
     if self.stride == 1:
@@ -61,7 +61,7 @@ class Linear(nn.Module):
   def __call__(self, x: Array) -> Array:
     shape = (x.shape[-1], self.features)
     kernel = self.param("kernel", _torch_uniform(shape[0]), shape).astype(self.dtype)
-    y = x.astype(self.dtype) @ kernel
+    y = product.multiply(x.astype(self.dtype), kernel)
     if not self.bias:
       return y
     return y + self.param("bias", _torch_uniform(shape[0]), shape[1:]).astype(self.dtype)

@@ -33,7 +33,7 @@ from jaxtyping import Array, Float, Real
 from jaxunlearn import errors
 from jaxunlearn.diffusion import NULL
 from jaxunlearn.inputs import ranges
-from jaxunlearn.models import unet
+from jaxunlearn.models import attention, product, unet
 from jaxunlearn.models.predictor import Predictor
 
 TIMES = {"discrete": 1.0, "vpsde": 0.999}  # the network reads that times n = t + 1 of 1..1000
@@ -178,16 +178,14 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x: Array, prompts: Array | None = None) -> Array:
     net = self.net
-    qkv = nn.Dense(3 * net.width, use_bias=False, dtype=net.dtype, kernel_init=_normal, name="qkv")
+    qkv = _linear(net, 3 * net.width, "qkv", use_bias=False)
     split = lambda y: einops.rearrange(qkv(y), "... l (s h d) -> s ... l h d", s=3, h=net.heads)
     q, k, v = split(x)
     if prompts is not None:
       per_row = lambda y: jnp.broadcast_to(y, (len(x), *y.shape[-3:]))
       _, *own = split(prompts)
       k, v = (jnp.concatenate([y, per_row(o)], axis=1) for y, o in zip((k, v), own, strict=True))
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
-    attention = jax.nn.softmax(logits * (net.width // net.heads) ** -0.5).astype(v.dtype)
-    y = jnp.einsum("bhqk,bkhd->bqhd", attention, v)
+    y = attention.attend(q, k, v)
     return _linear(net, net.width, "proj")(y.reshape(x.shape))
 
 
@@ -240,8 +238,15 @@ def _condition(net: Net, i: int, c: Array) -> Array:
   return table(jnp.where(c == NULL, values, c))
 
 
-def _linear(net: Net, features: int, name: str) -> nn.Dense:
-  return nn.Dense(features, dtype=net.dtype, kernel_init=_normal, name=name)
+def _linear(net: Net, features: int, name: str, use_bias: bool = True) -> nn.Dense:
+  return nn.Dense(
+    features,
+    use_bias,
+    dtype=net.dtype,
+    kernel_init=_normal,
+    dot_general=product.dot_general,
+    name=name,
+  )
 
 
 def _norm(net: Net, name: str) -> nn.LayerNorm:
