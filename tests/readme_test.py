@@ -168,11 +168,14 @@ def test_the_numbers_in_sentences_about_speed_are_the_committed_results():
 
 def test_the_numbers_in_sentences_about_sampling_are_the_committed_results():
   found, page = result("benchmark_sampling"), flowing(PAGES["speed"])
-  ratios = {n: [r["ratio"] for r in found["sampling"] if r["batch"] == n] for n in (1, 16, 256)}
+  ratios = {n: [r["ratio"] for r in found["sampling"] if r["batch"] == n] for n in (1, 16, 64, 256)}
   ends = {n: f"{min(each):.2f} to {max(each):.2f}" for n, each in ratios.items()}
-  assert f"takes {ends[1]} of diffusers' time, 16 take {ends[16]}, and 256 take {ends[256]}" in page
-  assert f"one picture of an embedded model {ends[1]} of diffusers'" in flowing(README)
-  assert max(ratios[1]) < 0.8 and sum(ratio < 0.8 for ratio in ratios[16]) == 3
+  many = f"16 take {ends[16]}, 64 take {ends[64]}, and 256 take {ends[256]}: the target of .8 is"
+  assert f"takes {ends[1]} of diffusers' time, {many}" in page
+  shown = f"one picture of an embedded model {ends[1]} of diffusers', 256 of them {ends[256]}."
+  assert shown in flowing(README)
+  missed = [(r["model"], r["batch"]) for r in found["sampling"] if r["ratio"] >= 0.8]
+  assert missed == [("pretrain_emoji", 64), ("pretrain_emoji", 256)]
   rows = {row["sampler"]: row for row in found["samplers"] if row["model"] == "pretrain_mnist"}
   ddim, dpm = rows["DDIM, 50 steps"], rows["DPM-Solver++, 15 steps"]
   times = f"takes {dpm['ms_a_picture']:.0f} ms in place of {ddim['ms_a_picture']:.0f} in 50"
