@@ -15,7 +15,7 @@ def seconds(run: Callable[[], Any]) -> float:
 def in_turn(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> dict[str, Any]:
   """Median seconds of both and of the ratio between neighbours in time, and the ratio's range."""
   for run in (ours, theirs):
-    run(), run()  # compiles, warms up; the second time of what it gave itself
+    run(), run()  # compiles, warms up; a step compiles again for what it returned
   both = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
   ratios = [a / b for a, b in both]
   return {

@@ -11,8 +11,8 @@ from jaxunlearn.inputs import plugins
 
 # Modules that are no noise predictor of images under conditions.
 HELPERS = (
-  *("attention", "classifier", "clip", "clip_resnet", "convolution", "inception", "low_rank"),
-  *("predictor", "product", "resnet", "text_unet", "unet_blocks", "vae", "vit"),
+  *("attention", "bilinear", "classifier", "clip", "clip_resnet", "convolution", "inception"),
+  *("low_rank", "predictor", "product", "resnet", "text_unet", "unet_blocks", "vae", "vit"),
 )
 CHOICES = plugins.Group(__name__, "model", "Net", HELPERS)
 names = CHOICES.names

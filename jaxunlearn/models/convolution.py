@@ -4,19 +4,19 @@
 
 XLA's own weight gradient takes three to four times PyTorch's time on CPU, on images from 8 px.
 There it is written as one-dimensional convolutions along the width, one for each row of the kernel,
-with all rows of all pictures as channels. On other devices nothing changes. A primitive of its own,
-because the rule of a `custom_vjp` excludes forward mode, which the likelihood needs.
+with all rows of all pictures as channels. On other devices nothing changes.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
+
+from jaxunlearn.models import bilinear
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 SMALLEST = 8  # px a side from which the folded gradient is the faster one
@@ -38,25 +38,11 @@ def plain(x: Array, kernel: Array, *, padding: Padding) -> Array:
   )
 
 
-def _by_image(dy: Array, x: Any, kernel: Array, *, padding: Padding) -> Array:
-  """The gradient for x, of which the shape alone is known."""
-  wanted = jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype)
-  (dx,) = jax.linear_transpose(lambda x: plain(x, kernel, padding=padding), wanted)(dy)
-  return dx
-
-
-def _by_kernel(dy: Array, x: Array, kernel: Any, *, padding: Padding) -> Array:
-  """The gradient for the kernel, of which the shape alone is known."""
-  wanted = jax.ShapeDtypeStruct(kernel.aval.shape, kernel.aval.dtype)
-
-  def own(x: Array, dy: Array) -> Array:
-    (dkernel,) = jax.linear_transpose(lambda w: plain(x, w, padding=padding), wanted)(dy)
-    return dkernel
-
+def _on_cpu(dy: Any, kernel: Any, *, padding: Padding) -> Callable[..., Array] | None:
+  """The gradient for the kernel, folded unless the images are small."""
   if min(dy.shape[1:3]) < SMALLEST:
-    return own(x, dy)
-  folded = functools.partial(_folded, size=wanted.shape[:2], padding=padding)
-  return jax.lax.platform_dependent(x, dy, cpu=folded, default=own)
+    return None
+  return functools.partial(_folded, size=kernel.shape[:2], padding=padding)
 
 
 def _folded(x: Array, dy: Array, *, size: tuple[int, int], padding: Padding) -> Array:
@@ -77,20 +63,4 @@ def _folded(x: Array, dy: Array, *, size: tuple[int, int], padding: Padding) -> 
   return taps[:, :, ::-1].transpose(0, 2, 3, 1)
 
 
-def _batched(values: Any, axes: Any, *, padding: Padding) -> tuple[Array, int]:
-  """Under vmap: XLA's own."""
-  return jax.vmap(functools.partial(plain, padding=padding), axes)(*values), 0
-
-
-_CONVOLVE = Primitive("convolve")
-_CONVOLVE.def_impl(jax.jit(plain, static_argnames="padding"))
-_CONVOLVE.def_abstract_eval(lambda x, kernel, *, padding: _shape(x, kernel, padding))
-ad.defbilinear(_CONVOLVE, _by_image, _by_kernel)
-batching.primitive_batchers[_CONVOLVE] = _batched
-mlir.register_lowering(_CONVOLVE, mlir.lower_fun(plain, multiple_results=False))
-
-
-def _shape(x: Any, kernel: Any, padding: Padding) -> Any:
-  sizes = zip(x.shape[1:3], kernel.shape[:2], padding, strict=True)
-  height, width = (size + sum(ends) - taps + 1 for size, taps, ends in sizes)
-  return x.update(shape=(x.shape[0], height, width, kernel.shape[3]))
+_CONVOLVE = bilinear.primitive("convolve", plain, _on_cpu, ("padding",))
