@@ -20,6 +20,7 @@ from benchmarks import (
   cdm_sampling,
   class_methods,
   copy_protection,
+  demo,
   gpu_cases,
   growth,
   little_sd_quality,
@@ -67,6 +68,14 @@ def test_sampling_is_timed_beside_diffusers(tmp_path):
   assert {row["sampler"] for row in found["samplers"]} == sampling.SAMPLERS.keys()
   assert all(row["ratio"] > 0 for row in found["sampling"] + found["others"])
   assert "| pretrain_mnist | 2 |" in (tmp_path / "benchmark_sampling.md").read_text()
+
+
+def test_the_second_launch_of_the_demo_loads_what_the_first_compiled(tmp_path):
+  assert demo.covered([(5, 6), (0, 2), (1, 3), (1, 2)]) == 4
+  demo.main(["--quick", f"--out={tmp_path}"])
+  first, second = json.loads((tmp_path / "demo.json").read_text())["launches"].values()
+  assert 0 < second["compiling"] < first["compiling"] < first["seconds"]
+  assert "| second |" in (tmp_path / "demo.md").read_text()
 
 
 @pytest.mark.parametrize("module", [sampling, siss_step])
