@@ -3,7 +3,8 @@
     python -m jaxunlearn.main --config=configs/pretrain_cdm_backbone.py --workdir=runs/cdm_backbone
 
 Emoji of seven groups; those of animals and food are left out, whole, and are what sources bring in
-(configs/cdm_little_sd.py). Its autoencoder, runs/little_vae, has seen all pictures: it is public.
+(configs/cdm_little_sd.py). Its autoencoder, the little Stable Diffusion's, has seen all pictures: it
+is public.
 """
 
 from configs import pretrain_little_sd
@@ -14,5 +15,6 @@ PRIVATE = ("Animals & Nature", "Food & Drink")  # groups that the backbone must 
 def get_config():
   config = pretrain_little_sd.get_config()
   config.data.update(without=PRIVATE, copies=0)
+  config.codec.path = "assets:little_sd"
   config.train.steps = 6000
   return config
