@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from jaxunlearn.models import attention, clip, text_unet, vae
+from jaxunlearn.models import clip, text_unet, vae
 from jaxunlearn.weights import pretrained
 from tests.unet_parity import distance, nchw, unlike_new
 
@@ -188,28 +188,6 @@ def test_the_vision_tower_equals_transformers():
 
 def test_the_default_text_tower_is_stable_diffusion_1():
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes(clip.Text()))) == 123_060_480
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_attention_by_blocks_is_attention(causal, monkeypatch):
-  q, k, v = (jnp.asarray(draw(2, 37, 2, 4, seed=i)) for i in range(3))
-  w = draw(2, 37, 2, 4, seed=3)
-  f = lambda q, k, v: jnp.sum(w * attention.attend(q, k, v, causal=causal))
-  whole = jax.grad(f, argnums=(0, 1, 2))(q, k, v)
-  monkeypatch.setattr(attention, "WHOLE", 16)
-  monkeypatch.setattr(attention, "BLOCK", 8)
-  blocks = jax.grad(f, argnums=(0, 1, 2))(q, k, v)
-  for a, b in zip(whole, blocks, strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-
-
-def test_no_array_of_all_pairs_of_4096_pixels():
-  rows = jax.ShapeDtypeStruct((1, 4096, 8, 40), jnp.float32)
-  gradient = jax.grad(lambda q, k, v: jnp.sum(attention.attend(q, k, v) ** 2), argnums=(0, 1, 2))
-  compiled = jax.jit(gradient).lower(rows, rows, rows).compile()
-  assert "4096,4096" not in compiled.as_text()
-  largest = 8 * attention.BLOCK * 4096 * 4
-  assert compiled.memory_analysis().temp_size_in_bytes < 8 * largest
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,15 @@
 
 Above `WHOLE` keys the queries are taken in blocks whose scores are made again in the backward pass:
 softmax needs a whole row of scores, not all rows, so that no array of all pairs of positions exists
-forward or backward. What is chosen depends on the length alone, never on the model.
+forward or backward. On the cores of a CPU, each a device, one head of one picture is taken at a
+time: its scores stay in the cache, and the gradient takes a third of the time. What is chosen
+depends on lengths and devices alone, never on the model.
 """
 
 import functools
 import math
+import os
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +18,7 @@ from jaxtyping import Array, Float
 
 WHOLE = 1024  # keys up to which all scores are made at once
 BLOCK = 512  # queries at a time beyond
+CACHED = 2**19  # scores that a core's cache holds, 2 MiB
 
 
 def attend(
@@ -24,9 +29,20 @@ def attend(
   causal: bool = False,
 ) -> Float[Array, "B Q heads d"]:
   """What each query gathers from the values; with `causal` from those up to its own place."""
-  if max(q.shape[1], k.shape[1]) <= WHOLE:
-    return _rows(q, k, v, jnp.arange(q.shape[1]) if causal else None)
-  return _blocks(q, k, v, causal)
+  if max(q.shape[1], k.shape[1]) > WHOLE:
+    return _blocks(q, k, v, causal)
+  whole = functools.partial(_rows, places=jnp.arange(q.shape[1]) if causal else None)
+  at_once = math.gcd(len(q), jax.local_device_count())  # a picture of each device
+  scores = len(q) * q.shape[2] * q.shape[1] * k.shape[1]
+  if not _cores_are_devices() or scores <= at_once * CACHED:
+    return whole(q, k, v)
+  cached = functools.partial(_heads, whole, at_once=at_once)
+  return jax.lax.platform_dependent(q, k, v, cpu=cached, default=whole)
+
+
+def _cores_are_devices() -> bool:
+  """Whether a device of a CPU is one core: in a loop over small arrays others would be idle."""
+  return jax.local_device_count() >= len(os.sched_getaffinity(0))
 
 
 def _rows(q: Array, k: Array, v: Array, places: Array | None) -> Array:
@@ -43,6 +59,22 @@ def _rows(q: Array, k: Array, v: Array, places: Array | None) -> Array:
   y = jnp.einsum("bhqk,bhkd->bhqd", shares.astype(v.dtype), v, preferred_element_type=jnp.float32)
   y /= jnp.sum(shares, axis=-1, keepdims=True)
   return jnp.moveaxis(y, 1, 2).astype(v.dtype)
+
+
+def _heads(whole: Callable[..., Array], q: Array, k: Array, v: Array, *, at_once: int) -> Array:
+  """`whole` on one head of `at_once` pictures at a time; scores are made again backward.
+
+  Pictures are split as they lie on devices, and the loop is over none of them.
+  """
+
+  def split(x: Array) -> Array:  # [pictures, heads, devices, L, 1, d]
+    parts = x.reshape(at_once, -1, *x.shape[1:])
+    return jnp.moveaxis(parts, (1, 3), (0, 1))[..., None, :]
+
+  one = jax.checkpoint(lambda each: whole(*each), prevent_cse=False)
+  over_heads = functools.partial(jax.lax.map, one)
+  out = jax.lax.map(over_heads, (split(q), split(k), split(v)))
+  return jnp.moveaxis(out[..., 0, :], (0, 1), (1, 3)).reshape(*q.shape[:3], v.shape[3])
 
 
 def _blocks(q: Array, k: Array, v: Array, causal: bool) -> Array:
