@@ -58,9 +58,23 @@ def test_the_tables_are_the_committed_results():
     "results/verdict_level.md",
   }
   for name, table in shown:
-    rows = [line for line in (ROOT / name).read_text().splitlines() if line.startswith("|")]
-    assert table.splitlines() == rows[: len(table.splitlines())], name
-    assert len(table.splitlines()) > 5
+    whole = [line for line in (ROOT / name).read_text().splitlines() if line.startswith("|")]
+    lines = table.splitlines()
+    assert lines == whole[: len(lines)] or cells(lines) == some(cells(whole), cells(lines)), name
+    assert len(lines) > 5
+
+
+def cells(lines):
+  rows = [line for line in lines if "---" not in line]
+  return [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in rows]
+
+
+def some(whole, shown):
+  """The rows of a table and the columns that are shown of it, by their names."""
+  columns = [whole[0].index(title) for title in shown[0]]
+  rows = {row[0]: row for row in whole}
+  assert len(rows) == len(whole)
+  return [[rows[row[0]][column] for column in columns] for row in shown]
 
 
 def changes(name):
