@@ -76,6 +76,11 @@ def test_a_table_says_which_are_nearer_the_retrained(workdir):
   json.dumps(results, allow_nan=False)
 
 
+def test_a_row_whose_runs_disagree_says_so(workdir):
+  row = verdicts.of_row(config_of(), workdir, ("good_0", "good_1", "naive_0", "naive_1"))
+  assert row["words"] == "runs disagree, p 0.01" and row["p_retrained"] == 0.01
+
+
 def test_what_has_no_verdict_shows_a_dash(workdir):
   for name in ("good_0", "good_1", "good_2"):
     (workdir / name / "features" / "after.npz").unlink()

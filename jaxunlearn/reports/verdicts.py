@@ -7,7 +7,8 @@ not independent. So a table needs three seeds, and its retrained row is a check:
 against retrained ones.
 
 A row has several runs, whose p-values hang together: they are combined as K / k times the k-th
-smallest, k = K / 2 rounded up, which is a p-value whatever hangs on what (Rueger, 1978).
+smallest, k = K / 2 rounded up, which is a p-value whatever hangs on what (Rueger, 1978). Where some
+runs are nearer the original and others nearer the retrained model, that is what the row says.
 """
 
 import functools
@@ -23,6 +24,7 @@ from jaxunlearn.evals import three_sample
 from jaxunlearn.reports import writer
 
 RETRAINED, ORIGINAL = "retrained", "pretrained"  # how the labels of these rows begin
+RUNS_APART = "runs disagree"
 COLUMN = "verdict"  # of config.columns
 FOLDER = "features"
 
@@ -63,6 +65,8 @@ def of_row(
     return None
   p, p_retrained = combined([v.p for v in found]), combined([v.p_retrained for v in found])
   said = three_sample.say(p, p_retrained)
+  if said == three_sample.APART and said not in [v.verdict for v in found]:
+    said = RUNS_APART
   shown = p_retrained if said == three_sample.RETRAINED else p
   return {
     "value": p,
