@@ -347,3 +347,8 @@ def test_values_that_are_not_finite(tmp_path):
   assert ("nan", "nan") in page.numbers
   drawn = [attrs["d"] for tag, attrs in page.tags if tag == "path"]
   assert drawn and "nan" not in "".join(drawn)
+
+
+def test_numbers_of_the_table_have_no_exponent():
+  shown = [audit._digits(value, 2) for value in (0.123, 0.00926, 8.26, 823.4, 4556.4)]
+  assert shown == ["0.12", "0.0093", "8.3", "820", "4,556"]

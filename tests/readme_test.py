@@ -168,6 +168,44 @@ def test_the_sentences_about_deleted_pictures_are_the_committed_results():
   ]
 
 
+def test_the_numbers_in_sentences_about_classes_under_attack_are_the_committed_results():
+  page, rows = flowing(PAGES["audit"]), result("audit_fashion")
+  of = lambda label, column: f"{rows[label][column]['value']:.2f}"
+  named = {
+    "SFR-on": "SFR-on",
+    "NegGrad": "NegGrad",
+    "Selective Amnesia by the rule": "Selective Amnesia, λ = 1/(2T)",
+    "EraseDiff": "EraseDiff",
+    "ESD": "ESD",
+    "DiMUM": "DiMUM",
+    "DiMUM-meta": "DiMUM, meta",
+    "SalUn": "SalUn",
+    "EraseDiff by BOME": "EraseDiff, BOME",
+  }
+  back = {name: of(label, "ar_dimra") for name, label in named.items()}
+  assert list(back.values()) == sorted(back.values(), reverse=True)
+  (said,) = re.findall(r"brings the class back after (.*?; retrained [.\d]+)\)", page)
+  assert re.findall(r"\((\d\.\d\d|AR \d\.\d\d)", said)[1:] == list(back.values())[1:]
+  assert said.startswith(f"SFR-on (AR {back['SFR-on']}), NegGrad ({back['NegGrad']})")
+  assert said.endswith(f"{back['EraseDiff by BOME']}; retrained {of('retrained', 'ar_dimra')}")
+  mean = {name: of(label, "ar_few_10_mean") for name, label in named.items()}
+  for name in ("ESD", "DiMUM-meta", "DiMUM", "Selective Amnesia by the rule", "SFR-on"):
+    assert f"{name} ({mean[name]})" in page
+  assert f"EraseDiff ({mean['EraseDiff']}) give the class back sooner" in page
+  bome = mean["EraseDiff by BOME"], of("EraseDiff, BOME", "ar_inversion")
+  assert "better than DiMUM: {} against ten images, {} against a new".format(*bome) in page
+  ends = lambda label, runs: [f"{f(rows[label]['ua']['runs'][runs]):.2f}" for f in (min, max)]
+  trouser, sneaker = slice(0, 3), slice(3, 6)
+  for label, form in (
+    ("SFR-on", "Trouser ({} to {}) and not Sneaker ({} to {})"),
+    ("EraseDiff", "rule ({} to {}, and {} to {})"),
+  ):
+    assert form.format(*ends(label, trouser), *ends(label, sneaker)) in page
+    assert rows[label]["verdict"]["words"].startswith("runs disagree")
+  blind = [f"{row['membership_pia/deleted-auc']['value']:.2f}" for row in rows.values()]
+  assert f"its AUC is {min(blind)} to {max(blind)} in every row" in page
+
+
 def test_the_numbers_in_sentences_about_compartments_are_the_committed_results():
   page, dropped = flowing(PAGES["cdm"]), changes("cdm_forget_source")
   moves = f"moves the feature FID by {min(dropped)}% to {max(dropped)}%"

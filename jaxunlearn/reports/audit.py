@@ -235,7 +235,8 @@ def _cell(entry: Mapping[str, Any], attack: bool) -> Cell:
 
 
 def _digits(value: float, count: int) -> str:
-  return f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.{count}g}"
+  whole = 1000 <= abs(value) < 1e12
+  return f"{value:,.0f}" if whole else f"{float(f'{value:.{count}g}'):g}"  # 820, not 8.2e+02
 
 
 class Line(NamedTuple):
