@@ -24,9 +24,9 @@ from benchmarks import pages
 CONFIG = str(pathlib.Path(__file__).parents[1] / "configs" / "siss_mnist.py")
 QUICK = (
   "--config.train.steps=1",
-  "--config.train.batch=4",
-  "--config.eval.samples=4",
-  "--config.eval.batch=4",
+  "--config.train.batch=8",
+  "--config.eval.samples=8",
+  "--config.eval.batch=8",
   "--config.eval.metrics=('target_rate',)",
   "--config.eval.steps=2",
 )
