@@ -9,13 +9,9 @@ a process of its own, whose peak memory is read from the system when it ends.
 """
 
 import argparse
-import os
 import pathlib
-import shlex
-import subprocess
 import sys
 import tempfile
-import time
 from typing import Any
 
 import numpy as np
@@ -24,6 +20,7 @@ from PIL import Image
 
 from benchmarks import pages
 from benchmarks.siss_step import environment
+from benchmarks.turns import measure
 from configs import siss_celeba
 from tests import random_inception, random_resnet
 
@@ -104,21 +101,6 @@ def commands(root: pathlib.Path) -> dict[str, str]:
     "export": f"python -m jaxunlearn.export --run={root}/run --out={root}/out",
     "diffusers loads it and samples": f'python -c "{load}"',
   }
-
-
-def measure(command: str) -> dict[str, Any]:
-  """Seconds, peak GiB and the last lines of a command; raises CalledProcessError where it fails."""
-  begin = time.perf_counter()
-  argv = [sys.executable, *shlex.split(command)[1:]]
-  with tempfile.TemporaryFile("w+") as output:
-    child = subprocess.Popen(argv, stdout=output)
-    _, status, usage = os.wait4(child.pid, 0)
-    output.seek(0)
-    lines = output.read().strip().splitlines()
-  if status:
-    raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command)
-  seconds = time.perf_counter() - begin
-  return {"seconds": seconds, "peak_gib": usage.ru_maxrss / 2**20, "output": lines[-8:]}
 
 
 def markdown(result: dict[str, Any]) -> str:

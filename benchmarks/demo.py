@@ -12,7 +12,7 @@ import argparse
 import json
 import os
 import pathlib
-import subprocess
+import shlex
 import sys
 import tempfile
 import time
@@ -20,6 +20,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks import pages
+from benchmarks.siss_step import environment
+from benchmarks.turns import measure
 
 CONFIG = str(pathlib.Path(__file__).parents[1] / "configs" / "siss_mnist.py")
 QUICK = (
@@ -37,7 +39,6 @@ EVENT = "backend_compile_duration"
 def launch() -> None:
   """A run as the flags say; writes the seconds of compiling to the file that COMPILING names."""
   import jax
-  from absl import app
 
   from jaxunlearn import main as run
 
@@ -49,7 +50,7 @@ def launch() -> None:
 
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
-    app.run(run.main, flags_parser=run.parse_flags)
+    run.start()
   finally:
     pathlib.Path(os.environ["COMPILING"]).write_text(json.dumps([len(spans), covered(spans)]))
 
@@ -67,12 +68,11 @@ def timed(root: pathlib.Path, workdir: str, flags: Sequence[str]) -> dict[str, A
   told = root / "compiling.json"
   env = {**os.environ, "JAXUNLEARN_CACHE": str(root / "cache"), "COMPILING": str(told)}
   env.pop("JAX_COMPILATION_CACHE_DIR", None)
-  argv = [f"--config={CONFIG}", f"--workdir={root / workdir}", *flags]
-  begin = time.perf_counter()
-  subprocess.run([sys.executable, "-c", LAUNCH, *argv], env=env, check=True)
-  seconds = time.perf_counter() - begin
+  command = ["python", "-c", LAUNCH, f"--config={CONFIG}", f"--workdir={root / workdir}", *flags]
+  found = measure(shlex.join(command), env)
   programs, compiling = json.loads(told.read_text())
-  return {"seconds": seconds, "programs": programs, "compiling": compiling}
+  taken = {key: found[key] for key in ("seconds", "peak_gib")}
+  return {**taken, "programs": programs, "compiling": compiling}
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -83,15 +83,15 @@ def markdown(result: dict[str, Any]) -> str:
     f"`{result['command']}` on {env['machine']}; jax {env['jax']}. Load before the start: "
     f"{env['load_before']:.2f}.",
     "",
-    "| launch | seconds | programs | compiling or loading them, s |",
-    "|---|---|---|---|",
+    "| launch | seconds | programs | compiling or loading them, s | peak memory, GiB |",
+    "|---|---|---|---|---|",
   ]
   for name, row in launches.items():
-    lines.append(f"| {name} | {row['seconds']:.0f} | {row['programs']} | {row['compiling']:.1f} |")
+    cells = (f"{row['seconds']:.0f}", row["programs"], f"{row['compiling']:.1f}")
+    lines.append(f"| {name} | {' | '.join(map(str, cells))} | {row['peak_gib']:.1f} |")
   share = launches["second"]["compiling"] / launches["first"]["compiling"]
-  return (
-    "\n".join([*lines, "", f"Compiling takes {share:.0%} of that in the second launch."]) + "\n"
-  )
+  said = f"In the second launch compiling takes {share:.0%} of what it takes in the first."
+  return "\n".join([*lines, "", said]) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -101,8 +101,6 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--quick", action="store_true")
   parser.add_argument("--out", type=pathlib.Path, help="write demo.{md,json} there")
   args = parser.parse_args(argv)
-  from benchmarks.siss_step import environment  # PyTorch comes with it, and no launch needs that
-
   flags = QUICK if args.quick else ()
   result: dict[str, Any] = {
     "command": " ".join(["python -m benchmarks.demo", *(sys.argv[1:] if argv is None else argv)]),

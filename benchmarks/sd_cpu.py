@@ -23,8 +23,8 @@ import numpy as np
 import safetensors.numpy
 
 from benchmarks import pages, stable_diffusion
-from benchmarks.celeba import measure
 from benchmarks.siss_step import environment
+from benchmarks.turns import measure
 from configs import siss_sd
 
 PROMPT = "a whale"

@@ -1,8 +1,13 @@
-"""Timing by turns: what is compared runs one after the other, again and again."""
+"""Timing: by turns, what is compared one after the other, again and again; and of a command."""
 
+import os
+import shlex
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -24,3 +29,22 @@ def in_turn(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> 
     "ratio": statistics.median(ratios),
     "range": [min(ratios), max(ratios)],
   }
+
+
+def measure(command: str, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+  """Seconds, peak GiB and the last lines of a command of Python's, in the environment or `env`.
+
+  Raises:
+    CalledProcessError: it fails.
+  """
+  begin = time.perf_counter()
+  argv = [sys.executable, *shlex.split(command)[1:]]
+  with tempfile.TemporaryFile("w+") as output:
+    child = subprocess.Popen(argv, stdout=output, env=env)
+    _, status, usage = os.wait4(child.pid, 0)
+    output.seek(0)
+    lines = output.read().strip().splitlines()
+  if status:
+    raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command)
+  seconds = time.perf_counter() - begin
+  return {"seconds": seconds, "peak_gib": usage.ru_maxrss / 2**20, "output": lines[-8:]}

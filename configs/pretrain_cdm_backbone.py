@@ -3,8 +3,8 @@
     python -m jaxunlearn.main --config=configs/pretrain_cdm_backbone.py --workdir=runs/cdm_backbone
 
 Emoji of seven groups; those of animals and food are left out, whole, and are what sources bring in
-(configs/cdm_little_sd.py). Its autoencoder, the little Stable Diffusion's, has seen all pictures: it
-is public.
+(configs/cdm_little_sd.py). Its autoencoder is that of the little Stable Diffusion: it has
+seen all pictures, and is public.
 """
 
 from configs import pretrain_little_sd

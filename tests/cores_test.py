@@ -55,6 +55,12 @@ def test_what_the_environment_says_is_left_alone(environment):
   assert cores.number([64], environment, 2) == 0
 
 
+def test_the_cores_of_a_process_where_the_system_tells_no_affinity(monkeypatch):
+  assert cores.available() == len(os.sched_getaffinity(0))
+  monkeypatch.delattr(os, "sched_getaffinity")
+  assert cores.available() == os.cpu_count()
+
+
 def test_a_launch_takes_both_cores():
   code = (
     "from jaxunlearn.mesh import cores; import os, jax; cores.as_devices(64); "

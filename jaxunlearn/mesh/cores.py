@@ -26,8 +26,14 @@ def as_devices(*rows: int) -> None:
   of XLA, or a launcher of several processes. To be called before JAX has devices; GPUs and TPUs are
   what they are.
   """
-  if count := number(rows, os.environ, len(os.sched_getaffinity(0))):
+  if count := number(rows, os.environ, available()):
     jax.config.update("jax_num_cpu_devices", count)
+
+
+def available() -> int:
+  """How many cores this process may use; all of them where the system does not say (no Linux)."""
+  ask = getattr(os, "sched_getaffinity", None)
+  return len(ask(0)) if ask else os.cpu_count() or 1
 
 
 def rows_of(config: ConfigDict) -> list[int]:

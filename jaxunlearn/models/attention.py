@@ -2,19 +2,21 @@
 
 Above `WHOLE` keys the queries are taken in blocks whose scores are made again in the backward pass:
 softmax needs a whole row of scores, not all rows, so that no array of all pairs of positions exists
-forward or backward. On the cores of a CPU, each a device, one head of one picture is taken at a
-time: its scores stay in the cache, and the gradient takes a third of the time. What is chosen
-depends on lengths and devices alone, never on the model.
+forward or backward. Where it is differentiated on the cores of a CPU, each a device, one head of
+one picture is taken at a time: its scores stay in the cache, and the gradient takes a third of the
+time. What is chosen depends on lengths and devices alone, never on the model.
 """
 
 import functools
 import math
-import os
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+
+from jaxunlearn.mesh import cores
 
 WHOLE = 1024  # keys up to which all scores are made at once
 BLOCK = 512  # queries at a time beyond
@@ -31,21 +33,23 @@ def attend(
   """What each query gathers from the values; with `causal` from those up to its own place."""
   if max(q.shape[1], k.shape[1]) > WHOLE:
     return _blocks(q, k, v, causal)
-  whole = functools.partial(_rows, places=jnp.arange(q.shape[1]) if causal else None)
+  whole = functools.partial(_rows, places=np.arange(q.shape[1]) if causal else None)
   at_once = math.gcd(len(q), jax.local_device_count())  # a picture of each device
   scores = len(q) * q.shape[2] * q.shape[1] * k.shape[1]
   if not _cores_are_devices() or scores <= at_once * CACHED:
     return whole(q, k, v)
-  cached = functools.partial(_heads, whole, at_once=at_once)
-  return jax.lax.platform_dependent(q, k, v, cpu=cached, default=whole)
+  heads = functools.partial(_heads, whole, at_once=at_once)
+  differentiated_by_heads = jax.custom_jvp(whole)
+  differentiated_by_heads.defjvp(functools.partial(jax.jvp, heads))
+  return jax.lax.platform_dependent(q, k, v, cpu=differentiated_by_heads, default=whole)
 
 
 def _cores_are_devices() -> bool:
   """Whether a device of a CPU is one core: in a loop over small arrays others would be idle."""
-  return jax.local_device_count() >= len(os.sched_getaffinity(0))
+  return jax.local_device_count() >= cores.available()
 
 
-def _rows(q: Array, k: Array, v: Array, places: Array | None) -> Array:
+def _rows(q: Array, k: Array, v: Array, places: Array | np.ndarray | None) -> Array:
   """All keys for some queries; `places` are the queries' own, where later keys are hidden.
 
   Heads come first, and the sums are divided last: with narrow heads half the time on CPU.
