@@ -138,10 +138,13 @@ def test_the_sentences_about_deleted_pictures_are_the_committed_results():
     )
     in page
   )
-  assert "and for λ = 0 ({} and {})".format(*both("SISS λ=0")) in page
+  assert "ReTrack and λ = 0 ({} and {})".format(*both("SISS λ=0")) in page
   assert "by the original prompt ({} and {})".format(*both("Concept Ablation")) in page
   assert max(of(label, ends[1]) for label in rows) == of("Concept Ablation", ends[1])
-  assert of("NegGrad", ends[0]) == 0 and of("EraseDiff", ends[0]) < 12
+  poor = lambda label: sum(share < 0.35 for share in rows[label]["typical_share"]["runs"])
+  said = "look real in {} and {} of their 24 runs, and in {} of EraseDiff's"
+  assert said.format(*map(poor, ("NegGrad", "SISS λ=1", "EraseDiff"))) in page
+  assert both("NegGrad") == (0, 0)
   assert of("ReTrack", "gone") == 24 and of("ReTrack", ends[0]) == 24 - 9
   runs = lambda label: rows[label][ends[1]]["runs"]
   pairs = lambda label: list(zip(runs(label), runs("naive deletion"), strict=True))
@@ -151,7 +154,7 @@ def test_the_sentences_about_deleted_pictures_are_the_committed_results():
   )
   won, lost = count("SISS (No IS)")
   assert lost == 0 and f"in {won} cases where naive" in page
-  assert f"(sign test, p = {sign(won, lost):.3f});".replace("0.", ".") in page
+  assert f"(sign test, p = {sign(won, lost):.3f}, as if".replace("0.", ".") in page
   won, lost = count("SISS λ=0.5")
   assert f"SISS in {won} against {lost} (p = {sign(won, lost):.2f})".replace("0.", ".") in page
   again, rest = (
