@@ -41,5 +41,8 @@ def test_loops_branches_and_transposed_convolutions():
     x.sum() > 0, lambda x: conv(x, 1), lambda x: x[..., :1] * w[0, 0, 0], x
   )
   assert flops.count(either, x) == one
+  twice = lambda x: conv(x, 1) + conv(x + 1, 1)
+  by_platform = lambda x: jax.lax.platform_dependent(x, cpu=twice, default=lambda x: conv(x, 1))
+  assert flops.count(by_platform, x) == one  # on a CPU as well
   product = lambda a, b: jax.vmap(jnp.matmul)(a, b)
   assert flops.count(product, jnp.ones((6, 2, 3)), jnp.ones((6, 3, 4))) == 2 * 6 * 2 * 3 * 4

@@ -15,7 +15,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 def count(fn: Callable[..., Any], *arguments: Any) -> float:
   """FLOPs of fn(*arguments), which are arrays or their shapes.
 
-  A loop of known length counts as often as it runs, any other once; of branches the largest counts.
+  A loop of known length counts as often as it runs, any other once; of branches the largest counts,
+  and where a platform chooses, that of those which no branch names: what a CPU makes again for its
+  cache is no work of the function.
   """
   return _of(jax.make_jaxpr(fn)(*arguments).jaxpr)
 
@@ -39,6 +41,8 @@ def _of_equation(equation: Any) -> float:
       return 2.0 * math.prod(sizes[2]) * math.prod(sizes[1][:3])
     case "product":  # models/product.py
       return 2.0 * math.prod(sizes[2]) * math.prod(sizes[1][:1])
+    case "cond" if None in (platforms := params.get("branches_platforms") or ()):
+      return _of(params["branches"][platforms.index(None)].jaxpr)
     case "cond":
       return max(_of(branch.jaxpr) for branch in params["branches"])
   inner = sum((_of(jaxpr) for value in params.values() for jaxpr in _jaxprs(value)), 0.0)
