@@ -207,6 +207,39 @@ def test_the_numbers_in_sentences_about_classes_under_attack_are_the_committed_r
   assert f"its AUC is {min(blind)} to {max(blind)} in every row" in page
 
 
+def test_the_numbers_in_sentences_about_emoji_under_attack_are_the_committed_results():
+  page, rows = flowing(PAGES["audit"]), result("audit_emoji")
+  flags = lambda label, column: f"{rows[f'{label}: Flags'][column]['value']:.2f}"
+  style = lambda label, column: f"{rows[f'{label}: twemoji'][column]['value']:.2f}"
+  again = [flags(label, "ar_dimra") for label in ("ESD", "SalUn", "DiMUM", "DiMUM, meta")]
+  again += [flags(label, "ar_dimra") for label in ("EraseDiff, BOME", "retrained")]
+  told = "brings back {} after ESD, {} after SalUn, {} and {} after the DiMUMs, and {} after"
+  assert (told + " EraseDiff by BOME (retrained {})").format(*again) in page
+  vector = [flags(label, "ar_inversion") for label in ("EraseDiff, BOME", "SalUn")]
+  assert "EraseDiff by BOME ({}), and least after SalUn ({})".format(*vector) in page
+  some = [flags(label, "ua") for label in ("EraseDiff", "SFR-on", "Selective Amnesia, λ = 1/(2T)")]
+  told = (
+    "release ({}) and SFR-on ({}) forget some of it, Selective Amnesia as published nothing, and"
+  )
+  assert (told + " by the rule {}.").format(*some) in page
+  some = [style(label, "ua") for label in ("DiMUM, meta", "DiMUM", "EraseDiff", "SFR-on")]
+  told = (
+    "DiMUM-meta ({}), DiMUM ({}), SalUn, EraseDiff by BOME and ESD forget some of it, EraseDiff"
+  )
+  assert (told + " by its release less ({}), SFR-on hardly any ({})").format(*some) in page
+  blind = [r["membership_pia/deleted-auc"]["value"] for name, r in rows.items() if "Flags" in name]
+  assert f"PIA's AUC is {min(blind):.2f} to {max(blind):.2f} in every row" in page
+  unsure = [name for name, row in rows.items() if row["verdict"]["words"].startswith("undecided")]
+  assert [name.split(": ")[0] for name in unsure if "twemoji" in name] == [
+    "SalUn",
+    "SFR-on",
+    "EraseDiff",
+    "ESD",
+    "DiMUM",
+    "DiMUM, meta",
+  ]
+
+
 def test_the_numbers_in_sentences_about_compartments_are_the_committed_results():
   page, dropped = flowing(PAGES["cdm"]), changes("cdm_forget_source")
   moves = f"moves the feature FID by {min(dropped)}% to {max(dropped)}%"
