@@ -29,6 +29,7 @@ from benchmarks import (
   sampling,
   sd_memory,
   sequence,
+  siss_over_plain,
   siss_step,
   stable_diffusion,
   torch_reference,
@@ -160,6 +161,15 @@ def test_a_sequence_says_from_where_training_anew_is_cheaper():
   assert {name: names.count(name) for name in sequence.METHODS} == dict.fromkeys(
     sequence.METHODS, 11
   )
+
+
+def test_siss_is_timed_beside_a_plain_step():
+  found = siss_over_plain.measure(siss_step.TINY, batch=2, rounds=1)
+  plain, siss = (found["steps"][kind] for kind in siss_step.KINDS)
+  assert found["ratio"] == siss["seconds"][0] / plain["seconds"][0]
+  assert plain["passes"] == 3 <= siss["passes"] <= 5
+  page = {"command": "c", "environment": {"machine": "m", "jax": "0", "load_before": 0}} | found
+  assert f"| plain | 3.00 F | {plain['median_seconds']:.2f}" in siss_over_plain.markdown(page)
 
 
 def test_a_pipeline_goes_in_and_out_and_is_timed(tmp_path):

@@ -273,6 +273,24 @@ def test_the_numbers_in_sentences_about_speed_are_the_committed_results():
   page = flowing(PAGES["speed"])
   assert f"reached are {' and '.join(cifar)} on the CIFAR-10 UNet, {' and '.join(mnist)} on" in page
   assert f"takes {cifar[1]} of PyTorch's time on the CIFAR-10 UNet" in flowing(README)
+  memory = [
+    done[f"ours {step}"]["peak_mib"] / done[f"torch {step}"]["peak_mib"]
+    for done in steps.values()
+    for step in ("plain", "siss")
+  ]
+  assert f"in {min(memory):.1f} to {max(memory):.1f} times the memory" in page
+
+
+def test_the_numbers_in_sentences_about_the_demo_and_about_siss_are_the_committed_results():
+  page, (first, second) = flowing(PAGES["speed"]), result("demo")["launches"].values()
+  times = f"takes {first['seconds']:.0f} s, and {second['seconds']:.0f} s when it is launched again"
+  assert times in page
+  share = second["compiling"] / first["compiling"]
+  assert f"{first['compiling']:.0f} s the first time, then takes {share:.0%} of that" in page
+  found = result("siss_over_plain")
+  step = f"takes {found['ratio']:.2f} of a plain one: {found['steps']['siss']['passes']:.2f} F"
+  assert f"{found['steps']['siss']['parameters']:,} parameters, a SISS step of" in page
+  assert step in page
 
 
 def test_the_numbers_in_sentences_about_sampling_are_the_committed_results():
@@ -283,8 +301,9 @@ def test_the_numbers_in_sentences_about_sampling_are_the_committed_results():
   assert f"takes {ends[1]} of diffusers' time, {many}" in page
   shown = f"one picture of an embedded model {ends[1]} of diffusers', 256 of them {ends[256]}."
   assert shown in flowing(README)
-  missed = [(r["model"], r["batch"]) for r in found["sampling"] if r["ratio"] >= 0.8]
-  assert missed == [("pretrain_emoji", 64), ("pretrain_emoji", 256)]
+  missed = {(r["model"], r["batch"]) for r in found["sampling"] if r["ratio"] >= 0.8}
+  many = {(r["model"], 256) for r in found["sampling"]}
+  assert missed == {("pretrain_emoji", 16), ("pretrain_emoji", 64), *many}
   rows = {row["sampler"]: row for row in found["samplers"] if row["model"] == "pretrain_mnist"}
   ddim, dpm = rows["DDIM, 50 steps"], rows["DPM-Solver++, 15 steps"]
   times = f"takes {dpm['ms_a_picture']:.0f} ms in place of {ddim['ms_a_picture']:.0f} in 50"
