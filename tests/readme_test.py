@@ -169,6 +169,28 @@ def test_the_sentences_about_deleted_pictures_are_the_committed_results():
   assert "Ablation it is {} and {} times that".format(*times("Concept Ablation")) in page
 
 
+def test_the_numbers_in_sentences_about_other_prompts_are_the_committed_results():
+  page = flowing(PAGES["stable_diffusion"])
+  rows = {(r["method"], r["prompts"]): r for r in result("neighbours_little_sd")["rows"]}
+  change = lambda method, prompts: f"{rows[method, prompts]['change']:.2f}"
+  work = ("naive deletion", "SISS λ=0.5", "SISS (No IS)", "ReTrack", "Concept Ablation", "SISS λ=0")
+  ends = lambda prompts: [f(change(method, prompts) for method in work) for f in (min, max)]
+  least, most = ends("unrelated")
+  assert (change("naive deletion", "unrelated"), change("ReTrack", "unrelated")) == (least, most)
+  assert f"by {least} (naive deletion) to {most} (ReTrack) for the methods that work" in page
+  assert "of the same subgroup by {} to {}.".format(*ends("same subgroup")) in page
+  siss = [change("SISS λ=0.5", prompts) for prompts in ("same style", "unrelated")]
+  assert "SISS and the same style ({}, unrelated {})".format(*siss) in page
+  real = lambda method, when="typical": f"{rows[method, 'unrelated'][when]:.0%}"
+  assert f"{real('SISS λ=0.5', 'typical_before')} look real before; after SISS" in page
+  told = "after SISS {}, λ = 0 {}, No IS {}, naive deletion and Concept Ablation {}, ReTrack {};"
+  good = ("SISS λ=0.5", "SISS λ=0", "SISS (No IS)", "naive deletion", "ReTrack")
+  assert told.format(*map(real, good)) in page
+  assert real("naive deletion") == real("Concept Ablation")
+  bad = map(real, ("SISS λ=1", "EraseDiff", "NegGrad"))
+  assert "after λ = 1 {}, EraseDiff {}, NegGrad {}.".format(*bad) in page
+
+
 def test_the_numbers_in_sentences_about_classes_under_attack_are_the_committed_results():
   page, rows = flowing(PAGES["audit"]), result("audit_fashion")
   of = lambda label, column: f"{rows[label][column]['value']:.2f}"
