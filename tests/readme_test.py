@@ -103,6 +103,28 @@ def test_the_numbers_in_sentences_about_siss_are_the_committed_results():
     assert "n=512" in rows[name]["tshirt_rate"]["identity"][0]  # 3 x 512 is 1,536
 
 
+def test_the_numbers_in_sentences_about_membership_are_the_committed_results():
+  rows, page = result("siss_mnist"), flowing(PAGES["siss"])
+  p = lambda label, digits=3, end="": (
+    f"{rows[label]['membership_pia/deleted-p' + end]['value']:.{digits}f}"
+  )
+  assert f"the model that never saw it has {p('retrained', 2)}." in page
+  found = [p(label) for label in ("pretrained", "naive deletion", "SISS λ=0")]
+  told = "It is {} in the pretrained model, and still {} after naive deletion and {} after λ = 0"
+  assert told.format(*found) in page
+  seeds = rows["SISS λ=0.5"]["membership_pia/deleted-p"]["runs"]
+  ends = f"seed to seed ({min(seeds):.2f} to {max(seeds):.0f})"
+  assert f"SISS λ=0.5 has {p('SISS λ=0.5', 2)} on average and differs from {ends}" in page
+  other = [p(label, 3, "-high") for label in ("SISS (No IS)", "ReTrack")]
+  assert "there the other end is small ({} and {})".format(*other) in page
+  assert min(float(p(label)) for label in ("SISS (No IS)", "ReTrack")) >= 0.99
+  broken = sorted(p(label) for label in ("EraseDiff", "SISS λ=1", "NegGrad"))
+  assert f"the p-value is {broken[0]} to {broken[-1]}, in models" in page
+  verdicts = {label: row["verdict"]["words"] for label, row in rows.items()}
+  assert f"({verdicts.pop('pretrained').removeprefix('nearer the original, ')})" in page
+  assert all(words.startswith("undecided") for words in verdicts.values())
+
+
 def test_the_numbers_in_sentences_about_stable_diffusion_are_the_committed_results():
   page, speed = (flowing(PAGES[name]) for name in ("stable_diffusion", "speed"))
   full, step = result("stable_diffusion_cpu"), result("little_sd_step")["step"]
