@@ -109,6 +109,7 @@ def test_the_numbers_in_sentences_about_membership_are_the_committed_results():
     f"{rows[label]['membership_pia/deleted-p' + end]['value']:.{digits}f}"
   )
   assert f"the model that never saw it has {p('retrained', 2)}." in page
+  assert f"its p-value there is {p('retrained', 2)} by PIA" in flowing(PAGES["evidence"])
   found = [p(label) for label in ("pretrained", "naive deletion", "SISS λ=0")]
   told = "It is {} in the pretrained model, and still {} after naive deletion and {} after λ = 0"
   assert told.format(*found) in page
