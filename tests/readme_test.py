@@ -126,6 +126,16 @@ def test_the_numbers_in_sentences_about_membership_are_the_committed_results():
   assert all(words.startswith("undecided") for words in verdicts.values())
 
 
+def test_the_numbers_in_sentences_about_membership_of_emoji_are_the_committed_results():
+  rows, page = result("siss_emoji"), flowing(PAGES["siss"])
+  value = lambda label, name: rows[label][f"membership_pia/{name}"]["value"]
+  assert f"with an AUC of {value('pretrained', 'kept-auc'):.2f}." in page
+  (least,) = {value(label, "deleted-p") for label in ("pretrained", "naive deletion")}
+  assert least == value("SISS λ=0.5", "deleted-p-high") == 1 / 33
+  assert f"(p {least:.3f}, the least that 32 held-out pictures allow)" in page
+  assert f"after SISS sees it at the other end ({least:.3f})" in page
+
+
 def test_the_numbers_in_sentences_about_stable_diffusion_are_the_committed_results():
   page, speed = (flowing(PAGES[name]) for name in ("stable_diffusion", "speed"))
   full, step = result("stable_diffusion_cpu"), result("little_sd_step")["step"]
