@@ -76,12 +76,11 @@ def timed(root: pathlib.Path, workdir: str, flags: Sequence[str]) -> dict[str, A
 
 
 def markdown(result: dict[str, Any]) -> str:
-  env, launches = result["environment"], result["launches"]
+  launches = result["launches"]
   lines = [
     "# The demo, after the install",
     "",
-    f"`{result['command']}` on {env['machine']}; jax {env['jax']}. Load before the start: "
-    f"{env['load_before']:.2f}.",
+    pages.made(result["command"], result["environment"]),
     "",
     "| launch | seconds | programs | compiling or loading them, s | peak memory, GiB |",
     "|---|---|---|---|---|",

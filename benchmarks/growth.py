@@ -180,8 +180,7 @@ def summary(title: str, points: Sequence[Mapping[str, float]]) -> dict[str, Any]
 
 def markdown(axes: Mapping[str, Mapping[str, Any]], command: str, where: Mapping[str, Any]) -> str:
   """The page: a table of exponents, and one of points an axis."""
-  head = f"`{command}` on {where['machine']}; jax {where['jax']}. "
-  head += f"Load before the start: {where['load_before']:.2f}."
+  head = pages.made(command, where)
   lines = ["# How time and memory grow", "", head, "", "![Growth](growth.svg)", ""]
   lines += ["| grows with | quantity | exponent | at the end |", "|---|---|---|---|"]
   for axis in axes.values():

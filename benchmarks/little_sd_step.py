@@ -199,13 +199,12 @@ def measure(quick: bool, rounds: int) -> dict[str, Any]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-  env, found = result["environment"], result["step"]
+  found = result["step"]
   low, high = found["ratio_range"]
   lines = [
     "# A training step of the little Stable Diffusion, on CPU",
     "",
-    f"`{result['command']}` on {env['machine']}; jax {env['jax']}, torch {env['torch']}, diffusers "
-    f"{env['diffusers']}. Load before the start: {env['load_before']:.2f}. "
+    f"{pages.made(result['command'], result['environment'], pages.BOTH)} "
     f"{found['parameters']:,} parameters, batch {found['batch']}, float32, both in turn.",
     "",
     "| what | median s | least s | first step, compilation included, s |",

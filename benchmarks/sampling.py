@@ -156,12 +156,10 @@ def in_fewer_steps(name: str, samples: int) -> list[dict[str, Any]]:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-  where = result["environment"]
   lines = [
     "# Sampling beside diffusers, in fewer steps, and other networks",
     "",
-    f"`{result['command']}` on {where['machine']}; jax {where['jax']}, torch {where['torch']}, "
-    f"diffusers {where['diffusers']}. Load before the start: {where['load_before']:.2f}. Medians "
+    f"{pages.made(result['command'], result['environment'], pages.BOTH)} Medians "
     f"of {result['rounds']} rounds in turn, float32; pictures a second at 50 steps of DDIM.",
     "",
     "| model | batch | ours, pictures/s | PyTorch, pictures/s | time over PyTorch's (min to max) |",

@@ -258,8 +258,7 @@ def markdown(result: dict[str, Any]) -> str:
   lines = [
     "# Ten requests, one after the other",
     "",
-    f"`{result['command']}` on {result['environment']['machine']}. Load before the start: "
-    f"{result['environment']['load_before']:.2f}.",
+    pages.made(result["command"], result["environment"]),
     "",
     "Training anew: as many rows times network passes as the first training. Values before the "
     "first request, and after the last.",

@@ -42,13 +42,11 @@ def measure(fields: dict[str, Any], batch: int, rounds: int) -> dict[str, Any]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-  env = result["environment"]
   lines = [
     "# A SISS step beside a plain one, at the shapes of CelebA-HQ",
     "",
-    f"`{result['command']}` on {env['machine']}; jax {env['jax']}. Load before the start: "
-    f"{env['load_before']:.2f}. {result['batch']} rows, one a micro-batch, float32; "
-    f"{result['rounds']} rounds.",
+    f"{pages.made(result['command'], result['environment'])} {result['batch']} rows, one a "
+    f"micro-batch, float32; {result['rounds']} rounds.",
     "",
     "| step | passes | median s (min to max) | peak memory, MiB |",
     "|---|---|---|---|",

@@ -331,13 +331,12 @@ def cpu_model() -> str:
 
 def markdown(result: dict[str, Any]) -> str:
   env = result["environment"]
-  versions = ", ".join(f"{k} {v}" for k, v in env.items() if k not in ("machine", "load_before"))
+  packages = tuple(name for name in env if name not in ("machine", "load_before"))
   lines = [
     "# One optimiser step: this project (JAX) beside PyTorch and diffusers",
     "",
-    f"`{result['command']}` on {env['machine']}; {versions}. Load before the start: "
-    f"{env['load_before']:.2f}. Medians of {result['rounds']} interleaved rounds, float32. 2x4: 2 "
-    "devices, which share the cores, and 4 micro-batches.",
+    f"{pages.made(result['command'], env, packages)} Medians of {result['rounds']} interleaved "
+    "rounds, float32. 2x4: 2 devices, which share the cores, and 4 micro-batches.",
     "",
     "| UNet, batch | step | implementation | passes | median s (min to max) | ratio to PyTorch "
     "(min to max) | peak memory, MiB | share of matrix peak | cores busy |",

@@ -240,7 +240,7 @@ def load_pretrained(origin: str | pathlib.Path) -> tuple[Any, Tree, Diffusion]:
     raise ValueError(f"{folder} is a text-to-image model; take it whole, by load_pipeline")
   model, process = pretrained.read_config(folder)
   net = models.make(**model)
-  params = pretrained.load(folder, jax.eval_shape(net.init, jax.random.key(0)))
+  params = pretrained.load(folder, models.shapes(net))
   return net, jax.tree.map(jnp.asarray, params), Diffusion(**process)
 
 

@@ -79,9 +79,18 @@ def test_the_second_launch_of_the_demo_loads_what_the_first_compiled(tmp_path):
   assert "| second |" in (tmp_path / "demo.md").read_text()
 
 
-@pytest.mark.parametrize("module", [sampling, siss_step])
-def test_the_committed_page_is_that_of_the_committed_result(module):
-  path = ROOT / "results" / f"benchmark_{module.__name__.split('.')[-1]}.json"
+@pytest.mark.parametrize(
+  ("module", "name"),
+  [
+    (demo, "demo"),
+    (little_sd_step, "little_sd_step"),
+    (sampling, "benchmark_sampling"),
+    (siss_over_plain, "siss_over_plain"),
+    (siss_step, "benchmark_siss_step"),
+  ],
+)
+def test_the_committed_page_is_that_of_the_committed_result(module, name):
+  path = ROOT / "results" / f"{name}.json"
   assert path.with_suffix(".md").read_text() == module.markdown(json.loads(path.read_text()))
 
 
@@ -144,7 +153,7 @@ def test_a_sequence_of_requests_has_its_cost_and_its_evidence(tmp_path):
   assert one["share"] == 40 / 24 and one["anew_from"] == 1 and one["seen"]
   assert other["share"] == cdm["passes"] / 48
   table = sequence.markdown(
-    {"command": "c", "environment": {"machine": "m", "load_before": 0}} | found
+    {"command": "c", "environment": {"machine": "m", "jax": "0", "load_before": 0}} | found
   )
   assert "| SISS λ=0.5 | 02 | mnist/00048 | 2 | 333.3% |" in table
   (tmp_path / "base" / "evals" / "after.json").unlink()  # nothing reads it again

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from jaxunlearn import build, fields, latents, step
+from jaxunlearn import build, fields, latents, models, step
 from jaxunlearn.compiled import topology
 from jaxunlearn.latents import cache
 
@@ -35,7 +35,7 @@ def describe(config: ConfigDict, name: str = "") -> str:
   if "autoencoder" in config:
     raise ValueError("--dry_run does not take the config of an autoencoder; run it without")
   setup = topology.setup_on(config, name) if name else build.build(config)
-  shapes = jax.eval_shape(setup.net.init, jax.random.key(0))
+  shapes = models.shapes(setup.net)
   method, steps = setup.method, setup.config.train
   kind = setup.mesh.devices.flat[0].device_kind
   lines = {

@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
-from jaxunlearn import build, methods, step
+from jaxunlearn import build, methods, models, step
 from jaxunlearn.checkpoint import State
 from jaxunlearn.compiled import collectives
 from jaxunlearn.errors import check_choice
@@ -102,7 +102,7 @@ def setup_on(config: ConfigDict, name: str) -> build.Setup:
 
 def state_of(setup: build.Setup) -> State:
   """The shapes and layouts of step 0. What a method prepares is computed here, from zeros."""
-  whole = jax.eval_shape(setup.net.init, jax.random.key(0))
+  whole = models.shapes(setup.net)
   params, frozen = jax.eval_shape(setup.split, whole)
   extras: Tree = {}
   if type(setup.method).prepare is not methods.Objective.prepare:
@@ -222,7 +222,7 @@ def fitting() -> Iterator[None]:
 
 def least(setup: build.Setup) -> float:
   """Bytes that each device sends at least in a step (collectives.py)."""
-  whole = jax.eval_shape(setup.net.init, jax.random.key(0))
+  whole = models.shapes(setup.net)
   trained, _ = jax.eval_shape(setup.split, whole)
   all_, moved = (sum(s.size for s in jax.tree.leaves(tree)) for tree in (whole, trained))
   summed = jnp.dtype(getattr(setup.net, "dtype", jnp.float32)).itemsize

@@ -4,6 +4,7 @@ A noise predictor is a module with a frozen `Net`, which has `init(key) -> param
 `apply(params, x, t, c) -> eps`, chosen by module name as methods are.
 """
 
+import functools
 from typing import Any
 
 from jaxunlearn import errors
@@ -27,3 +28,11 @@ def make(name: str, **fields: Any) -> Any:
   """
   net = errors.build(CHOICES.module(name).Net, f"model {name}", fields)
   return _MADE.setdefault(net, net)
+
+
+@functools.cache
+def shapes(net: Any) -> Any:
+  """The shapes of a network's parameters: traced once, for all runs of a process."""
+  import jax  # slow, and a list of names does without
+
+  return jax.eval_shape(net.init, jax.random.key(0))

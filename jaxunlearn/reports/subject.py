@@ -221,7 +221,7 @@ def trained(config: Config) -> str:
   parts = jax.eval_shape(
     lambda key, whole: kind.split(key, kind.extended(net, whole)),
     jax.random.key(0),
-    jax.eval_shape(net.init, jax.random.key(0)),
+    models.shapes(net),
   )
   own, frozen = (sum(leaf.size for leaf in jax.tree.leaves(part)) for part in parts)
   return f"{own:,} parameters, {_which(kind)}; {frozen:,} stay as in {origin_of(config)}"

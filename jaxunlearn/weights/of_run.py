@@ -59,7 +59,7 @@ def _origin(origin: str, net: Any, seed: int, mesh: jax.sharding.Mesh) -> Any:
   folder = layout.locate(origin)
   if (folder / "checkpoints").is_dir():
     return whole(folder, net, mesh, "params")
-  return pretrained.load(folder, _initial(net))
+  return pretrained.load(folder, models.shapes(net))
 
 
 def whole(run: pathlib.Path, net: Any, mesh: jax.sharding.Mesh, item: str) -> Any:
@@ -87,18 +87,12 @@ def parts(
 
 def _shapes(net: Any, origin: str) -> Any:
   """Of all parameters of a network, with what the runs that they come from added."""
-  shapes = _initial(net)
+  shapes = models.shapes(net)
   while origin and (pathlib.Path(origin) / "checkpoints").is_dir():
     trained, config = _trained(pathlib.Path(origin))
     shapes = jax.eval_shape(functools.partial(trained.extended, net), shapes)
     origin = config.get("init_from", "")
   return shapes
-
-
-@functools.cache
-def _initial(net: Any) -> Any:
-  """The shapes of a network's parameters: traced once, for the many runs of a table."""
-  return jax.eval_shape(net.init, jax.random.key(0))
 
 
 def split_key(seed: int) -> jax.Array:
