@@ -92,6 +92,18 @@ def test_rows_over_devices_give_the_same(rows):
   np.testing.assert_allclose(draw(over), draw(alone), atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [8, 3])
+def test_pictures_are_described_on_all_devices(rows):
+  """What FID and SSCD do with the weights of their networks."""
+  weights = np.random.default_rng(0).normal(size=(12, 5)).astype("f4")
+  images = np.random.default_rng(1).normal(size=(rows, 12)).astype("f4")
+  there = sharding.everywhere({"w": weights})
+  described = jax.jit(lambda params, x: x @ params["w"])(there, sharding.beside(there, images))
+  assert len(described.sharding.device_set) == jax.device_count()
+  assert described.sharding.is_fully_replicated == (rows % jax.device_count() != 0)
+  np.testing.assert_allclose(described, images @ weights, atol=1e-5)
+
+
 def test_the_likelihood_is_the_same_over_devices():
   mesh = sharding.make_mesh()
   net = nets.Attentive()

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from jaxunlearn import data, errors, evals, weights
 from jaxunlearn.diffusion import EpsFn
 from jaxunlearn.evals import frechet
+from jaxunlearn.mesh import sharding
 from jaxunlearn.models import inception
 from jaxunlearn.weights import extractors
 
@@ -89,7 +90,7 @@ class Extractor:
     """A short batch is filled up with black, so that one compiled network serves all."""
     padded = np.zeros((self.batch, *pixels.shape[1:]), np.uint8)
     padded[: len(pixels)] = pixels
-    images = prepare(padded, self.resize)
+    images = prepare(sharding.beside(self.params, padded), self.resize)
     return np.asarray(inception.features(self.params, images))[: len(pixels)]
 
 
@@ -101,7 +102,7 @@ def load(options: Any) -> Extractor:
 
 @functools.lru_cache(maxsize=1)
 def _read(path: pathlib.Path) -> tuple[Any, str]:
-  params = jax.device_put(extractors.inception(weights.read(path)))
+  params = sharding.everywhere(extractors.inception(weights.read(path)))
   return params, weights.identity(path)
 
 

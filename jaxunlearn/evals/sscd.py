@@ -25,6 +25,7 @@ from PIL import Image
 from jaxunlearn import errors, evals, weights
 from jaxunlearn.diffusion import EpsFn
 from jaxunlearn.evals import restoration
+from jaxunlearn.mesh import sharding
 from jaxunlearn.models import resnet
 from jaxunlearn.weights import extractors
 
@@ -91,9 +92,8 @@ def describer(
 
   def describe(images: Float[np.ndarray, "N H W C"]) -> Float[np.ndarray, "N D"]:
     parts = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
-    return np.concatenate(
-      [np.asarray(resnet.describe(params, prepare(p, short_side))) for p in parts]
-    )
+    ready = (sharding.beside(params, prepare(part, short_side)) for part in parts)
+    return np.concatenate([np.asarray(resnet.describe(params, part)) for part in ready])
 
   return describe
 
@@ -126,4 +126,4 @@ def _resized(image: np.ndarray, short_side: int) -> np.ndarray:
 @functools.lru_cache(maxsize=1)
 def _load(path: pathlib.Path) -> tuple[Any, str]:
   """The parameters, and the name and the first digits of the sha256 of their file."""
-  return extractors.sscd(weights.read(path)), weights.identity(path)
+  return sharding.everywhere(extractors.sscd(weights.read(path))), weights.identity(path)

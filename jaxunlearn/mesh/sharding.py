@@ -125,11 +125,15 @@ def unspread(eps_fn: Any) -> Any:
 
 def over_devices(eps_fn: Any) -> Any:
   """`spread` over all devices of this process; each gets the parameters."""
-  mesh = make_mesh(devices=jax.local_devices())
-  return spread(jax.device_put(eps_fn, replicated(mesh)), mesh)
+  return spread(everywhere(eps_fn), make_mesh(devices=jax.local_devices()))
 
 
-def beside(tree: Any, rows: jax.Array) -> jax.Array:
+def everywhere(tree: Any) -> Any:
+  """The tree on each device of this process, for rows that `beside` splits."""
+  return jax.device_put(tree, replicated(make_mesh(devices=jax.local_devices())))
+
+
+def beside(tree: Any, rows: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
   """The rows over the devices of the mesh on which `tree` lies, where they divide.
 
   Else, and where the devices have sources of their own, they are as they were.
