@@ -8,7 +8,7 @@ PyTorch's memory layout is the one that is faster in a trial. Here each core is 
 `jaxunlearn sample`. PyTorch runs diffusers' UNet2DModel under its DDIMScheduler, eagerly; weights
 are random there, on which time does not depend. Then: what 15 and 20 steps of DPM-Solver++ cost and
 give in place of 50 of DDIM, by the metrics of the models' own classifiers; and a training step of a
-U-ViT and a pass of a classifier beside PyTorch.
+U-ViT, a pass of a classifier and of FID's Inception beside PyTorch; and what a likelihood costs.
 """
 
 import argparse
@@ -36,7 +36,10 @@ SAMPLERS |= {"DPM-Solver++, 15 steps": ("dpm", 15)}
 METRICS = ("inception_score", "feature_fid")
 UVIT = {"sample_size": 32, "patch_size": 2, "width": 256, "depth": 6, "heads": 4}
 TINY = UVIT | {"sample_size": 8, "width": 16, "depth": 2, "heads": 2}
-ROUNDS, SAMPLES, TRAINED, JUDGED = 5, 1024, 16, 256
+ROUNDS, SAMPLES, TRAINED, JUDGED, DESCRIBED = 5, 1024, 16, 256, 16
+# How the likelihood is found: the protocol, the tolerance of its steps, and Hutchinson's probes.
+FLOWS = [("interpolated", 1e-3, n) for n in (1, 8, 32)]
+FLOWS += [("interpolated", 1e-5, 8), ("siss", 1e-5, 8)]
 Run = Callable[[], Any]
 
 
@@ -114,6 +117,65 @@ def classifier_theirs(rows: int, layout: str) -> Run:
   return run
 
 
+def inception_ours(state: Mapping[str, np.ndarray], images: np.ndarray) -> Run:
+  """FID's features of images of 299 px, in [-1, 1]."""
+  from jaxunlearn.mesh import sharding
+  from jaxunlearn.models import inception
+  from jaxunlearn.weights import extractors
+
+  params = sharding.everywhere(extractors.inception(state))
+  return lambda: np.asarray(inception.features(params, sharding.beside(params, images)))
+
+
+def inception_theirs(state: Mapping[str, np.ndarray], images: np.ndarray, layout: str) -> Run:
+  """The same by pytorch-fid's network."""
+  import torch
+
+  from tests import torchvision_ops
+
+  torchvision_ops.load()
+  from pytorch_fid import inception
+
+  head = {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
+  read = {name: torch.tensor(value) for name, value in state.items()}
+  inception.load_state_dict_from_url = lambda url, progress: read | head
+  net = inception.InceptionV3([3], resize_input=False, normalize_input=False).eval()
+  net.to(memory_format=getattr(torch, layout))
+  rows = torch.from_numpy(images).permute(0, 3, 1, 2)
+  rows = rows.contiguous(memory_format=getattr(torch, layout))
+
+  def run() -> Any:
+    with torch.no_grad():
+      return net(rows)[0].numpy()
+
+  return run
+
+
+def likelihoods(name: str, flows: Sequence[tuple[str, float, int]]) -> list[dict[str, Any]]:
+  """The T-shirt's NLL by an embedded model: its value, interval over probes, and seconds."""
+  import jax
+
+  from jaxunlearn import library
+  from jaxunlearn.evals import nll, statistics
+
+  net, params, process = library.load_pretrained(f"assets:{name}")
+  eps_fn = library.over_devices(library.eps_fn(process.predictor(net.apply), params))
+  with np.load(ASSETS / "digits.npz") as npz:
+    x = (npz["tshirt"][None, ..., None] / 127.5 - 1).astype(np.float32)
+  rows = []
+  for protocol, tolerance, probes in flows:
+    how = {"tolerance": tolerance, "protocol": protocol}
+    find = lambda seed, n=probes, how=how: nll.nll_bits(
+      eps_fn, process, jax.random.key(seed), x, n, **how
+    )
+    bits, solver = find(0)
+    spent = min(turns.seconds(lambda find=find: find(0)) for _ in range(2))
+    row = {"solver": solver, "tolerance": tolerance, "probes": probes, "seconds": spent}
+    ends = statistics.mean_interval(bits[0]) if probes > 1 else None
+    rows.append({**row, "value": float(bits.mean()), "ci95": ends})
+  return rows
+
+
 def pictures(name: str, count: int = 0) -> np.ndarray:
   """Embedded pictures in [-1, 1], [N, H, W, C]: all, or so many in turn."""
   with np.load(ASSETS / f"{name}.npz") as npz:
@@ -184,6 +246,11 @@ def markdown(result: Mapping[str, Any]) -> str:
   ]
   for row in result["others"]:
     lines.append(f"| {row['what']} | {row['ours']:.4f} | {row['pytorch']:.4f} | {_ratio(row)} |")
+  lines += ["", "The NLL of the T-shirt, bits/dim, with the interval over probes:", ""]
+  lines += ["| solver | tolerance | probes | s | NLL |", "|---|---|---|---|---|"]
+  for row in result["likelihoods"]:
+    cells = f"{row['tolerance']:.0e} | {row['probes']} | {row['seconds']:.2f} | {_value(row)}"
+    lines.append(f"| {row['solver']} | {cells} |")
   return "\n".join(lines) + "\n"
 
 
@@ -197,16 +264,24 @@ def _value(entry: Mapping[str, Any]) -> str:
   return f"{entry['value']:.3g}" + (f" ({ends[0]:.3g} to {ends[1]:.3g})" if ends else "")
 
 
-def others(fields: Mapping[str, Any], rounds: int) -> list[dict[str, Any]]:
-  """A U-ViT's training step and a classifier's pass."""
+def others(fields: Mapping[str, Any], described: int, rounds: int) -> list[dict[str, Any]]:
+  """A U-ViT's training step, a classifier's pass, and that of FID's Inception."""
+  from tests import random_inception
+
   train = beside(
     uvit_ours(fields, TRAINED), lambda layout: uvit_theirs(fields, TRAINED, layout), rounds
   )
   judged = beside(classifier_ours(JUDGED), lambda layout: classifier_theirs(JUDGED, layout), rounds)
+  state = random_inception.state_dict()
+  images = np.random.default_rng(0).uniform(-1, 1, (described, 299, 299, 3)).astype(np.float32)
+  features = beside(
+    inception_ours(state, images), lambda layout: inception_theirs(state, images, layout), rounds
+  )
   size = f"{fields['width']} wide, {fields['depth']} deep, {fields['sample_size']} px"
   return [
     {"what": f"a training step of a U-ViT, {size}, batch {TRAINED}", **train},
     {"what": f"the digit classifier on {JUDGED} pictures", **judged},
+    {"what": f"FID's Inception on {described} pictures of 299 px", **features},
   ]
 
 
@@ -219,8 +294,10 @@ def main(argv: Sequence[str] | None = None) -> None:
   args = parser.parse_args(argv)
   cores.as_devices()
   names, batches, rounds, samples = MODELS, STEPS, args.rounds, SAMPLES
+  fields, described, flows = UVIT, DESCRIBED, FLOWS
   if args.quick:
     names, batches, rounds, samples = names[:1], {1: 2, 2: 2}, 1, 16
+    fields, described, flows = TINY, 2, FLOWS[:1]
   where, rows = environment(), []
   for name in names:
     for batch, steps in batches.items():
@@ -235,7 +312,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     "samples": samples,
     "sampling": rows,
     "samplers": [row for n in names if n in SHOWN for row in in_fewer_steps(n, samples)],
-    "others": others(TINY if args.quick else UVIT, rounds),
+    "others": others(fields, described, rounds),
+    "likelihoods": likelihoods("pretrain_mnist", flows),
   }
   print(markdown(result))
   pages.write(args.out, "benchmark_sampling", result, markdown(result))

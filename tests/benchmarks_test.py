@@ -68,6 +68,7 @@ def test_sampling_is_timed_beside_diffusers(tmp_path):
   assert [row["batch"] for row in found["sampling"]] == [1, 2]
   assert {row["sampler"] for row in found["samplers"]} == sampling.SAMPLERS.keys()
   assert all(row["ratio"] > 0 for row in found["sampling"] + found["others"])
+  assert len(found["others"]) == 3 and found["likelihoods"][0]["seconds"] > 0
   assert "| pretrain_mnist | 2 |" in (tmp_path / "benchmark_sampling.md").read_text()
 
 
