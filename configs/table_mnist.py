@@ -51,6 +51,8 @@ def get_config():
     run.train.steps = steps
     run.eval.update(before=False, every=0)
     add(config, label, variant, run, published)
+  for run in config.runs.values():
+    run.eval.nll_protocol = "siss"
   return config
 
 

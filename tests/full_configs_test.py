@@ -16,6 +16,7 @@ from configs import (
   pretrain_uvit_64,
   siss_celeba,
   siss_mnist_full,
+  table_mnist,
   unlearn_cifar10_full,
 )
 from jaxunlearn import build, models, streams, train
@@ -207,6 +208,8 @@ def test_the_settings_are_the_papers():
     assert module.get_config("retrack").train.steps == count
     evaluation = module.get_config().eval
     assert (evaluation.nll_protocol, evaluation.nll_tolerance) == ("siss", 1e-5)
+  beside = table_mnist.get_config().runs.values()
+  assert {run.eval.nll_protocol for run in beside} == {"siss"}
   assert siss_celeba.get_config().eval.fid_resize == "torchmetrics"
   assert pretrain_uvit_64.get_config().optimizer.clip is None
   assert get("dimum").method.lam == 1

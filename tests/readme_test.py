@@ -98,6 +98,8 @@ def test_the_numbers_in_sentences_about_siss_are_the_committed_results():
   assert f"SISS λ=0.5 at {change('SISS λ=0.5')}; naive deletion" in page
   assert f"only fine-tunes, is at {change('naive deletion')}," in page
   assert f"makes it in {rows['pretrained']['tshirt_rate']['value']:.1%} of samples" in readme
+  assert "by the protocol of the paper's release" in page
+  assert all("solver=siss:" in row["nll_bpd"]["identity"][0] for row in rows.values())
   for name in ("SISS λ=0.5", "SISS (No IS)", "ReTrack"):
     assert rows[name]["tshirt_rate"]["runs"] == [0, 0, 0]
     assert "n=512" in rows[name]["tshirt_rate"]["identity"][0]  # 3 x 512 is 1,536
