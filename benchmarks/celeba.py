@@ -138,7 +138,7 @@ def main() -> None:
     save_images(root / "images")
     save_extractors(root)
     for name, command in commands(root).items():
-      result["stages"][name] = measure(command) | {"command": command.replace(folder, "WORK")}
+      result["stages"][name] = measure(command, folder=folder)
       print(f"{name}: {result['stages'][name]['seconds']:.0f} s", flush=True)
   pages.write(args.out, "celeba_cpu", result, markdown(result) + "\n")
 

@@ -1,6 +1,6 @@
 """What Stable Diffusion memorised, found and deleted at full size on this machine: time, memory.
 
-  python -m benchmarks.sd_cpu --out=results     (an hour or two on 2 idle cores, 16 GiB: estimates)
+  python -m benchmarks.sd_cpu --out=results     (17 minutes on 2 idle cores, 14 GiB)
 
 Weights are random: neither time nor memory depends on them. diffusers saves a pipeline of version
 1's configs; each command of docs/stable_diffusion.md runs on it in a process of its own, with few
@@ -236,7 +236,7 @@ def main() -> None:
     save_prompts(root)
     for name, command in commands(root, args.trained).items():
       begin = time.strftime("%H:%M")
-      result["stages"][name] = measure(command) | {"command": command.replace(folder, "WORK")}
+      result["stages"][name] = measure(command, folder=folder)
       print(f"{begin} {name}: {result['stages'][name]['seconds']:.0f} s", flush=True)
     result["step"] = json.loads((root / "step.json").read_text())
   text = markdown(result) + "\n"

@@ -31,8 +31,12 @@ def in_turn(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> 
   }
 
 
-def measure(command: str, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+def measure(
+  command: str, env: Mapping[str, str] | None = None, folder: str | None = None
+) -> dict[str, Any]:
   """Seconds, peak GiB and the last lines of a command of Python's, in the environment or `env`.
+
+  With a `folder` to work in, which no reader has, the command too; there it is called WORK.
 
   Raises:
     CalledProcessError: it fails.
@@ -47,4 +51,8 @@ def measure(command: str, env: Mapping[str, str] | None = None) -> dict[str, Any
   if status:
     raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command)
   seconds = time.perf_counter() - begin
-  return {"seconds": seconds, "peak_gib": usage.ru_maxrss / 2**20, "output": lines[-8:]}
+  found = {"seconds": seconds, "peak_gib": usage.ru_maxrss / 2**20, "output": lines[-8:]}
+  if folder is None:
+    return found
+  named = lambda text: text.replace(folder, "WORK")
+  return found | {"output": [named(line) for line in found["output"]], "command": named(command)}

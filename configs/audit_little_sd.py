@@ -27,7 +27,14 @@ METHODS = {
   "Concept Ablation": "ca_model",
   "UCE": "uce",
   "DiMUM": "dimum",
+}
+DEFENCES = {  # of the targets that a model was retrained without: the yardstick of a defence
   "DiMUM, then UNDO": "undo",
+  "DiMUM, meta": "dimum_meta",
+  "DiMUM, several attacks": "dimum_attacks",
+  "DiMUM, several attacks, then UNDO": "undo_attacks",
+  "DiMUM, sharpness-aware": "dimum_sharpness",
+  "DiMUM, projected": "dimum_projected",
 }
 PARAPHRASED = tuple((f"paraphrase_{i}", 0.0) for i in range(len(attack_little_sd.PARAPHRASES)))
 # metric, title, variants of attack_little_sd and their learning rates
@@ -65,12 +72,13 @@ def _retrained(target: str) -> str:
 
 
 KIT = audits.Kit(
-  METHODS,
+  METHODS | DEFENCES,
   unlearn_little_sd.BASE,
   _retrained,
   unlearn_little_sd.unlearning,
   attack_little_sd.attack,
   means=("ar_dimra", "ar_few_10", "ar_lora_10", "ar_states", "ar_token", "ar_search"),
   evidence=False,
-  after={"undo": "dimum"},
+  after={"undo": "dimum", "undo_attacks": "dimum_attacks"},
+  only=dict.fromkeys(DEFENCES.values(), RETRAINED),
 )

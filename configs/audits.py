@@ -42,6 +42,8 @@ class Kit:
   evidence: bool = True  # whether membership and the verdict are in the table
   # variant -> that whose run, of the same target and seed, it goes on from
   after: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  # variant -> the only targets that it is run on
+  only: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
 
 def audit(
@@ -111,8 +113,13 @@ def audit(
   known = {target: field for target, field in targets.items() if kit.retrained(target)}
   add("retrained", "retrained", lambda target: as_it_is(base, kit.retrained(target)), of=known)
   for row, variant in kit.methods.items():
-    add(row, variant, lambda _, variant=variant: unlearned(kit, base, variant))
+    mine = {target: field for target, field in targets.items() if _runs_on(kit, variant, target)}
+    add(row, variant, lambda _, variant=variant: unlearned(kit, base, variant), of=mine)
   return config
+
+
+def _runs_on(kit: Kit, variant: str, target: str) -> bool:
+  return variant not in kit.only or target in kit.only[variant]
 
 
 def fashion(models: str) -> Kit:

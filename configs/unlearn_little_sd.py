@@ -7,7 +7,8 @@ attacks on the result are in attack_little_sd.py, all of it in audit_little_sd.p
 
 What a method trains is that of its paper on Stable Diffusion: ESD-x the attention to text, ESD-u
 all but it, ESD-x-strict, Concept Ablation and UCE its keys and values; the others the UNet. UNDO
-begins with a model that another method has unlearned: --config.init_from=runs/dimum_mosaic.
+begins with a model that another method has unlearned: --config.init_from=runs/dimum_mosaic
+(`undo_attacks` is the same after `dimum_attacks`, for audit_little_sd.py).
 
 Deviations, besides those of the methods: steps, batches and rates are of this small model.
 """
@@ -27,6 +28,8 @@ STEPS = 100
 ESD = {"partial": 256, "partial_batch": 32, "partial_steps": 20}
 MASK = {"mask_rows": 256, "mask_batch": 32}
 AMNESIA = {"fisher_rows": 5, "lam": 1 / 2000}
+DEFENDED = {"alt": ALT, "a": "forget"}
+UNDO = ("undo", {"alpha": 0.3}, {"alt": ALT}, UNET, 6 * STEPS, 3e-4)
 # name -> method, its fields, streams, what is trained, steps and learning rate
 METHODS = {
   "prompt_copy": ("embedding_copy", {}, {"a": NEXT}, "prompts", 0, 0.0),
@@ -64,15 +67,12 @@ METHODS = {
   ),
   "uce": ("uce", {}, {"a": NEXT}, "attn2_kv", 0, 0.0),
   "dimum": ("dimum", {}, {"alt": ALT}, UNET, STEPS, 2e-4),
-  "dimum_meta": (
-    "dimum_meta",
-    {"inner_rate": 2e-4},
-    {"alt": ALT, "a": "forget"},
-    UNET,
-    STEPS,
-    2e-4,
-  ),
-  "undo": ("undo", {"alpha": 0.3}, {"alt": ALT}, UNET, 6 * STEPS, 3e-4),
+  "dimum_meta": ("dimum_meta", {"inner_rate": 2e-4}, DEFENDED, UNET, STEPS, 2e-4),
+  "dimum_attacks": ("dimum_attacks", {"inner_rate": 2e-4}, DEFENDED, UNET, STEPS, 2e-4),
+  "dimum_sharpness": ("dimum_sharpness", {}, {"alt": ALT}, UNET, STEPS, 2e-4),
+  "dimum_projected": ("dimum_projected", {"batch": 32}, {"alt": ALT}, UNET, STEPS, 2e-4),
+  "undo": UNDO,
+  "undo_attacks": UNDO,
 }
 
 

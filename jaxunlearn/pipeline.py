@@ -10,6 +10,7 @@ config.paired the label of a row that others are compared with, seed by seed (re
 """
 
 import contextlib
+import enum
 import fcntl
 import json
 import math
@@ -32,6 +33,15 @@ from jaxunlearn.mesh import processes, programs
 from jaxunlearn.reports import audit, paired, success, timing, verdicts
 
 _ANOTHER = re.compile(r"run:([^\"]+)")
+POLL = 5.0  # seconds between two looks at a run of another launch
+
+
+class Turn(enum.Enum):
+  """What became of a run in this launch."""
+
+  MADE = enum.auto()
+  WAITS = enum.auto()  # for a run that another launch is at
+  LEFT = enum.auto()  # finished before, or at work in another launch
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, minutes: float = 0.0) -> dict[str, Any]:
@@ -40,8 +50,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, minutes: float = 0.0) -> dict
   With `minutes`, no attack (NAME@ATTACK) begins when they are over: the table goes without it.
 
   A run that diverges is recorded as such, and the next one starts. The same command may be
-  launched several times at once, to use more cores: each run is taken by one of them, and the
-  one that ends last writes the table.
+  launched several times at once, to use more cores: each run is taken by one of them, what starts
+  from it waits, and the one that ends last writes the table.
 
   Raises:
     ValueError: as `check`, before the first run; besides, what those raise.
@@ -52,8 +62,13 @@ def run(config: ConfigDict, workdir: pathlib.Path, minutes: float = 0.0) -> dict
   programs.keep(workdir / "xla_cache")
   end = time.monotonic() + 60 * minutes if minutes else math.inf
   due = lambda name: "@" not in name or time.monotonic() < end
-  while [n for n, sub in config.runs.items() if due(n) and _run_one(n, sub, workdir)]:
-    pass  # what waited for another run may have its turn now
+  while True:
+    turns = [_run_one(name, sub, workdir) for name, sub in config.runs.items() if due(name)]
+    if Turn.MADE in turns:
+      continue  # what waited for another run may have its turn now
+    if Turn.WAITS not in turns or time.monotonic() >= end:
+      break
+    time.sleep(POLL)
   if time.monotonic() >= end:
     config = _without_unmade(config, workdir)
   return processes.from_first(lambda: _finish(config, workdir))
@@ -113,14 +128,14 @@ def run_single(config: ConfigDict, workdir: pathlib.Path) -> Any:
   return (compartments if "sources" in config else train).run(config, workdir)
 
 
-def _run_one(name: str, config: ConfigDict, workdir: pathlib.Path) -> bool:
-  """Whether the run was made here and now: unfinished, nobody else's, waiting for no other."""
+def _run_one(name: str, config: ConfigDict, workdir: pathlib.Path) -> Turn:
+  """Makes the run, unless it is finished, another launch's, or waits for one."""
   with only_here(workdir / f"{name}.lock") as mine:
     if not mine or processes.from_first(lambda: outcome_of(workdir / name)) is not None:
-      return False
+      return Turn.LEFT
     try:
       if (placed := _placed(config, workdir)) is None:
-        return False
+        return Turn.WAITS
       logging.info("run %s", name)
       programs.drop_if_many()
       run_single(placed, workdir / name)
@@ -130,7 +145,7 @@ def _run_one(name: str, config: ConfigDict, workdir: pathlib.Path) -> bool:
       (workdir / name).mkdir(exist_ok=True)
       if processes.first():
         (workdir / name / "diverged.json").write_text(text)
-  return True
+  return Turn.MADE
 
 
 def _placed(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict | None:

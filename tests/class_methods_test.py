@@ -10,7 +10,7 @@ import pytest
 
 from jaxunlearn import methods
 from jaxunlearn.diffusion import NULL, Diffusion
-from jaxunlearn.methods import embeddings, importance
+from jaxunlearn.methods import dimum_projected, embeddings, importance
 from tests import toys
 
 PROCESS = Diffusion(T=100, beta_T=0.2)
@@ -35,18 +35,22 @@ RANDOM = DATA | {"a": rows(2, FORGET, np.arange(ROWS) // 2 % 3)}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def jitted_step(method, net, batch, params, extras, step):
-  draws = method.draw(PROCESS, batch, KEY, extras, step)
+def jitted_step(method, net, batch, params, extras, step, key):
+  draws = method.draw(PROCESS, batch, key, extras, step)
   grads, metrics = method.gradients(net, params, PROCESS, draws, extras)
   direction, combined = method.combine(grads, extras)
   return draws, grads, direction, metrics | combined
 
 
-def one_step(name, extras=None, step=0, batch=DATA, net=toys.linear, params=PARAMS, **fields):
+def one_step(
+  name, extras=None, step=0, batch=DATA, net=toys.linear, params=PARAMS, key=KEY, **fields
+):
   """The draws of a step, its K gradients and its direction in float64, and its metrics."""
   method = methods.make(name, **fields)
   batch = {stream: batch[stream] for stream in method.streams}
-  draws, grads, direction, metrics = jitted_step(method, net, batch, params, extras or {}, step)
+  draws, grads, direction, metrics = jitted_step(
+    method, net, batch, params, extras or {}, step, key
+  )
   wide = {k: np.asarray(v) if v.dtype.kind in "ib" else np.float64(v) for k, v in draws.items()}
   return wide, [toys.flat(g) for g in grads], toys.flat(direction), metrics
 
@@ -349,6 +353,9 @@ def test_esd_moves_only_what_is_named():
     prepare("esd", only="attn")
 
 
+ATTACK = [f"{name}_attack" for name in ("a", "c", "t", "eps")]
+
+
 @pytest.mark.parametrize("inner_steps", [1, 3])
 def test_dimum_meta_memorises_where_an_attack_would_lead(inner_steps):
   rate = 0.02
@@ -356,19 +363,77 @@ def test_dimum_meta_memorises_where_an_attack_would_lead(inner_steps):
   draws, grads, direction, metrics = one_step("dimum_meta", **fields)
   np.testing.assert_array_equal(draws["a"], DATA["alt"].image)
   np.testing.assert_array_equal(draws["a_attack"], DATA["a"].image)
-  attack = [f"{name}_attack" for name in ("a", "c", "t", "eps")]
-  phi = THETA
-  for _ in range(inner_steps):
-    phi = phi - rate * np.sign(denoising(draws, *attack, theta=phi)[1])
+  phi = attacked(draws, inner_steps, rate)
   moved = np.abs(phi - THETA) > 0
   assert moved[FORGET * SIZE : (FORGET + 1) * SIZE].all() and moved[-SIZE:].all()
   assert moved.sum() == 2 * SIZE
+  memorises_at(phi, draws, grads, metrics)
+  close(direction, grads[0] + 0.7 * grads[1] + 0.4 * grads[2])
+
+
+def attacked(draws, steps, rate):
+  """The parameters after sign steps of a simulated attack."""
+  phi = THETA
+  for _ in range(steps):
+    phi = phi - rate * np.sign(denoising(draws, *ATTACK, theta=phi)[1])
+  return phi
+
+
+def memorises_at(phi, draws, grads, metrics):
   terms = [denoising(draws, *KEPT), denoising(draws, *OTHER), denoising(draws, *OTHER, theta=phi)]
   losses, want = zip(*terms, strict=True)
   close([metrics[f"loss_{name}"] for name in ("x", "alt", "meta")], losses)
   for got, grad in zip(grads, want, strict=True):
     close(got, grad)
-  close(direction, want[0] + 0.7 * want[1] + 0.4 * want[2])
+
+
+def test_dimum_against_several_attacks_simulates_what_was_drawn():
+  """Few pictures of the concept, or what is kept; as many steps and at the rate that were drawn."""
+  fields = {"inner_steps": 3, "inner_rate": 0.02, "spread": 2.0}
+  kinds = set()
+  for key in map(jax.random.key, range(12)):
+    draws, grads, _, metrics = one_step("dimum_attacks", key=key, **fields)
+    (steps,), (rate,) = np.unique(draws["steps"]), np.unique(draws["rate"])
+    shown = "a" if np.array_equal(draws["a_attack"], DATA["a"].image) else "x"
+    np.testing.assert_array_equal(draws["a_attack"], DATA[shown].image)
+    np.testing.assert_array_equal(draws["c_attack"], DATA[shown].c)
+    assert 1 <= steps <= 3 and 0.01 <= rate <= 0.04
+    memorises_at(attacked(draws, steps, rate), draws, grads, metrics)
+    kinds |= {(shown, int(steps)), "slow" if rate < 0.02 else "fast"}
+  assert len(kinds) >= 6
+
+
+def test_dimum_with_sharpness_memorises_where_its_loss_is_largest():
+  rho = 0.3
+  draws, grads, direction, metrics = one_step("dimum_sharpness", lam=0.7, rho=rho)
+  slope = denoising(draws, *OTHER)[1]
+  phi = THETA + rho * slope / np.linalg.norm(slope)
+  (loss_x, g_x), (loss_alt, g_alt) = denoising(draws, *KEPT), denoising(draws, *OTHER, theta=phi)
+  close([metrics["loss_x"], metrics["loss_alt"]], [loss_x, loss_alt])
+  assert loss_alt > denoising(draws, *OTHER)[0]
+  close(grads[1], g_alt)
+  close(direction, g_x + 0.7 * g_alt)
+
+
+def test_dimum_projected_leaves_out_what_retain_gradients_span():
+  extras = prepare("dimum_projected", batches=3, batch=ROWS // 3)
+  basis = np.stack([toys.flat(one) for one in extras["basis"]])
+  np.testing.assert_allclose(basis @ basis.T, np.eye(3), atol=1e-6)
+  _, grads, direction, _ = one_step("dimum_projected", extras, lam=0.7)
+  close(direction, grads[0] + 0.7 * (grads[1] - basis.T @ (basis @ grads[1])))
+  assert np.linalg.norm(basis @ grads[1]) > 100 * np.linalg.norm(basis @ (direction - grads[0]))
+  whole = importance.batch_gradients(
+    toys.linear, PARAMS, PROCESS, DATA["x"], KEY, rows=ROWS, batch=ROWS // 3, w=0.0, clip=None
+  )
+  for grad in map(toys.flat, whole):
+    close(basis.T @ (basis @ grad), grad, rtol=1e-4)
+
+
+def test_a_gradient_that_the_basis_has_already_adds_nothing_to_it():
+  grad = jax.tree.map(jnp.ones_like, PARAMS)
+  unit = jax.tree.map(lambda leaf: leaf / len(THETA) ** 0.5, grad)
+  same = dimum_projected.off(grad, (unit,))
+  np.testing.assert_array_equal(toys.flat(dimum_projected._unit(same, grad)), 0)
 
 
 def copied(params, forgotten):

@@ -417,7 +417,10 @@ def test_conditions_are_dropped_of_the_rows_that_a_field_names_alone(name):
 CONDITIONAL = {  # what each says it needs; the others need nothing
   "concept_ablation": ("c", "own"),
   "dimum": ("c", "concept"),
+  "dimum_attacks": ("c", "concept"),
   "dimum_meta": ("c", "concept"),
+  "dimum_projected": ("c", "concept"),
+  "dimum_sharpness": ("c", "concept"),
   "embedding_copy": ("c", "to"),
   "embedding_inversion": ("c", "to"),
   "erasediff_bilevel": ("c", "to"),

@@ -131,12 +131,32 @@ def test_a_run_starts_from_the_run_before_it(tmp_path, launched, monkeypatch):
   assert origins == {"a0": "", "a1": str(runs / "a0"), "b0": str(runs / "a1")}
 
 
-def test_what_starts_from_a_run_that_another_process_holds_waits_for_it(tmp_path, launched):
+def test_what_starts_from_a_run_that_another_process_holds_waits_for_it(
+  tmp_path, launched, monkeypatch
+):
   (tmp_path / "runs").mkdir()
+  looks = []
+
+  def other_launch(seconds):
+    """At its second look the run is finished."""
+    assert launched == [] and seconds == pipeline.POLL
+    looks.append(seconds)
+    if len(looks) == 2:
+      train.run(None, tmp_path / "runs" / "a0")
+
+  monkeypatch.setattr(pipeline.time, "sleep", other_launch)
   with pipeline.only_here(tmp_path / "runs" / "a0.lock"):
-    assert pipeline.run(chain(tmp_path), tmp_path / "runs") == {}
+    results = pipeline.run(chain(tmp_path), tmp_path / "runs")
+  assert len(looks) == 2 and launched == ["a0", "a1", "b0"] and results["B"]["runs"] == 1
+
+
+def test_nothing_waits_when_the_time_is_over(tmp_path, launched, monkeypatch):
+  (tmp_path / "runs").mkdir()
+  clock = iter([0.0, *[61.0] * 9])
+  monkeypatch.setattr(pipeline.time, "monotonic", lambda: next(clock))
+  with pipeline.only_here(tmp_path / "runs" / "a0.lock"):
+    assert pipeline.run(chain(tmp_path), tmp_path / "runs", minutes=1.0) == {}
   assert launched == []
-  assert pipeline.run(chain(tmp_path), tmp_path / "runs")["B"]["runs"] == 1
 
 
 def test_what_starts_from_a_diverged_run_is_diverged(tmp_path, launched):

@@ -105,6 +105,17 @@ def test_the_numbers_in_sentences_about_siss_are_the_committed_results():
     assert "n=512" in rows[name]["tshirt_rate"]["identity"][0]  # 3 x 512 is 1,536
 
 
+def test_the_numbers_in_sentences_about_stable_diffusion_at_full_size_are_the_results():
+  found, page = result("sd_cpu"), flowing(PAGES["stable_diffusion"])
+  stages = {name.partition(":")[0]: stage for name, stage in found["stages"].items()}
+  seconds = [f"{stages[name]['seconds']:.0f} s" for name in ("find", "delete")]
+  assert f"four pictures are found in {seconds[0]}, two steps of two pairs" in page
+  assert f"take {seconds[1]} and {stages['delete']['peak_gib']:.1f} GiB, and diffusers" in page
+  step = found["step"]
+  apart = f"{step['apart_over_step']:.1e} of its own length from the same step in PyTorch"
+  assert f"{apart}, over {step['arrays']} arrays" in page and found["trained"] == "attn2"
+
+
 def test_the_numbers_in_sentences_about_membership_are_the_committed_results():
   rows, page = result("siss_mnist"), flowing(PAGES["siss"])
   p = lambda label, digits=3, end="": (

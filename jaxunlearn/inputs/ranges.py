@@ -62,6 +62,7 @@ class Range:
 
 AtLeast0 = Annotated[float | int, Range(0.0)]
 Above0 = Annotated[float | int, Range(0.0, above=True)]
+AtLeast1 = Annotated[float | int, Range(1.0)]
 Share = Annotated[float | int, Range(0.0, 1.0)]  # a probability, a weight between two
 Part = Annotated[float | int, Range(0.0, 1.0, above=True)]  # some of a whole, or all of it
 Under1 = Annotated[float | int, Range(0.0, 1.0, under=True)]

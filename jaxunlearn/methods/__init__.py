@@ -219,26 +219,14 @@ def term_grads(
   read a copy of the parameters each, so that the one gradient of their sum holds theirs apart.
   The metric `passes` is the cost in forward passes; a backward pass counts as two.
   """
-
-  extras = bind(extras, apply, params)
-
-  def losses_fn(eps_fn: EpsFn) -> tuple[tuple[Array, ...], Metrics]:
-    losses, metrics = objective.losses(eps_fn, process, draws, extras)
-    named = {f"loss_{name}": loss for name, loss in zip(objective.terms, losses, strict=True)}
-    return losses, metrics | named
-
-  def total(copies: tuple[Tree, ...]) -> tuple[Array, Metrics]:
-    copy = iter(copies)
-    losses, metrics = losses_fn(lambda x_t, t, c=None: apply(next(copy), x_t, t, c))
-    return sum(losses[1:], start=losses[0]), metrics
-
-  needed = (True,) * len(objective.terms) if needed is None else needed
   if not objective.shared_forward:
-    grads, metrics = jax.grad(total, has_aux=True)((params,) * len(objective.terms))
-    return grads, metrics | {"passes": jnp.float32(objective.forwards + 2 * objective.backwards)}
-
+    copies = (params,) * len(objective.terms)
+    return grads_at(objective, apply, copies, process, draws, extras)
+  needed = (True,) * len(objective.terms) if needed is None else needed
+  extras = bind(extras, apply, params)
+  named = functools.partial(_named_losses, objective, process, draws, extras)
   bound = lambda p: functools.partial(apply, p)
-  losses, pullback, metrics = jax.vjp(lambda p: losses_fn(bound(p)), params, has_aux=True)
+  losses, pullback, metrics = jax.vjp(lambda p: named(bound(p)), params, has_aux=True)
   ones = [
     tuple(jnp.asarray(i == k, v.dtype) for i, v in enumerate(losses)) for k in range(len(losses))
   ]
@@ -247,6 +235,39 @@ def term_grads(
     for need, one in zip(needed, ones, strict=True)
   )
   return grads, metrics | {"passes": jnp.float32(objective.forwards + 2 * sum(needed))}
+
+
+def grads_at(
+  objective: Objective,
+  apply: Callable[..., Array],
+  places: Sequence[Tree],
+  process: Diffusion,
+  draws: Any,
+  extras: Tree,
+) -> tuple[tuple[Tree, ...], Metrics]:
+  """The gradient of each loss term at parameters of its own; metrics are as of `term_grads`.
+
+  The k-th call of eps_fn is at places[k]. The network `current` has those of the first.
+  """
+  extras = bind(extras, apply, places[0])
+
+  def total(places: tuple[Tree, ...]) -> tuple[Array, Metrics]:
+    place = iter(places)
+    eps_fn = lambda x_t, t, c=None: apply(next(place), x_t, t, c)
+    losses, metrics = _named_losses(objective, process, draws, extras, eps_fn)
+    return sum(losses[1:], start=losses[0]), metrics
+
+  grads, metrics = jax.grad(total, has_aux=True)(tuple(places))
+  return grads, metrics | {"passes": jnp.float32(objective.forwards + 2 * objective.backwards)}
+
+
+def _named_losses(
+  objective: Objective, process: Diffusion, draws: Any, extras: Tree, eps_fn: EpsFn
+) -> tuple[tuple[Array, ...], Metrics]:
+  """The K losses; and the metrics, with each loss by its term's name."""
+  losses, metrics = objective.losses(eps_fn, process, draws, extras)
+  named = {f"loss_{name}": loss for name, loss in zip(objective.terms, losses, strict=True)}
+  return losses, metrics | named
 
 
 def bind(extras: Tree, apply: Callable[..., Array], params: Tree) -> Tree:

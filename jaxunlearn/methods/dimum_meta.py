@@ -60,22 +60,23 @@ class Method(methods.Objective):
     return methods.denoising_loss(eps_fn, process, a, c, t, eps)
 
   def gradients(self, apply, params, process, draws, extras, needed=None):
+    places = (params, params, self._relearned(apply, params, process, draws))
+    return methods.grads_at(self, apply, places, process, draws, extras)
+
+  def _relearned(self, apply, params, process, draws):
+    """phi_K: the parameters after the simulated attack."""
     bound = lambda p: functools.partial(apply, p)
     x, c, t, eps = (draws[f"{k}_attack"] for k in ("a", "c", "t", "eps"))
     attack = jax.grad(lambda p: methods.denoising_loss(bound(p), process, x, c, t, eps))
     phi = params
-    for _ in range(self.inner_steps):
-      phi = jax.tree.map(lambda p, g: p - self.inner_rate * jnp.sign(g), phi, attack(phi))
+    for rate in self._rates(draws):
+      phi = jax.tree.map(lambda p, g, rate=rate: p - rate * jnp.sign(g), phi, attack(phi))
+    return phi
 
-    def total(places):
-      place = iter(places)  # one a term
-      eps_fn = lambda x_t, t, c=None: apply(next(place), x_t, t, c)
-      losses, _ = self.losses(eps_fn, process, draws, extras)
-      return sum(losses), losses
-
-    grads, losses = jax.grad(total, has_aux=True)((params, params, phi))
-    metrics = {f"loss_{name}": loss for name, loss in zip(self.terms, losses, strict=True)}
-    return grads, metrics | {"passes": jnp.float32(self.forwards + 2 * self.backwards)}
+  def _rates(self, draws):
+    """Of each of the K steps."""
+    del draws
+    return (self.inner_rate,) * self.inner_steps
 
   def combine(self, grads, extras):
     return methods.weighted(grads, (1.0, self.lam, self.mu)), {}
