@@ -1,9 +1,10 @@
 """Ten requests to delete, one after the other: cost, evidence and harm after each, by method.
 
-  python -m benchmarks.sequence --out=results     (about an hour on 2 idle cores; resumes)
+  python -m benchmarks.sequence --out=results     (about 90 minutes on 2 idle cores; resumes)
   python -m benchmarks.sequence --quick           (a smoke test: two requests, tiny networks)
 
-The embedded base model of digits first deletes the T-shirt, which it draws, then single digits.
+The embedded base model of digits first deletes the T-shirt, which it draws, then single digits, by
+the steps of configs/table_mnist.py. `--part=models`, launched twice at once, shares those runs.
 Each request is a run that starts from the one before; what was deleted is in no stream any more, as
 configs/siss_celeba_sequence.py has it in its form `restarted`. Last, the T-shirt is looked for once
 more. A compartmentalised model deletes ten records exactly, from its last checkpoints that had not
@@ -32,14 +33,10 @@ from jaxunlearn.answer import plan
 from jaxunlearn.cdm import delete
 from jaxunlearn.cdm import run as compartments
 
-METHODS = {
-  "siss": "SISS λ=0.5",
-  "siss_no_is": "SISS (No IS)",
-  "neggrad": "NegGrad",
-  "naive": "naive deletion",
-}
+TABLE = {variant: (label, steps) for label, (variant, steps, _) in table_mnist.METHODS.items()}
+METHODS = {variant: TABLE[variant] for variant in ("siss", "siss_no_is", "neggrad", "naive")}
 CDM, MODE = "CDM", "top1"
-REQUESTS, STEPS = 10, 40
+REQUESTS = 10
 SHARD_STEPS, SLICES = 200, 4
 P, P_HIGH = "membership_pia/deleted-p", "membership_pia/deleted-p-high"
 METRICS = ("target_rate", "inception_score", "feature_fid", "membership")
@@ -56,7 +53,7 @@ TINY = {
 # One model, trained further for each request.
 
 
-def sequence(requests: int, steps: int, quick: bool, out: str) -> ConfigDict:
+def sequence(requests: int, quick: bool, out: str) -> ConfigDict:
   """The pipeline of all runs: base, METHOD_1 ... METHOD_N, METHOD_again."""
   config = ConfigDict({"runs": {}, "rows": (), "columns": (("target_rate", "rate"),)})
   config.published, config.out = (), out
@@ -64,10 +61,10 @@ def sequence(requests: int, steps: int, quick: bool, out: str) -> ConfigDict:
   ids = request_ids(requests, 96 if quick else 8500)
   add(config, "base", base(ids[0], quick))
   for method in chosen:
-    before = "base"
+    before, steps = "base", 1 if quick else METHODS[method][1]
     for i, name in enumerate(ids):
       run = siss_mnist.deletion(model(quick), f"run:{before}", method)
-      run.train.update(steps=steps, checkpoint_every=max(steps, 1))
+      run.train.update(steps=steps, checkpoint_every=steps)
       before = f"{method}_{i + 1:02d}"
       add(config, before, measured(run, name, ids[:i], quick))
     again = table_mnist.trained(pretrain_mnist, "pretrain_mnist")
@@ -129,7 +126,7 @@ def rows_of(config: ConfigDict, workdir: pathlib.Path) -> list[dict[str, Any]]:
     if method not in METHODS:
       continue
     found = pipeline.outcome_of(workdir / name) or {}
-    row = {"method": METHODS[method], "request": number, "steps": run.train.steps}
+    row = {"method": METHODS[method][0], "request": number, "steps": run.train.steps}
     row["passes"] = plan.passes(run.to_dict()) if number != "again" else 0
     row["id"], row["diverged"] = run.forget.ids[0], found.get("diverged", "")
     out.append(row | values(found.get("after", {})))
@@ -211,11 +208,12 @@ def membership(cdm: Any, name: str) -> dict[str, Any]:
   everything, heldout = cdm.setup.train, cdm.setup.heldout
   gone = everything.ids == name
   kept = np.flatnonzero(~gone)[:: max(1, len(gone) // 64)][:64]
+  like = [other.startswith(f"{name.partition('/')[0]}/") for other in heldout.ids]
   split = evals.Split(
     kept=everything.take(kept),
     deleted=everything.take(np.flatnonzero(gone)),
     like_kept=heldout,
-    like_deleted=heldout,
+    like_deleted=heldout.take(np.flatnonzero(like)),
   )
   eps_fn = cdm.eps_fn(cdm.model(cdm.train()), cdm.modes[MODE])
   found = library.measure(
@@ -312,12 +310,10 @@ def _change(one: dict[str, Any], name: str) -> str:
   return " → ".join(f"{float(entry['value']):.3g}" if entry else "-" for entry in pair)
 
 
-def measure(
-  workdir: pathlib.Path, requests: int, steps: int, quick: bool, part: str
-) -> dict[str, Any]:
+def measure(workdir: pathlib.Path, requests: int, quick: bool, part: str) -> dict[str, Any]:
   """Runs what is not done yet, and collects everything."""
   workdir.mkdir(parents=True, exist_ok=True)
-  config = sequence(requests, steps, quick, str(workdir / "runs_table"))
+  config = sequence(requests, quick, str(workdir / "runs_table"))
   if part != "cdm":
     pipeline.run(config, workdir)
   if part == "models":
@@ -341,13 +337,12 @@ def main() -> None:
   add_to("--out", type=pathlib.Path, help="write sequence.{md,json} there")
   add_to("--workdir", type=pathlib.Path, default=pathlib.Path("runs/sequence"))
   add_to("--requests", type=int, default=REQUESTS)
-  add_to("--steps", type=int, default=STEPS, help="of each request, of one model")
   add_to("--part", default="all", choices=("all", "models", "cdm"), help="models: no table")
   add_to("--quick", action="store_true")
   args = parser.parse_args()
-  requests, steps = (2, 1) if args.quick else (args.requests, args.steps)
+  requests = 2 if args.quick else args.requests
   load = environment()
-  found = measure(args.workdir, requests, steps, args.quick, args.part)
+  found = measure(args.workdir, requests, args.quick, args.part)
   if not found:
     return
   command = " ".join(["python -m benchmarks.sequence", *sys.argv[1:]])

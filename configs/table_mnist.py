@@ -3,7 +3,7 @@
     python -m jaxunlearn.main --config=configs/table_mnist.py --workdir=runs/table_mnist
 
 Writes results/siss_mnist.{md,json}. Launched twice at once, on one core each (`taskset -c 0` and
-`taskset -c 1`), it took 21 minutes. The published numbers are Table 2 of Alberti et al. (2025); NLL
+`taskset -c 1`), it took 35 minutes. The published numbers are Table 2 of Alberti et al. (2025); NLL
 is by the protocol of their release.
 """
 

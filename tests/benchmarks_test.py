@@ -141,7 +141,7 @@ def test_the_committed_level_of_the_verdict_test_is_what_is_asked_for():
 
 def test_a_sequence_of_requests_has_its_cost_and_its_evidence(tmp_path):
   """Two requests of one model, one of compartments; and what is done is not done again."""
-  found = sequence.measure(tmp_path, 2, 1, True, "all")
+  found = sequence.measure(tmp_path, 2, True, "all")
   siss, again = ([r for r in found["rows"] if r["request"] == n] for n in ("02", "again"))
   assert [(row["id"], row["steps"], row["passes"]) for row in siss] == [("mnist/00048", 1, 40)]
   assert [(row["id"], row["passes"]) for row in again] == [("tshirt/00000", 0)]
@@ -158,7 +158,7 @@ def test_a_sequence_of_requests_has_its_cost_and_its_evidence(tmp_path):
   )
   assert "| SISS λ=0.5 | 02 | mnist/00048 | 2 | 333.3% |" in table
   (tmp_path / "base" / "evals" / "after.json").unlink()  # nothing reads it again
-  assert sequence.measure(tmp_path, 2, 1, True, "all") == found
+  assert sequence.measure(tmp_path, 2, True, "all") == found
 
 
 def test_a_sequence_says_from_where_training_anew_is_cheaper():
@@ -167,7 +167,7 @@ def test_a_sequence_says_from_where_training_anew_is_cheaper():
   assert (of([4, 4, 4], 10)["anew_from"], of([4, 4, 4], 10)["seen"]) == (3, True)
   assert (of([4, 4, 4], 40)["anew_from"], of([4, 4, 4], 40)["seen"]) == (11, False)
   assert of([0, 0], 40)["anew_from"] == 0
-  names = [name.rpartition("_")[0] for name in sequence.sequence(10, 40, False, "x").runs]
+  names = [name.rpartition("_")[0] for name in sequence.sequence(10, False, "x").runs]
   assert {name: names.count(name) for name in sequence.METHODS} == dict.fromkeys(
     sequence.METHODS, 11
   )

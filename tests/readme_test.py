@@ -51,6 +51,7 @@ def test_the_tables_are_the_committed_results():
     "results/benchmark_siss_step.md",
     "results/check_tpu.md",
     "results/sd_memory.md",
+    "results/sequence.md",
     "results/little_sd_quality.md",
     "results/memorised_little_sd.md",
     "results/reliability.md",
@@ -114,6 +115,36 @@ def test_the_numbers_in_sentences_about_stable_diffusion_at_full_size_are_the_re
   step = found["step"]
   apart = f"{step['apart_over_step']:.1e} of its own length from the same step in PyTorch"
   assert f"{apart}, over {step['arrays']} arrays" in page and found["trained"] == "attn2"
+
+
+def test_the_numbers_in_sentences_about_ten_requests_are_the_committed_results():
+  found, page = result("sequence"), flowing(PAGES["siss"])
+  share = {one["method"]: one["share"] for one in found["summaries"]}
+  costs = [round(10 * share[name], 2) for name in ("naive deletion", "SISS (No IS)", "NegGrad")]
+  assert costs == [0.2, 0.4, 0.1] and round(10 * share["SISS λ=0.5"], 2) == 0.33
+  assert f"a request costs {share['CDM']:.1%} of training anew on average" in flowing(README)
+  of = lambda method: [row for row in found["rows"] if row["method"] == method]
+  value = lambda row, name: row[name]["value"]
+  siss, no_is, naive, cdm = map(of, ("SISS λ=0.5", "SISS (No IS)", "naive deletion", "CDM"))
+  ends = [value(row, "p_high") for row in siss + no_is if row["request"] != "again"]
+  assert len(ends) == 20 and f"p-value of the other end of at most {max(ends):.3f}," in page
+  fids = [value(row, "fid") for row in siss]
+  assert f"to {fids[-1]:.0f}, with {max(fids):.0f} on the way; without importance" in page
+  assert f"once to {max(value(row, 'fid') for row in no_is):.0f}, and back" in page
+  first, last = naive[0], naive[-1]
+  told = f"p-value of {value(first, 'p'):.3f}, after {first['steps'] * 9} further steps"
+  assert f"{told} {value(last, 'p'):.3f}" in page
+  digits = [value(row, "p") for row in naive[1:-1]]
+  assert f"sees nothing after its request ({min(digits):.2f} to {max(digits):.2f})" in page
+  drawn = [row for row in cdm if row["steps"]]
+  assert f"never drawn ({len(cdm) - len(drawn)} of the ten)" in page
+  assert all(row["equal"] for row in cdm)
+  most = max(row["passes"] for row in cdm) / found["anew"][1]
+  assert f"up to {most:.0%} of training anew" in page
+  small = [row for row in cdm if value(row, "p") < 0.05]
+  low, high = sorted(value(row, "p") for row in small)
+  assert f"two of the ten records have {low:.3f} and {high:.3f}, and neither was" in page
+  assert not any(row in drawn for row in small)
 
 
 def test_the_numbers_in_sentences_about_membership_are_the_committed_results():
