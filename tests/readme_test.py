@@ -117,6 +117,14 @@ def test_the_numbers_in_sentences_about_stable_diffusion_at_full_size_are_the_re
   assert f"{apart}, over {step['arrays']} arrays" in page and found["trained"] == "attn2"
 
 
+def test_the_numbers_in_sentences_about_growth_are_the_committed_results():
+  axes = {axis["title"]: axis["points"] for axis in result("growth")["axes"].values()}
+  before, after = (p for p in axes["side, pixels"] if p["x"] in (64, 128))
+  times = {name: after[name] / before[name] for name in ("seconds", "memory")}
+  told = f"takes {times['seconds']:.1f} times as long and {times['memory']:.1f} times the memory"
+  assert told in flowing(PAGES["speed"])
+
+
 def test_the_numbers_in_sentences_about_ten_requests_are_the_committed_results():
   found, page = result("sequence"), flowing(PAGES["siss"])
   share = {one["method"]: one["share"] for one in found["summaries"]}
