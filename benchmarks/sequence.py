@@ -1,14 +1,15 @@
 """Ten requests to delete, one after the other: cost, evidence and harm after each, by method.
 
-  python -m benchmarks.sequence --out=results     (about 90 minutes on 2 idle cores; resumes)
+  python -m benchmarks.sequence --out=results     (an hour or more on 2 idle cores; resumes)
   python -m benchmarks.sequence --quick           (a smoke test: two requests, tiny networks)
 
 The embedded base model of digits first deletes the T-shirt, which it draws, then single digits, by
-the steps of configs/table_mnist.py. `--part=models`, launched twice at once, shares those runs.
-Each request is a run that starts from the one before; what was deleted is in no stream any more, as
-configs/siss_celeba_sequence.py has it in its form `restarted`. Last, the T-shirt is looked for once
-more. A compartmentalised model deletes ten records exactly, from its last checkpoints that had not
-seen them; every shard is then compared, bit by bit, with one trained without them.
+the steps of configs/table_mnist.py. Each request is a run that starts from the one before; what was
+deleted is in no stream any more, as configs/siss_celeba_sequence.py has it in its form `restarted`.
+Last, the T-shirt is looked for once more. `--part=models`, launched twice at once on a core each,
+shares these runs: 28 minutes, and 12 for what follows. A compartmentalised model deletes ten
+records exactly, from its last checkpoints that had not seen them; every shard is then compared, bit
+by bit, with one trained without them.
 
 A cost is in rows x network passes, a forward being one and a backward two. Training anew without
 all ten costs the same as the first training did; from the request on where the sum of the deletions

@@ -32,11 +32,11 @@ def in_turn(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> 
 
 
 def measure(
-  command: str, env: Mapping[str, str] | None = None, folder: str | None = None
+  command: str, env: Mapping[str, str] | None = None, folder: str = "WORK"
 ) -> dict[str, Any]:
-  """Seconds, peak GiB and the last lines of a command of Python's, in the environment or `env`.
+  """A command of Python's, in the environment or `env`: seconds, peak GiB, its last lines, itself.
 
-  With a `folder` to work in, which no reader has, the command too; there it is called WORK.
+  `folder` is where it works, which no reader has: in the lines and the command it is called WORK.
 
   Raises:
     CalledProcessError: it fails.
@@ -51,8 +51,9 @@ def measure(
   if status:
     raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command)
   seconds = time.perf_counter() - begin
-  found = {"seconds": seconds, "peak_gib": usage.ru_maxrss / 2**20, "output": lines[-8:]}
-  if folder is None:
-    return found
-  named = lambda text: text.replace(folder, "WORK")
-  return found | {"output": [named(line) for line in found["output"]], "command": named(command)}
+  return {
+    "seconds": seconds,
+    "peak_gib": usage.ru_maxrss / 2**20,
+    "output": [line.replace(folder, "WORK") for line in lines[-8:]],
+    "command": command.replace(folder, "WORK"),
+  }

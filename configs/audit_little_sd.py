@@ -28,11 +28,11 @@ METHODS = {
   "UCE": "uce",
   "DiMUM": "dimum",
 }
-DEFENCES = {  # of the targets that a model was retrained without: the yardstick of a defence
-  "DiMUM, then UNDO": "undo",
+DEFENCES = {
+  "DiMUM, then UNDO": "dimum+undo",
   "DiMUM, meta": "dimum_meta",
   "DiMUM, several attacks": "dimum_attacks",
-  "DiMUM, several attacks, then UNDO": "undo_attacks",
+  "DiMUM, several attacks, then UNDO": "dimum_attacks+undo",
   "DiMUM, sharpness-aware": "dimum_sharpness",
   "DiMUM, projected": "dimum_projected",
 }
@@ -72,13 +72,12 @@ def _retrained(target: str) -> str:
 
 
 KIT = audits.Kit(
-  METHODS | DEFENCES,
+  METHODS,
   unlearn_little_sd.BASE,
   _retrained,
   unlearn_little_sd.unlearning,
   attack_little_sd.attack,
   means=("ar_dimra", "ar_few_10", "ar_lora_10", "ar_states", "ar_token", "ar_search"),
   evidence=False,
-  after={"undo": "dimum", "undo_attacks": "dimum_attacks"},
-  only=dict.fromkeys(DEFENCES.values(), RETRAINED),
+  defences=DEFENCES,
 )

@@ -33,17 +33,17 @@ Make = Callable[[ConfigDict, str, str], ConfigDict]
 class Kit:
   """What an audit's runs are made by."""
 
-  methods: Mapping[str, str]  # label of the row -> variant
+  # label of the row -> variant; FIRST+SECOND goes on from the run of FIRST, of the same target and
+  # seed
+  methods: Mapping[str, str]
   origin: str  # of the base model
   retrained: Callable[[str], str]  # target -> the model retrained without it; "": none is there
   unlearning: Make  # (config, origin, variant), which may change the config
   attack: Callable[[ConfigDict, str, float], ConfigDict]  # (config, variant, rate), likewise
   means: Sequence[str] = ("ar_few_10",)  # metrics of attacks whose mean over probes is shown too
   evidence: bool = True  # whether membership and the verdict are in the table
-  # variant -> that whose run, of the same target and seed, it goes on from
-  after: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  # variant -> the only targets that it is run on
-  only: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+  # more of them, run on those targets alone that a model was retrained without
+  defences: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def audit(
@@ -99,8 +99,8 @@ def audit(
         run = make(target)
         run.forget[field] = target
         run.seed = run.eval.seed = seed
-        if variant in kit.after:
-          run.init_from = f"run:{kit.after[variant]}_{slug(target)}_{seed}"
+        if first := variant.rpartition("+")[0]:
+          run.init_from = f"run:{first}_{slug(target)}_{seed}"
         if kit.evidence:
           run.eval.update(features=True, metrics=(*run.eval.metrics, "membership"))
           run.eval.update(membership_kept=250, membership_deleted=500)
@@ -112,14 +112,10 @@ def audit(
   add("pretrained", "pretrained", lambda _: as_it_is(base, origin), attacked=False)
   known = {target: field for target, field in targets.items() if kit.retrained(target)}
   add("retrained", "retrained", lambda target: as_it_is(base, kit.retrained(target)), of=known)
-  for row, variant in kit.methods.items():
-    mine = {target: field for target, field in targets.items() if _runs_on(kit, variant, target)}
-    add(row, variant, lambda _, variant=variant: unlearned(kit, base, variant), of=mine)
+  for of, methods in ((targets, kit.methods), (known, kit.defences)):
+    for row, variant in methods.items():
+      add(row, variant, lambda _, variant=variant: unlearned(kit, base, variant), of=of)
   return config
-
-
-def _runs_on(kit: Kit, variant: str, target: str) -> bool:
-  return variant not in kit.only or target in kit.only[variant]
 
 
 def fashion(models: str) -> Kit:
@@ -139,7 +135,8 @@ def as_it_is(base: ConfigDict, origin: str) -> ConfigDict:
 
 
 def unlearned(kit: Kit, base: ConfigDict, variant: str) -> ConfigDict:
-  config = kit.unlearning(base.copy_and_resolve_references(), kit.origin, variant)
+  last = variant.rpartition("+")[2]
+  config = kit.unlearning(base.copy_and_resolve_references(), kit.origin, last)
   if config.method.name == "selective_amnesia":
     config.streams.update(x="samples:run:replay", all="all_samples:run:replay")
   return config

@@ -7,8 +7,7 @@ attacks on the result are in attack_little_sd.py, all of it in audit_little_sd.p
 
 What a method trains is that of its paper on Stable Diffusion: ESD-x the attention to text, ESD-u
 all but it, ESD-x-strict, Concept Ablation and UCE its keys and values; the others the UNet. UNDO
-begins with a model that another method has unlearned: --config.init_from=runs/dimum_mosaic
-(`undo_attacks` is the same after `dimum_attacks`, for audit_little_sd.py).
+begins with a model that another method has unlearned: --config.init_from=runs/dimum_mosaic.
 
 Deviations, besides those of the methods: steps, batches and rates are of this small model.
 """
@@ -29,7 +28,6 @@ ESD = {"partial": 256, "partial_batch": 32, "partial_steps": 20}
 MASK = {"mask_rows": 256, "mask_batch": 32}
 AMNESIA = {"fisher_rows": 5, "lam": 1 / 2000}
 DEFENDED = {"alt": ALT, "a": "forget"}
-UNDO = ("undo", {"alpha": 0.3}, {"alt": ALT}, UNET, 6 * STEPS, 3e-4)
 # name -> method, its fields, streams, what is trained, steps and learning rate
 METHODS = {
   "prompt_copy": ("embedding_copy", {}, {"a": NEXT}, "prompts", 0, 0.0),
@@ -71,8 +69,7 @@ METHODS = {
   "dimum_attacks": ("dimum_attacks", {"inner_rate": 2e-4}, DEFENDED, UNET, STEPS, 2e-4),
   "dimum_sharpness": ("dimum_sharpness", {}, {"alt": ALT}, UNET, STEPS, 2e-4),
   "dimum_projected": ("dimum_projected", {"batch": 32}, {"alt": ALT}, UNET, STEPS, 2e-4),
-  "undo": UNDO,
-  "undo_attacks": UNDO,
+  "undo": ("undo", {"alpha": 0.3}, {"alt": ALT}, UNET, 6 * STEPS, 3e-4),
 }
 
 

@@ -62,12 +62,17 @@ def run(config: ConfigDict, workdir: pathlib.Path, minutes: float = 0.0) -> dict
   programs.keep(workdir / "xla_cache")
   end = time.monotonic() + 60 * minutes if minutes else math.inf
   due = lambda name: "@" not in name or time.monotonic() < end
+  told = False
   while True:
-    turns = [_run_one(name, sub, workdir) for name, sub in config.runs.items() if due(name)]
-    if Turn.MADE in turns:
+    turns = {name: _run_one(name, sub, workdir) for name, sub in config.runs.items() if due(name)}
+    if Turn.MADE in turns.values():
       continue  # what waited for another run may have its turn now
-    if Turn.WAITS not in turns or time.monotonic() >= end:
+    waiting = [name for name, turn in turns.items() if turn is Turn.WAITS]
+    if not waiting or time.monotonic() >= end:
       break
+    if not told:
+      print(f"{waiting[0]} starts from a run that another launch is at: waiting for it")
+    told = True
     time.sleep(POLL)
   if time.monotonic() >= end:
     config = _without_unmade(config, workdir)

@@ -1,7 +1,5 @@
 """The methods for conditional models, each loss and rule in float64 on a linear network."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,68 +7,29 @@ import optax
 import pytest
 
 from jaxunlearn import methods
-from jaxunlearn.diffusion import NULL, Diffusion
-from jaxunlearn.methods import dimum_projected, embeddings, importance
+from jaxunlearn.diffusion import NULL
+from jaxunlearn.methods import embeddings, importance
 from tests import toys
-
-PROCESS = Diffusion(T=100, beta_T=0.2)
-SHAPE = (3, 3, 2)
-SIZE = 18
-FORGET = 3
-ROWS = 12
-PARAMS, ORIGIN = toys.linear_params(SHAPE, 4), toys.linear_params(SHAPE, 4, seed=1)
-THETA = toys.flat(PARAMS)
-KEY = jax.random.key(4)
-
-
-def rows(seed, c, to=None):
-  image = np.random.default_rng(seed).uniform(-1, 1, (ROWS, *SHAPE)).astype(np.float32)
-  index = np.arange(ROWS, dtype=np.int32)
-  narrow = lambda v: None if v is None else np.broadcast_to(v, ROWS).astype(np.int32)
-  return methods.Rows(image, narrow(c), index, narrow(to))
-
-
-DATA = {"x": rows(1, np.arange(ROWS) % 3), "a": rows(2, FORGET, 0), "alt": rows(3, FORGET)}
-RANDOM = DATA | {"a": rows(2, FORGET, np.arange(ROWS) // 2 % 3)}
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def jitted_step(method, net, batch, params, extras, step, key):
-  draws = method.draw(PROCESS, batch, key, extras, step)
-  grads, metrics = method.gradients(net, params, PROCESS, draws, extras)
-  direction, combined = method.combine(grads, extras)
-  return draws, grads, direction, metrics | combined
-
-
-def one_step(
-  name, extras=None, step=0, batch=DATA, net=toys.linear, params=PARAMS, key=KEY, **fields
-):
-  """The draws of a step, its K gradients and its direction in float64, and its metrics."""
-  method = methods.make(name, **fields)
-  batch = {stream: batch[stream] for stream in method.streams}
-  draws, grads, direction, metrics = jitted_step(
-    method, net, batch, params, extras or {}, step, key
-  )
-  wide = {k: np.asarray(v) if v.dtype.kind in "ib" else np.float64(v) for k, v in draws.items()}
-  return wide, [toys.flat(g) for g in grads], toys.flat(direction), metrics
-
-
-def prepare(name, params=PARAMS, **fields):
-  return methods.make(name, **fields).prepare(toys.linear, params, PROCESS, DATA, KEY)
-
-
-def denoising(draws, *names, theta=THETA, weight=1.0):
-  """The denoising loss of four of the draws, and its gradient."""
-  x, c, t, eps = (draws[name] for name in names)
-  return toys.linear_loss(theta, toys.noised(PROCESS, x, t, eps), c, eps, weight)
-
-
-KEPT = ("x", "c_x", "t", "eps")
-OTHER = ("a", "c_a", "t_a", "eps_a")
-
-
-def close(got, want, rtol=1e-5):
-  np.testing.assert_allclose(got, want, rtol=rtol, atol=rtol * np.max(np.abs(want)))
+from tests.linear_steps import (
+  DATA,
+  FORGET,
+  KEPT,
+  KEY,
+  ORIGIN,
+  OTHER,
+  PARAMS,
+  PROCESS,
+  RANDOM,
+  ROWS,
+  SHAPE,
+  SIZE,
+  THETA,
+  close,
+  denoising,
+  one_step,
+  prepare,
+  rows,
+)
 
 
 @pytest.mark.parametrize(
@@ -90,44 +49,6 @@ def test_two_denoising_losses_are_weighted(name, fields, weights, other):
   close([metrics["loss_x"], metrics[f"loss_{other}"]], [loss_x, loss_a])
   close(grads, [g_x, g_a])
   close(direction, weights[0] * g_x + weights[1] * g_a)
-
-
-def test_dimum_without_memorising_is_denoising_of_what_is_kept():
-  draws, _, direction, metrics = one_step("dimum", lam=0.0)
-  method = methods.make("denoising")
-  same = dict(zip(("x", "c", "t", "eps"), (draws[name] for name in KEPT), strict=True))
-  same = jax.tree.map(lambda v: jnp.asarray(v, v.dtype if v.dtype.kind == "i" else "f4"), same)
-  (grad,), theirs = method.gradients(toys.linear, PARAMS, PROCESS, same, {})
-  close(direction, toys.flat(grad), rtol=1e-6)
-  close(metrics["loss_x"], theirs["loss_x"], rtol=1e-6)
-
-
-def apart(params, x_t, t, c):
-  """eps_theta = w_c x_t + e_c: a network that can fit every condition at once."""
-  del t
-  w, e = jnp.split(params["class_embedding_0"]["embedding"][c], 2, axis=1)
-  return w.reshape(x_t.shape) * x_t + e.reshape(x_t.shape)
-
-
-def test_the_minimum_of_dimum_leaves_relearning_no_gradient():
-  """Where the network can fit both: L_r is at its minimum too, as it is not after ascent."""
-  kind = {"net": apart, "c_dropout": 0.0}
-  start = {"class_embedding_0": {"embedding": jnp.zeros((5, 2 * SIZE))}}
-  draws, before, _, _ = one_step("dimum", params=start, **kind)
-  table = np.zeros((5, 2, SIZE))
-  for x, c, t, eps in ([draws[k] for k in KEPT], [draws[k] for k in OTHER]):
-    x_t = toys.noised(PROCESS, x, t, eps).reshape(ROWS, SIZE)
-    for k in np.unique(c):
-      for i in range(SIZE):
-        line = np.stack([x_t[c == k, i], np.ones((c == k).sum())], axis=1)
-        table[k, :, i] = np.linalg.lstsq(line, eps.reshape(ROWS, SIZE)[c == k, i])[0]
-  fitted = {"class_embedding_0": {"embedding": jnp.asarray(table.reshape(5, -1), jnp.float32)}}
-  _, grads, direction, _ = one_step("dimum", params=fitted, **kind)
-  for g, g_start in zip(grads, before, strict=True):
-    assert np.linalg.norm(g) < 1e-5 * np.linalg.norm(g_start)
-  assert np.linalg.norm(direction) < 1e-5 * np.linalg.norm(before[0])
-  ascent = one_step("neggrad_retain", params=fitted, **kind)
-  assert np.linalg.norm(ascent[2]) > 1e-3 * np.linalg.norm(before[1])
 
 
 @pytest.mark.parametrize("clip", [0.05, 1e6])
@@ -351,89 +272,6 @@ def test_esd_moves_only_what_is_named():
     ValueError, match=r"^only is attn; use a part of .*, like class_embedding_0/emb"
   ):
     prepare("esd", only="attn")
-
-
-ATTACK = [f"{name}_attack" for name in ("a", "c", "t", "eps")]
-
-
-@pytest.mark.parametrize("inner_steps", [1, 3])
-def test_dimum_meta_memorises_where_an_attack_would_lead(inner_steps):
-  rate = 0.02
-  fields = {"lam": 0.7, "mu": 0.4, "inner_steps": inner_steps, "inner_rate": rate}
-  draws, grads, direction, metrics = one_step("dimum_meta", **fields)
-  np.testing.assert_array_equal(draws["a"], DATA["alt"].image)
-  np.testing.assert_array_equal(draws["a_attack"], DATA["a"].image)
-  phi = attacked(draws, inner_steps, rate)
-  moved = np.abs(phi - THETA) > 0
-  assert moved[FORGET * SIZE : (FORGET + 1) * SIZE].all() and moved[-SIZE:].all()
-  assert moved.sum() == 2 * SIZE
-  memorises_at(phi, draws, grads, metrics)
-  close(direction, grads[0] + 0.7 * grads[1] + 0.4 * grads[2])
-
-
-def attacked(draws, steps, rate):
-  """The parameters after sign steps of a simulated attack."""
-  phi = THETA
-  for _ in range(steps):
-    phi = phi - rate * np.sign(denoising(draws, *ATTACK, theta=phi)[1])
-  return phi
-
-
-def memorises_at(phi, draws, grads, metrics):
-  terms = [denoising(draws, *KEPT), denoising(draws, *OTHER), denoising(draws, *OTHER, theta=phi)]
-  losses, want = zip(*terms, strict=True)
-  close([metrics[f"loss_{name}"] for name in ("x", "alt", "meta")], losses)
-  for got, grad in zip(grads, want, strict=True):
-    close(got, grad)
-
-
-def test_dimum_against_several_attacks_simulates_what_was_drawn():
-  """Few pictures of the concept, or what is kept; as many steps and at the rate that were drawn."""
-  fields = {"inner_steps": 3, "inner_rate": 0.02, "spread": 2.0}
-  kinds = set()
-  for key in map(jax.random.key, range(12)):
-    draws, grads, _, metrics = one_step("dimum_attacks", key=key, **fields)
-    (steps,), (rate,) = np.unique(draws["steps"]), np.unique(draws["rate"])
-    shown = "a" if np.array_equal(draws["a_attack"], DATA["a"].image) else "x"
-    np.testing.assert_array_equal(draws["a_attack"], DATA[shown].image)
-    np.testing.assert_array_equal(draws["c_attack"], DATA[shown].c)
-    assert 1 <= steps <= 3 and 0.01 <= rate <= 0.04
-    memorises_at(attacked(draws, steps, rate), draws, grads, metrics)
-    kinds |= {(shown, int(steps)), "slow" if rate < 0.02 else "fast"}
-  assert len(kinds) >= 6
-
-
-def test_dimum_with_sharpness_memorises_where_its_loss_is_largest():
-  rho = 0.3
-  draws, grads, direction, metrics = one_step("dimum_sharpness", lam=0.7, rho=rho)
-  slope = denoising(draws, *OTHER)[1]
-  phi = THETA + rho * slope / np.linalg.norm(slope)
-  (loss_x, g_x), (loss_alt, g_alt) = denoising(draws, *KEPT), denoising(draws, *OTHER, theta=phi)
-  close([metrics["loss_x"], metrics["loss_alt"]], [loss_x, loss_alt])
-  assert loss_alt > denoising(draws, *OTHER)[0]
-  close(grads[1], g_alt)
-  close(direction, g_x + 0.7 * g_alt)
-
-
-def test_dimum_projected_leaves_out_what_retain_gradients_span():
-  extras = prepare("dimum_projected", batches=3, batch=ROWS // 3)
-  basis = np.stack([toys.flat(one) for one in extras["basis"]])
-  np.testing.assert_allclose(basis @ basis.T, np.eye(3), atol=1e-6)
-  _, grads, direction, _ = one_step("dimum_projected", extras, lam=0.7)
-  close(direction, grads[0] + 0.7 * (grads[1] - basis.T @ (basis @ grads[1])))
-  assert np.linalg.norm(basis @ grads[1]) > 100 * np.linalg.norm(basis @ (direction - grads[0]))
-  whole = importance.batch_gradients(
-    toys.linear, PARAMS, PROCESS, DATA["x"], KEY, rows=ROWS, batch=ROWS // 3, w=0.0, clip=None
-  )
-  for grad in map(toys.flat, whole):
-    close(basis.T @ (basis @ grad), grad, rtol=1e-4)
-
-
-def test_a_gradient_that_the_basis_has_already_adds_nothing_to_it():
-  grad = jax.tree.map(jnp.ones_like, PARAMS)
-  unit = jax.tree.map(lambda leaf: leaf / len(THETA) ** 0.5, grad)
-  same = dimum_projected.off(grad, (unit,))
-  np.testing.assert_array_equal(toys.flat(dimum_projected._unit(same, grad)), 0)
 
 
 def copied(params, forgotten):

@@ -132,7 +132,7 @@ def test_a_run_starts_from_the_run_before_it(tmp_path, launched, monkeypatch):
 
 
 def test_what_starts_from_a_run_that_another_process_holds_waits_for_it(
-  tmp_path, launched, monkeypatch
+  tmp_path, launched, monkeypatch, capsys
 ):
   (tmp_path / "runs").mkdir()
   looks = []
@@ -148,6 +148,8 @@ def test_what_starts_from_a_run_that_another_process_holds_waits_for_it(
   with pipeline.only_here(tmp_path / "runs" / "a0.lock"):
     results = pipeline.run(chain(tmp_path), tmp_path / "runs")
   assert len(looks) == 2 and launched == ["a0", "a1", "b0"] and results["B"]["runs"] == 1
+  said = capsys.readouterr().out
+  assert said.count("a1 starts from a run that another launch is at: waiting for it\n") == 1
 
 
 def test_nothing_waits_when_the_time_is_over(tmp_path, launched, monkeypatch):
