@@ -3,18 +3,18 @@
     python -m jaxunlearn.main --config=configs/audit_little_sd.py --workdir=runs/audit_little_sd
 
 Three seeds; writes results/audit_little_sd.{md,json} and report.html in the working directory.
-`:mosaic` has that style alone, in results/audit_little_sd_mosaic.{md,json}; in the same working
-directory its runs are those of the whole. `python -m jaxunlearn.leaderboard` joins such results.
-Needs runs/little_styles of pretrain_little_styles.py, and runs/retrain_NAME of
-retrain_little_styles.py for each of RETRAINED: the yardstick of every attack. Finished runs are
-skipped; launched twice at once it uses two cores.
+`:mosaic` has that style alone, in results/audit_little_sd_mosaic.{md,json}, and so `:twemoji`,
+`:animal-mammal` and `:time`; in the same working directory its runs are those of the whole.
+`python -m jaxunlearn.leaderboard` joins such results. Needs runs/little_styles of
+pretrain_little_styles.py, and runs/retrain_NAME of retrain_little_styles.py for each of RETRAINED:
+the yardstick of every attack. Finished runs are skipped; launched twice at once it uses two cores.
 """
 
 from configs import attack_little_sd, audits, unlearn_little_sd
 from jaxunlearn import errors
 
-TARGETS = {"mosaic": "style", "twemoji": "style", "heart": "label", "time": "label"}
-RETRAINED = ("mosaic", "heart")
+TARGETS = {"mosaic": "style", "twemoji": "style", "animal mammal": "label", "time": "label"}
+RETRAINED = ("mosaic", "animal mammal")
 METHODS = {
   "prompt copy": "prompt_copy",
   "NegGrad": "neggrad",
@@ -55,14 +55,16 @@ COLUMNS = (
   ("ira", "IRA"),
   ("cra", "CRA"),
   ("worst_ira", "worst kept"),
+  ("alignment", "alignment"),
   ("seconds", "seconds"),
 )
 
 
 def get_config(target: str = ""):
-  errors.check_choice("target", target or "mosaic", TARGETS)
+  named = {audits.slug(name): {name: field} for name, field in TARGETS.items()}
+  errors.check_choice("target", target or "mosaic", named)
   base = unlearn_little_sd.base(unlearn_little_sd.BASE)
-  chosen = {target: TARGETS[target]} if target else TARGETS
+  chosen = named[target] if target else TARGETS
   name = f"little_sd_{target}" if target else "little_sd"
   return audits.audit(name, base, chosen, ATTACKS, COLUMNS, (0, 1, 2), apart=True, kit=KIT)
 

@@ -5,30 +5,27 @@
 
 The little Stable Diffusion knows two of the styles (and `heart emoji in noto style` by that very
 caption); this trains it further, UNet and text encoder, until it knows all six. The autoencoder
-stays. `:scratch` begins with random networks.
+stays.
 """
 
 import dataclasses
 
 from configs import common, pretrain_little_sd
-from jaxunlearn import errors, prompts
+from jaxunlearn import prompts
 
 ORIGIN = "assets:little_sd"
 TEMPLATE = "{class} emoji in {style} style"
-STEPS = {"further": 3000, "scratch": 8000}
 
 
-def get_config(variant: str = "further"):
-  errors.check_choice("variant", variant, STEPS)
+def get_config():
   config = pretrain_little_sd.get_config()
   config.data = common.source("emoji_styles")
   options = prompts.Options(template=TEMPLATE, tokenizer=ORIGIN)
   config.prompts.update(dataclasses.asdict(options))
   config.codec.path = ORIGIN
-  config.init_from = ORIGIN if variant == "further" else ""
-  rate = 3e-4 if variant == "further" else 1e-3
-  config.optimizer.update(learning_rate=rate, warmup=100)
-  config.train.steps = STEPS[variant]
+  config.init_from = ORIGIN
+  config.optimizer.update(learning_rate=3e-4, warmup=100)
+  config.train.steps = 3000
   config.eval.update(evaluation())
   return config
 

@@ -2,7 +2,7 @@
 
     python -m jaxunlearn.main --config=configs/unlearn_little_sd.py --workdir=runs/dimum_mosaic
 
-`:NAME` takes another of METHODS; `--config.forget.style='' --config.forget.label=heart` a kind. The
+`:NAME` takes another of METHODS; `--config.forget.style='' --config.forget.label=time` a kind. The
 attacks on the result are in attack_little_sd.py, all of it in audit_little_sd.py.
 
 What a method trains is that of its paper on Stable Diffusion: ESD-x the attention to text, ESD-u
@@ -86,7 +86,7 @@ def base(origin: str) -> ConfigDict:
   config.ema = 0.0
   config.streams.x = "retain"
   config.eval.update(
-    metrics=("unlearning_accuracy", "kept_accuracy"),
+    metrics=("unlearning_accuracy", "kept_accuracy", "alignment"),
     probe_metrics=("unlearning_accuracy",),
     samples=129,
     asked=63,

@@ -15,6 +15,7 @@ from configs import (
   audit_emoji,
   audit_fashion,
   audit_little_sd,
+  pretrain_cdm_backbone,
   pretrain_little_styles,
   retrain_little_styles,
   siss_celeba,
@@ -224,11 +225,18 @@ def test_every_attack_by_prompt_sees_what_its_kind_says(variant, emoji, tmp_path
 
 
 def test_a_retrained_model_never_saw_what_it_is_to_lack():
-  """What the base has seen is trained from scratch, what it has not is trained further."""
-  for name, origin in (("mosaic", pretrain_little_styles.ORIGIN), ("heart", ""), ("noto", "")):
+  """Nor did the model that its training begins with: all have seen noto and twemoji."""
+  assert "Animals & Nature" in pretrain_cdm_backbone.get_config().data.without
+  origins = {"mosaic": pretrain_little_styles.ORIGIN, "animal-mammal": "runs/cdm_backbone"}
+  for name, origin in origins.items():
     config = retrain_little_styles.get_config(name)
     assert config.init_from == origin and config.streams.x == "retain"
-    assert name in (config.forget.label, config.forget.style)
+    assert name.replace("-", " ") in (config.forget.label, config.forget.style)
+    base = pretrain_little_styles.get_config()
+    assert (config.train, config.optimizer, config.data) == (base.train, base.optimizer, base.data)
+  for name in ("noto", "twemoji", "time"):
+    with pytest.raises(ValueError, match=f"no variant '{name}'"):
+      retrain_little_styles.get_config(name)
 
 
 def test_unlearn_canvas_is_asked_for_as_its_authors_do():
@@ -255,12 +263,12 @@ def test_an_audit_attacks_every_run_that_is_not_the_base_model(audit):
 
 
 def test_the_audit_of_one_target_has_the_runs_of_the_whole():
-  whole, one = audit_little_sd.get_config(), audit_little_sd.get_config("heart")
-  assert {name: run.to_json() for name, run in one.runs.items()} == {
-    name: run.to_json() for name, run in whole.runs.items() if name == "replay" or "_heart_" in name
-  }
-  assert one.out == "results/audit_little_sd_heart" and one.attacks == whole.attacks
-  with pytest.raises(ValueError, match="no target 'dog'; there are: mosaic, twemoji, heart"):
+  whole, one = audit_little_sd.get_config(), audit_little_sd.get_config("animal-mammal")
+  own = {name for name in whole.runs if name == "replay" or "_animal-mammal_" in name}
+  assert set(one.runs) == own
+  assert all(one.runs[name].to_json() == whole.runs[name].to_json() for name in own)
+  assert one.out == "results/audit_little_sd_animal-mammal" and one.attacks == whole.attacks
+  with pytest.raises(ValueError, match="no target 'dog'; there are: mosaic, twemoji"):
     audit_little_sd.get_config("dog")
 
 
