@@ -1,6 +1,6 @@
 r"""The naive average as copy protection, where every density is known: what it certifies, measured.
 
-  python -m benchmarks.copy_protection --out=results     (two minutes on one core)
+  python -m benchmarks.copy_protection --out=results     (two minutes)
 
 The geometric mean p = prod_i q_i^(1/n) / Z of n models bears each source's mark no more than the
 others allow: of the divergences from its sources (Vyas et al., 2023, near access-freeness)
@@ -10,8 +10,9 @@ others allow: of the divergences from its sources (Vyas et al., 2023, near acces
 A sampler of the averaged noise predictions follows the noised geometric mean at no level but the
 last, so that it certifies nothing: here its samples are counted in bins. Sources are Gaussians on a
 line, of deviation 1 and a distance apart; one of them has besides a memorised point, a narrow peak
-with a tenth of its mass. `held` is how much of that peak is left: the share of samples in it over
-the peak's share of its source.
+with a tenth of its mass. `held` is how much of that peak is left: the share of samples that come to
+lie in it because of the point, over the same in its own source. The same models without the point,
+from the same noise, say what lies there anyhow.
 """
 
 import argparse
@@ -43,12 +44,12 @@ class Sources(NamedTuple):
   share: np.ndarray
 
 
-def sources(n: int, apart: float) -> Sources:
+def sources(n: int, apart: float, peak: float = PEAK_SHARE) -> Sources:
   centre = apart * (np.arange(n) - (n - 1) / 2)
   mean = np.stack([centre, centre + PEAK], axis=1)
   std = np.tile([1.0, PEAK_STD], (n, 1))
   share = np.tile([1.0, 0.0], (n, 1))
-  share[0] = 1 - PEAK_SHARE, PEAK_SHARE
+  share[0] = 1 - peak, peak
   return Sources(mean, std, share)
 
 
@@ -107,28 +108,31 @@ def drawn(s: Sources, mode: Mode, samples: int, steps: int) -> np.ndarray:
   return np.asarray(made).ravel() / SCALE
 
 
-def held(inside: float, s: Sources) -> float:
-  """Of the memorised peak of the first source, the share that is left beyond what lies around."""
-  low, high = s.mean[0, 1] - 2 * PEAK_STD, s.mean[0, 1] + 2 * PEAK_STD
-  around = stats.norm.cdf(high, s.mean[0, 0]) - stats.norm.cdf(low, s.mean[0, 0])
-  of_source = PEAK_SHARE * 0.9545 + (1 - PEAK_SHARE) * around
-  return (inside - around) / (of_source - around)
+def within_peak(x: np.ndarray, s: Sources) -> np.ndarray:
+  return np.abs(x - s.mean[0, 1]) < 2 * PEAK_STD
+
+
+def held(gained: float, s: Sources) -> float:
+  """The share there that the memorised point brings, over what it brings in its own source."""
+  edges = s.mean[0, 1] + 2 * PEAK_STD * np.array([-1, 1]) - s.mean[0, 0]
+  around, peak = np.diff(stats.norm.cdf(edges)), np.diff(stats.norm.cdf([-2, 2]))
+  return gained / float(PEAK_SHARE * (peak - around)[0])
 
 
 def rows(n: int, apart: float, samples: int, steps: int) -> list[dict[str, Any]]:
-  s = sources(n, apart)
+  s, unmarked = sources(n, apart), sources(n, apart, peak=0.0)
   edges = np.linspace(s.mean.min() - 6, s.mean.max() + 6, 401)
   x, dx = (edges[1:] + edges[:-1]) / 2, edges[1] - edges[0]
   q = density(s, x)
   p, bound = geometric(q, dx)
-  within = np.abs(x - s.mean[0, 1]) < 2 * PEAK_STD
-  exact = divergences(p, q, dx)
-  out = [row(n, apart, "geometric mean", bound, exact, held(p[within].sum() * dx, s))]
+  inside = within_peak(x, s)
+  gained = (p - geometric(density(unmarked, x), dx)[0])[inside].sum() * dx
+  out = [row(n, apart, "geometric mean", bound, divergences(p, q, dx), held(gained, s))]
   for name, mode in MODES.items():
-    made = drawn(s, mode, samples, steps)
+    made, twin = (drawn(one, mode, samples, steps) for one in (s, unmarked))
     counted = np.histogram(made, edges)[0] / len(made) / dx
-    inside = float(np.mean(np.abs(made - s.mean[0, 1]) < 2 * PEAK_STD))
-    out.append(row(n, apart, name, bound, divergences(counted, q, dx), held(inside, s)))
+    gained = float(within_peak(made, s).mean() - within_peak(twin, s).mean())
+    out.append(row(n, apart, name, bound, divergences(counted, q, dx), held(gained, s)))
   return out
 
 

@@ -118,14 +118,25 @@ def test_growth_fits_powers_and_draws_them(tmp_path):
 
 def test_the_geometric_mean_has_the_divergence_that_its_bound_says():
   """And Gaussians a distance d apart have -log Z = d^2 / 8 for two of them."""
-  s = copy_protection.sources(2, 1.0)
-  s.share[0] = 1, 0
+  s = copy_protection.sources(2, 1.0, peak=0.0)
   x = np.linspace(-8, 8, 4001)
   q = copy_protection.density(s, x)
   p, bound = copy_protection.geometric(q, x[1] - x[0])
   assert bound == pytest.approx(1 / 8, rel=1e-3)
   kl = copy_protection.divergences(p, q, x[1] - x[0])
   assert kl.mean() == pytest.approx(bound, rel=1e-3)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_mixture_keeps_one_nth_of_a_memorised_point(n):
+  """Whatever the sources are; a source alone keeps all of its own."""
+  s, unmarked = (copy_protection.sources(n, 2.0, peak=peak) for peak in (0.1, 0.0))
+  x = np.linspace(-12, 12, 24001)
+  inside = copy_protection.within_peak(x, s)
+  gained = (copy_protection.density(s, x) - copy_protection.density(unmarked, x))[:, inside]
+  share = gained.sum(axis=1) * (x[1] - x[0])
+  assert copy_protection.held(share[0], s) == pytest.approx(1, rel=1e-2)
+  assert copy_protection.held(share.mean(), s) == pytest.approx(1 / n, rel=1e-2)
 
 
 def test_the_committed_level_of_the_verdict_test_is_what_is_asked_for():

@@ -41,6 +41,17 @@ def test_the_numbers_in_sentences_about_stable_diffusion_at_full_size_are_the_re
   assert f"{apart}, over {step['arrays']} arrays" in page and found["trained"] == "attn2"
 
 
+def test_the_numbers_in_sentences_about_copy_protection_are_the_committed_results():
+  rows, page = result("cdm_copy_protection")["rows"], flowing(PAGES["cdm"])
+  naive = [row for row in rows if row["name"] == "naive"]
+  assert max(abs(row["mean_kl"] - row["bound"]) for row in naive) < 0.01
+  assert "keep the bound within 0.01 nats in the mean" in page
+  held = {row["name"]: row["held"] for row in rows if (row["sources"], row["apart"]) == (2, 2)}
+  assert f"keeps {held['naive']:.0%} of it, and soft weights" in page
+  assert f"mixture, {held['soft']:.0%}: one n-th" in page
+  assert all(abs(r["held"] - 1 / r["sources"]) < 0.03 for r in rows if r["name"] == "soft")
+
+
 def test_the_numbers_in_sentences_about_growth_are_the_committed_results():
   axes = {axis["title"]: axis["points"] for axis in result("growth")["axes"].values()}
   before, after = (p for p in axes["side, pixels"] if p["x"] in (64, 128))
