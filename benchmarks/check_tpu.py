@@ -4,9 +4,10 @@
   python -m benchmarks.check_tpu --row=NAME        (one row, as JSON)
 
 Rows: a SISS step of configs/siss_celeba.py (CelebA-HQ 256 px, batch 64) under several settings, a
-step of configs/pretrain_uvit_64.py, and one solver step of eight composed U-ViT-M/4, a source a
-device. Each is compiled in a process of its own. Finished rows are kept in check_tpu.json, and a
-relaunch takes only those that are missing. No TPU runs anything: times are not in it.
+step of configs/pretrain_uvit_64.py, and one solver step of eight composed U-ViT-M/4, and of eight
+LoRA of Stable Diffusion 1's UNet, a source a device. Each is compiled in a process of its own.
+Finished rows are kept in check_tpu.json, and a relaunch takes only those that are missing. No TPU
+runs anything: times are not in it.
 """
 
 import argparse
@@ -22,15 +23,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
-from configs import pretrain_uvit_64, siss_celeba
-from jaxunlearn import build, methods, models
-from jaxunlearn.cdm import compose
+from configs import cdm_little_sd, pretrain_uvit_64, siss_celeba
+from jaxunlearn import adapters, build, methods, models
+from jaxunlearn.cdm import compartment, compose
 from jaxunlearn.cdm.compose import Compartments, Mode
 from jaxunlearn.cdm.routers import kmeans
 from jaxunlearn.compiled import collectives, topology
 from jaxunlearn.diffusion import Diffusion, sampling
 from jaxunlearn.mesh import sharding
+from jaxunlearn.models.text_to_image import Book
 from jaxunlearn.reports import writer
 
 GIB = 2**30
@@ -38,13 +42,14 @@ SOURCES, PICTURES = 8, 64  # of the composition: networks, and the rows of a bat
 BF16 = {"model.dtype": "bfloat16"}
 F32 = {"model.dtype": "float32"}
 CDM = {"sources": SOURCES, "batch": PICTURES}
+SD_PROCESS = Diffusion(schedule="scaled_linear", beta_1=0.00085, beta_T=0.012)
 V5E, V4 = "v5e:2x4", "v4:2x2x2"
 
 
 class Row(NamedTuple):
   """What is compiled, for what."""
 
-  what: str  # siss_celeba, pretrain_uvit_64 or cdm
+  what: str  # siss_celeba, pretrain_uvit_64, cdm or cdm_sd
   topology: str
   settings: dict[str, Any]  # config fields; of the composition, what it says
 
@@ -65,6 +70,7 @@ ROWS = [
   Row("siss_celeba", V5E, F32 | {MICRO: 8}),
   Row("pretrain_uvit_64", V5E, BF16 | {MICRO: 4} | ONCE),
   Row("pretrain_uvit_64", V4, BF16 | {MICRO: 4} | ONCE),
+  Row("cdm_sd", V5E, {"sources": SOURCES, "batch": 8}),
 ]
 
 
@@ -91,34 +97,62 @@ def batch_of(setup: build.Setup) -> methods.Batch:
   return sharding.shaped(setup.mesh, batch, sharding.batch_sharding(setup.mesh))
 
 
-def sampling_step(name: str) -> tuple[jax.stages.Compiled, float]:
+class Composed(NamedTuple):
+  """Sources to compose, as shapes."""
+
+  apply: Callable[..., jax.Array]  # (params, x, t, c) -> eps of one source
+  params: Any  # of one source
+  image: tuple[int, int, int]
+  prompts: bool = False
+
+
+def uvits() -> Composed:
+  """Whole U-ViT-M/4."""
+  net = models.make("uvit", **pretrain_uvit_64.model())
+  return Composed(net.apply, jax.eval_shape(net.init, jax.random.key(0)), net.image_shape)
+
+
+def loras(mesh: Mesh) -> Composed:
+  """LoRA of rank 4 on the attention of Stable Diffusion 1's UNet, which every device holds."""
+  book = Book(np.zeros((2, 77), np.int32))
+  net = models.make("text_to_image", unet={"dtype": "bfloat16"}, classes=(1,), book=book)
+  backbone = jax.eval_shape(net.init, jax.random.key(0))
+  kind = adapters.Lora(rank=4, alpha=4.0, pattern=cdm_little_sd.KINDS["lora"]["pattern"])
+  one = compartment.make(kind, net, SD_PROCESS)
+  params = jax.eval_shape(one.init, jax.random.key(0), backbone)
+  held = sharding.shaped(mesh, backbone, sharding.replicated(mesh))
+  return Composed(jax.tree_util.Partial(one.apply, held), params, net.image_shape, prompts=True)
+
+
+def sampling_step(row: Row) -> tuple[jax.stages.Compiled, float]:
   """One DDIM step of softly composed sources, one a device; and the bytes it has to send.
 
   Pictures are split, as evaluation.py lays them. They are gathered, as every source needs all, and
   their sums over sources scattered.
   """
-  mesh = sharding.make_mesh(devices=topology.devices(name))
-  net = models.make("uvit", **pretrain_uvit_64.model())
-  shapes = jax.eval_shape(net.init, jax.random.key(0))
+  mesh = sharding.make_mesh(devices=topology.devices(row.topology))
+  of = uvits() if row.what == "cdm" else loras(mesh)
+  process = Diffusion() if row.what == "cdm" else SD_PROCESS
+  pictures = row.settings["batch"]
   stacked = lambda where, shape: jax.ShapeDtypeStruct(
     (SOURCES, *shape), jnp.float32, sharding=where
   )
   split, whole = sharding.source_sharding(mesh, SOURCES, -1), sharding.replicated(mesh)
   router = kmeans.Router()
-  width = math.prod(net.image_shape) // router.pool**2
+  width = math.prod(of.image) // router.pool**2
   part = {"center": (router.k, width), "variance": (router.k,), "log_share": (router.k,)}
   compartments = Compartments(
     names=tuple(map(str, range(SOURCES))),
     counts=(1,) * SOURCES,
-    params=jax.tree.map(lambda s: stacked(split, s.shape), shapes),
+    params=jax.tree.map(lambda s: stacked(split, s.shape), of.params),
     parts={key: stacked(whole, shape) for key, shape in part.items()},
   )
-  process = Diffusion()
-  eps_fn = compose.compose(net.apply, compartments, router, process, Mode("soft"))
-  solve = lambda f, x: sampling.ddim(f, process, jax.random.key(0), x, steps=1)
+  eps_fn = compose.compose(of.apply, compartments, router, process, Mode("soft"))
+  solve = lambda f, x, c: sampling.ddim(f, process, jax.random.key(0), x, c, steps=1)
   rows = sharding.batch_sharding(mesh)
-  x = jax.ShapeDtypeStruct((PICTURES, *net.image_shape), jnp.float32, sharding=rows)
-  lowered = jax.jit(solve, out_shardings=rows).lower(eps_fn, x)
+  x = jax.ShapeDtypeStruct((pictures, *of.image), jnp.float32, sharding=rows)
+  c = jax.ShapeDtypeStruct((pictures,), jnp.int32, sharding=rows) if of.prompts else None
+  lowered = jax.jit(solve, out_shardings=rows).lower(eps_fn, x, c)
   with topology.fitting():
     return lowered.compile(), 2 * 4 * x.size * (mesh.size - 1) / mesh.size
 
@@ -128,8 +162,8 @@ def measure(row: Row) -> dict[str, Any]:
   start = time.perf_counter()
   out = {**row._asdict(), "hbm": topology.chip(row.topology).hbm, "error": "", "programs": {}}
   try:
-    if row.what == "cdm":
-      program, out["least"] = sampling_step(row.topology)
+    if row.what in ("cdm", "cdm_sd"):
+      program, out["least"] = sampling_step(row)
       steps = [("solver step", topology.cost(program))]
     else:
       setup = setup_of(row)

@@ -30,7 +30,6 @@ from benchmarks import check_tpu
 from configs import common
 from jaxunlearn import adapters, build, methods, models, step
 from jaxunlearn.compiled import topology
-from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.mesh import sharding
 from jaxunlearn.models.text_to_image import Book
 
@@ -79,7 +78,7 @@ def setup_of(row: Row) -> build.Setup:
   return build.without_data(
     config=config,
     mesh=sharding.make_mesh(1, -1, devices if row.topology == V5E else devices[:1]),
-    process=Diffusion(schedule="scaled_linear", beta_1=0.00085, beta_T=0.012),
+    process=check_tpu.SD_PROCESS,
     net=models.make(
       "text_to_image",
       unet={"dtype": row.dtype, "remat": row.remat},

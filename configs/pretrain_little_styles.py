@@ -25,7 +25,7 @@ def get_config():
   config.codec.path = ORIGIN
   config.init_from = ORIGIN
   config.optimizer.update(learning_rate=3e-4, warmup=100)
-  config.train.steps = 3000
+  config.train.steps = 2000
   config.eval.update(evaluation())
   return config
 
@@ -34,10 +34,10 @@ def evaluation() -> dict:
   """Four samples of every kind and style, by the classifiers that were trained on the same set."""
   return {
     "metrics": ("kept_accuracy", "feature_fid"),
-    "classifier": "little_objects",
-    "style_classifier": "little_styles",
+    "classifier": "decoded_objects",
+    "style_classifier": "decoded_styles",
     "samples": 192,
-    "sampler": "ddim",
-    "steps": 20,
+    "sampler": "dpm",
+    "steps": 10,
     "guidance": 3.0,
   }

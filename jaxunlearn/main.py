@@ -57,7 +57,7 @@ def main(_: list[str]) -> None:
 
       print(dry_run.describe(_CONFIG.value, _TOPOLOGY.value))
     else:
-      launch, workdir = pipeline.run_single, pathlib.Path(_WORKDIR.value or "")
+      launch, workdir = pipeline.run_alone, pathlib.Path(_WORKDIR.value or "")
       if "runs" in _CONFIG.value:
         launch = pipeline.run
       programs.keep(workdir.parent / "xla_cache")

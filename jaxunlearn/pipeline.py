@@ -33,6 +33,7 @@ from jaxunlearn.mesh import processes, programs
 from jaxunlearn.reports import audit, paired, success, timing, verdicts
 
 _ANOTHER = re.compile(r"run:([^\"]+)")
+LOCK = "lock"  # in the directory of a run that is launched alone
 POLL = 5.0  # seconds between two looks at a run of another launch
 
 
@@ -131,6 +132,17 @@ def run_single(config: ConfigDict, workdir: pathlib.Path) -> Any:
   if "autoencoder" in config:
     return autoencoding.run(config, workdir)
   return (compartments if "sources" in config else train).run(config, workdir)
+
+
+def run_alone(config: ConfigDict, workdir: pathlib.Path) -> Any:
+  """`run_single`, unless another launch is at work in that directory: raises ValueError then."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  with only_here(workdir / LOCK) as mine:
+    if not mine:
+      raise ValueError(
+        f"another launch is at work in {workdir}; wait until it has ended, or use another --workdir"
+      )
+    return run_single(config, workdir)
 
 
 def _run_one(name: str, config: ConfigDict, workdir: pathlib.Path) -> Turn:

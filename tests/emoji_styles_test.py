@@ -21,8 +21,8 @@ def test_twice_negative_is_as_it_was():
   np.testing.assert_array_equal(emoji_styles.negative(emoji_styles.negative(PICTURES)), PICTURES)
 
 
-def test_a_stone_of_the_mosaic_is_the_mean_of_its_sixteen_pixels():
-  got = emoji_styles.mosaic(PICTURES)
+def test_a_stone_of_the_mosaic_is_the_mean_of_its_pixels():
+  got = emoji_styles.mosaic(PICTURES, stone=4)
   for y in range(0, 8, 4):
     for x in range(0, 12, 4):
       stone = got[:, y : y + 4, x : x + 4].reshape(3, 16, 3)
@@ -62,6 +62,7 @@ def test_every_picture_is_there_in_every_style_and_held_out_in_all_or_none():
 @pytest.mark.parametrize(
   ("fields", "error"),
   [
+    ({"stone": 5}, "stones of 5 pixels do not divide 64x64 pictures"),
     ({"kinds": ("hart",)}, r"no kind of emoji 'hart' \(did you mean 'heart'"),
     ({"styles": ("sketch",)}, "no style of emoji 'sketch'.*there are: noto, twemoji, grey"),
     ({"most": 0}, "most is 0; use a whole number, 1 or more"),

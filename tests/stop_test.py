@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from jaxunlearn import errors, evaluation, main, train
+from jaxunlearn import errors, evaluation, main, pipeline, train
 from jaxunlearn.mesh import processes
 from tests import tiny_config
 
@@ -48,6 +48,17 @@ def test_the_first_signal_gets_a_line_and_a_second_ctrl_c_quits(capfd, monkeypat
   assert codes == [errors.QUIT]
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
   assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_second_launch_in_a_working_directory_is_refused(tmp_path):
+  """One that was told to stop may still be saving when it is launched again."""
+  config, workdir = tiny_config.get_config(), tmp_path / "run"
+  workdir.mkdir()
+  with pipeline.only_here(workdir / pipeline.LOCK), pytest.raises(ValueError) as refused:
+    pipeline.run_alone(config, workdir)
+  assert f"another launch is at work in {workdir}; wait until" in str(refused.value)
+  assert [path.name for path in workdir.iterdir()] == [pipeline.LOCK]
+  assert pipeline.run_alone(config, workdir) == pipeline.run_alone(config, workdir)
 
 
 def test_a_ctrl_c_before_the_run_is_no_traceback(monkeypatch, capsys):

@@ -1,8 +1,8 @@
 """Attack a model of anybody's that is said to have unlearned something; report what comes back.
 
     jaxunlearn audit --model=FOLDER --before=FOLDER --forget=style:mosaic --data=emoji_styles \\
-        --template="{class} emoji in {style} style" --classifier=little_objects \\
-        --style_classifier=little_styles --minutes=60 --out=audits/mosaic
+        --template="{class} emoji in {style} style" --classifier=decoded_objects \\
+        --style_classifier=decoded_styles --minutes=60 --out=audits/mosaic
 
 --model, --before (the model it was made of) and --retrained (one that never saw it: the yardstick)
 are each a pipeline's folder in diffusers' layout, hub:OWNER/NAME, assets:NAME or a run; `jaxunlearn

@@ -3,7 +3,7 @@
     noto, twemoji        as they are
     grey                 the luma of noto in all three channels
     negative             255 - noto
-    mosaic               the mean of each 4 x 4 pixels of noto
+    mosaic               the mean of each 8 x 8 pixels of noto, or of `stone` x `stone`
     edges                255 - the size of noto's gradient (Sobel), of the luma
 
 Every picture is there in every style, as in UnlearnCanvas (Zhang et al., 2024), so that style and
@@ -21,7 +21,7 @@ from jaxunlearn.data.looks import LUMA
 from jaxunlearn.inputs import ranges
 
 DRAWN = ("noto", "twemoji")  # as they are
-BLOCK = 4  # pixels a side of a stone of the mosaic
+STONE = 8  # of the mosaic, pixels a side; an autoencoder of f = 4 blurs stones of 4 away
 # Subgroups of Unicode that look alike within and unlike one another, with pictures enough.
 KINDS = (
   *("animal mammal", "country flag", "face concerned", "geometric"),
@@ -35,6 +35,7 @@ class Source:
   styles: tuple[str, ...] = ("noto", "twemoji", "grey", "negative", "mosaic", "edges")
   most: ranges.Count = 60  # pictures of a kind, spread over all that there are
   heldout: ranges.OneIn = 8  # one picture in this many is held out
+  stone: ranges.Count = STONE
 
   def load(self) -> tuple[data.Records, data.Records]:
     """(training, held-out) records; raises ValueError for a kind or a style that is none."""
@@ -49,7 +50,7 @@ class Source:
         errors.check_choice(what, name, known)
     rows = [row for kind in self.kinds for row in spread(np.array(kinds) == kind, self.most)]
     label = np.array([self.kinds.index(kinds[row]) for row in rows], np.int32)
-    parts = [drawn(everything, np.array(rows), style) for style in self.styles]
+    parts = [drawn(everything, np.array(rows), style, self.stone) for style in self.styles]
     count = len(rows)
     records = data.Records(
       ids=np.concatenate([ids for ids, _ in parts]),
@@ -71,7 +72,7 @@ def spread(mask: np.ndarray, most: int) -> list[int]:
 
 
 def drawn(
-  records: data.Records, rows: np.ndarray, style: str
+  records: data.Records, rows: np.ndarray, style: str, stone: int = STONE
 ) -> tuple[np.ndarray, UInt8[np.ndarray, "N H W 3"]]:
   """Ids and pictures in one style; `rows` count the pictures of a style."""
   count = len(records) // len(records.styles)
@@ -80,6 +81,8 @@ def drawn(
   names = [name.partition("/")[2] for name in records.ids[mine].tolist()]
   image = np.asarray(records.image)[mine]
   ids = np.array([f"{style}/{name}" for name in names])
+  if style == "mosaic":
+    return ids, mosaic(image, stone)
   return ids, RULES[style](image) if style in RULES else image
 
 
@@ -91,10 +94,12 @@ def negative(image: UInt8[np.ndarray, "N H W 3"]) -> UInt8[np.ndarray, "N H W 3"
   return 255 - image
 
 
-def mosaic(image: UInt8[np.ndarray, "N H W 3"]) -> UInt8[np.ndarray, "N H W 3"]:
+def mosaic(image: UInt8[np.ndarray, "N H W 3"], stone: int = STONE) -> UInt8[np.ndarray, "N H W 3"]:
   n, h, w, c = image.shape
-  stones = image.reshape(n, h // BLOCK, BLOCK, w // BLOCK, BLOCK, c).mean(axis=(2, 4))
-  return np.rint(stones.repeat(BLOCK, axis=1).repeat(BLOCK, axis=2)).astype(np.uint8)
+  if h % stone or w % stone:
+    raise ValueError(f"stones of {stone} pixels do not divide {h}x{w} pictures; give a divisor")
+  stones = image.reshape(n, h // stone, stone, w // stone, stone, c).mean(axis=(2, 4))
+  return np.rint(stones.repeat(stone, axis=1).repeat(stone, axis=2)).astype(np.uint8)
 
 
 def edges(image: UInt8[np.ndarray, "N H W 3"]) -> UInt8[np.ndarray, "N H W 3"]:
