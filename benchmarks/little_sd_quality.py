@@ -21,7 +21,7 @@ from jaxunlearn.data import emoji, emoji_captions
 from jaxunlearn.evals import classifiers, statistics
 
 MODEL, EACH, STEPS, GUIDANCE = "assets:little_sd", 12, 20, 3.0
-JUDGES = {"group": "emoji", "style": "decoded_styles"}
+JUDGES = {"group": "emoji", "style": "decoded_noto_twemoji"}
 
 
 def asked(each: int, seed: int = 0) -> tuple[list[str], dict[str, list[str]]]:

@@ -30,6 +30,7 @@ ACCURACY = {
   "emoji_styles": (0.84, 0.84),
   "emoji": (0.6, 0.5),
   "little_styles": (0.96, 0.96),
+  "decoded_noto_twemoji": (0.94, 0.94),
   "decoded_objects": (0.93, 0.94),
   "decoded_styles": (0.96, 0.96),
 }  # at least: of all, mean over classes
@@ -78,7 +79,7 @@ def test_what_an_autoencoder_gives_back_is_recognised_as_well_as_the_picture(nam
   trained = classifiers.load(name)
   score, of_classes = classifiers.recalls(trained, trained.recipe.decoded(heldout(name)))
   assert trained.facts["decoded_accuracy"] == f"{score:.4f}"
-  assert score > float(trained.facts["accuracy"]) - 0.02
+  assert score > float(trained.facts["accuracy"]) - 0.03
   assert of_classes.min() > 0.6
 
 

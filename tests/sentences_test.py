@@ -4,6 +4,7 @@ import math
 import re
 
 from configs import table_little_sd
+from jaxunlearn.evals import classifiers
 from tests.committed import PAGES, README, ROOT, flowing, result
 
 
@@ -50,6 +51,15 @@ def test_the_numbers_in_sentences_about_copy_protection_are_the_committed_result
   assert f"keeps {held['naive']:.0%} of it, and soft weights" in page
   assert f"mixture, {held['soft']:.0%}: one n-th" in page
   assert all(abs(r["held"] - 1 / r["sources"]) < 0.03 for r in rows if r["name"] == "soft")
+
+
+def test_the_numbers_in_sentences_about_the_little_stable_diffusion_are_the_committed_results():
+  rows = {(row["kind"], row["name"]): row["shown"] for row in result("little_sd_quality")["rows"]}
+  said = [f"{name} is at {rows['style', name]:.0%}" for name in ("twemoji", "noto")]
+  page = flowing(PAGES["stable_diffusion"])
+  assert said[0] in page and said[1].replace("is ", "") in page
+  judge = classifiers.load("decoded_noto_twemoji").facts
+  assert f"recognises {float(judge['decoded_accuracy']):.0%} of the latter" in page
 
 
 def test_the_numbers_in_sentences_about_growth_are_the_committed_results():

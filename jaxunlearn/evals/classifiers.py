@@ -10,7 +10,9 @@ meaning more than by looks, 72.6% of 380, or 65.8% in the mean over classes (peo
 only 11%). Of both digits and clothes 92.7% of 2,000; of emoji at 16 px, five groups 85.4% and the
 two styles, which small pictures hardly show, 84.2% of 240. Of emoji at 64 px, six styles 96.5% of
 258. The `decoded_` ones see what a latent model can show: they train on pictures as they are and as
-its autoencoder gives them back; of those XXX.
+its autoencoder gives them back. Of those, eight kinds 93.8% (ground transport, which has signs and
+pumps besides its vehicles, 69%; no other less than 96%) and six styles 95.7% of 258; noto and
+twemoji, of all groups, 92.9% of 380.
 """
 
 import argparse
