@@ -57,10 +57,11 @@ def compartments(by: str, n: int, kind: str = "lora", rank: int = RANK) -> Confi
   config.eval.update(
     metrics=("feature_fid", "real_fid", "alignment", "nearest_training"),
     samples=256,
-    steps=20,
+    sampler="dpm",
+    steps=10,
     guidance=2.0,
     reference="heldout",
     classifier="emoji",
-    style_classifier="emoji_styles",
+    style_classifier="decoded_noto_twemoji",
   )
   return config

@@ -55,9 +55,8 @@ def test_the_numbers_in_sentences_about_copy_protection_are_the_committed_result
 
 def test_the_numbers_in_sentences_about_the_little_stable_diffusion_are_the_committed_results():
   rows = {(row["kind"], row["name"]): row["shown"] for row in result("little_sd_quality")["rows"]}
-  said = [f"{name} is at {rows['style', name]:.0%}" for name in ("twemoji", "noto")]
-  page = flowing(PAGES["stable_diffusion"])
-  assert said[0] in page and said[1].replace("is ", "") in page
+  page, shown = flowing(PAGES["stable_diffusion"]), lambda name: f"{rows['style', name]:.0%}"
+  assert f"twemoji is at {shown('twemoji')} and noto at {shown('noto')}" in page
   judge = classifiers.load("decoded_noto_twemoji").facts
   assert f"recognises {float(judge['decoded_accuracy']):.0%} of the latter" in page
 
