@@ -16,6 +16,7 @@ import json
 import math
 import pathlib
 import re
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
@@ -135,14 +136,22 @@ def run_single(config: ConfigDict, workdir: pathlib.Path) -> Any:
 
 
 def run_alone(config: ConfigDict, workdir: pathlib.Path) -> Any:
-  """`run_single`, unless another launch is at work in that directory: raises ValueError then."""
+  """`run_single`, unless another launch is at work in that directory: raises ValueError then.
+
+  A run that is refused before it has written anything leaves no directory.
+  """
+  new = not workdir.exists()
   workdir.mkdir(parents=True, exist_ok=True)
   with only_here(workdir / LOCK) as mine:
     if not mine:
       raise ValueError(
         f"another launch is at work in {workdir}; wait until it has ended, or use another --workdir"
       )
-    return run_single(config, workdir)
+    try:
+      return run_single(config, workdir)
+    finally:
+      if new and processes.first() and [*workdir.iterdir()] == [workdir / LOCK]:
+        shutil.rmtree(workdir)
 
 
 def _run_one(name: str, config: ConfigDict, workdir: pathlib.Path) -> Turn:
