@@ -49,7 +49,7 @@ V5E, V4 = "v5e:2x4", "v4:2x2x2"
 class Row(NamedTuple):
   """What is compiled, for what."""
 
-  what: str  # siss_celeba, pretrain_uvit_64, cdm or cdm_sd
+  what: str  # siss_celeba, pretrain_uvit_64, or of COMPOSED
   topology: str
   settings: dict[str, Any]  # config fields; of the composition, what it says
 
@@ -103,13 +103,16 @@ class Composed(NamedTuple):
   apply: Callable[..., jax.Array]  # (params, x, t, c) -> eps of one source
   params: Any  # of one source
   image: tuple[int, int, int]
-  prompts: bool = False
+  process: Diffusion
+  prompts: bool
 
 
-def uvits() -> Composed:
+def uvits(mesh: Mesh) -> Composed:
   """Whole U-ViT-M/4."""
+  del mesh  # they share nothing that every device holds
   net = models.make("uvit", **pretrain_uvit_64.model())
-  return Composed(net.apply, jax.eval_shape(net.init, jax.random.key(0)), net.image_shape)
+  params = jax.eval_shape(net.init, jax.random.key(0))
+  return Composed(net.apply, params, net.image_shape, Diffusion(), prompts=False)
 
 
 def loras(mesh: Mesh) -> Composed:
@@ -121,7 +124,11 @@ def loras(mesh: Mesh) -> Composed:
   one = compartment.make(kind, net, SD_PROCESS)
   params = jax.eval_shape(one.init, jax.random.key(0), backbone)
   held = sharding.shaped(mesh, backbone, sharding.replicated(mesh))
-  return Composed(jax.tree_util.Partial(one.apply, held), params, net.image_shape, prompts=True)
+  apply = jax.tree_util.Partial(one.apply, held)
+  return Composed(apply, params, net.image_shape, SD_PROCESS, prompts=True)
+
+
+COMPOSED = {"cdm": uvits, "cdm_sd": loras}
 
 
 def sampling_step(row: Row) -> tuple[jax.stages.Compiled, float]:
@@ -131,9 +138,7 @@ def sampling_step(row: Row) -> tuple[jax.stages.Compiled, float]:
   their sums over sources scattered.
   """
   mesh = sharding.make_mesh(devices=topology.devices(row.topology))
-  of = uvits() if row.what == "cdm" else loras(mesh)
-  process = Diffusion() if row.what == "cdm" else SD_PROCESS
-  pictures = row.settings["batch"]
+  of, pictures = COMPOSED[row.what](mesh), row.settings["batch"]
   stacked = lambda where, shape: jax.ShapeDtypeStruct(
     (SOURCES, *shape), jnp.float32, sharding=where
   )
@@ -147,8 +152,8 @@ def sampling_step(row: Row) -> tuple[jax.stages.Compiled, float]:
     params=jax.tree.map(lambda s: stacked(split, s.shape), of.params),
     parts={key: stacked(whole, shape) for key, shape in part.items()},
   )
-  eps_fn = compose.compose(of.apply, compartments, router, process, Mode("soft"))
-  solve = lambda f, x, c: sampling.ddim(f, process, jax.random.key(0), x, c, steps=1)
+  eps_fn = compose.compose(of.apply, compartments, router, of.process, Mode("soft"))
+  solve = lambda f, x, c: sampling.ddim(f, of.process, jax.random.key(0), x, c, steps=1)
   rows = sharding.batch_sharding(mesh)
   x = jax.ShapeDtypeStruct((pictures, *of.image), jnp.float32, sharding=rows)
   c = jax.ShapeDtypeStruct((pictures,), jnp.int32, sharding=rows) if of.prompts else None
@@ -162,7 +167,7 @@ def measure(row: Row) -> dict[str, Any]:
   start = time.perf_counter()
   out = {**row._asdict(), "hbm": topology.chip(row.topology).hbm, "error": "", "programs": {}}
   try:
-    if row.what in ("cdm", "cdm_sd"):
+    if row.what in COMPOSED:
       program, out["least"] = sampling_step(row)
       steps = [("solver step", topology.cost(program))]
     else:

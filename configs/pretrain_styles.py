@@ -8,7 +8,7 @@
 """
 
 from configs import common, pretrain_fashion
-from jaxunlearn.evals.classifiers import EMOJI_GROUPS
+from jaxunlearn.evals.recipes import EMOJI_GROUPS
 
 
 def get_config():

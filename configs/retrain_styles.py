@@ -6,7 +6,7 @@ and the same with Flags. As long as `pretrain_styles`.
 """
 
 from configs import pretrain_styles
-from jaxunlearn.evals.classifiers import EMOJI_GROUPS
+from jaxunlearn.evals.recipes import EMOJI_GROUPS
 
 
 def get_config(name: str = "twemoji"):

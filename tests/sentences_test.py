@@ -48,8 +48,8 @@ def test_the_numbers_in_sentences_about_copy_protection_are_the_committed_result
   assert max(abs(row["mean_kl"] - row["bound"]) for row in naive) < 0.01
   assert "keep the bound within 0.01 nats in the mean" in page
   held = {row["name"]: row["held"] for row in rows if (row["sources"], row["apart"]) == (2, 2)}
-  assert f"keeps {held['naive']:.0%} of it, and soft weights" in page
-  assert f"mixture, {held['soft']:.0%}: one n-th" in page
+  assert f"the average keeps {held['naive']:.0%} of it. Soft weights" in page
+  assert f"and keep {held['soft']:.0%}: one n-th" in page
   assert all(abs(r["held"] - 1 / r["sources"]) < 0.03 for r in rows if r["name"] == "soft")
 
 

@@ -58,7 +58,7 @@ def open_case(asked: Asked, config: dict[str, Any]) -> Case:
     )
     made = plan.of_one_model(new, run, asked.place)
     if asked.execute:
-      pipeline.run_single(new, asked.place)
+      pipeline.run_alone(new, asked.place)
       run, config = asked.place, copies.config_of(asked.place)
       pending, around = [], copies.Line.of(run, asked.root)
       state = standing.of_run(config, train)

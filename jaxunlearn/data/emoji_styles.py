@@ -11,6 +11,8 @@ object are measured apart. Ids are `edges/rocket`. A picture is held out in all 
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from jaxtyping import UInt8
@@ -21,6 +23,7 @@ from jaxunlearn.data.looks import LUMA
 from jaxunlearn.inputs import ranges
 
 DRAWN = ("noto", "twemoji")  # as they are
+Rule = Callable[[np.ndarray], np.ndarray]  # uint8 pictures of noto in, as many out
 STONE = 8  # of the mosaic, pixels a side; an autoencoder of f = 4 blurs stones of 4 away
 # Subgroups of Unicode that look alike within and unlike one another, with pictures enough.
 KINDS = (
@@ -50,7 +53,8 @@ class Source:
         errors.check_choice(what, name, known)
     rows = [row for kind in self.kinds for row in spread(np.array(kinds) == kind, self.most)]
     label = np.array([self.kinds.index(kinds[row]) for row in rows], np.int32)
-    parts = [drawn(everything, np.array(rows), style, self.stone) for style in self.styles]
+    rules = RULES | {"mosaic": functools.partial(mosaic, stone=self.stone)}
+    parts = [drawn(everything, np.array(rows), style, rules) for style in self.styles]
     count = len(rows)
     records = data.Records(
       ids=np.concatenate([ids for ids, _ in parts]),
@@ -72,7 +76,7 @@ def spread(mask: np.ndarray, most: int) -> list[int]:
 
 
 def drawn(
-  records: data.Records, rows: np.ndarray, style: str, stone: int = STONE
+  records: data.Records, rows: np.ndarray, style: str, rules: Mapping[str, Rule]
 ) -> tuple[np.ndarray, UInt8[np.ndarray, "N H W 3"]]:
   """Ids and pictures in one style; `rows` count the pictures of a style."""
   count = len(records) // len(records.styles)
@@ -81,9 +85,7 @@ def drawn(
   names = [name.partition("/")[2] for name in records.ids[mine].tolist()]
   image = np.asarray(records.image)[mine]
   ids = np.array([f"{style}/{name}" for name in names])
-  if style == "mosaic":
-    return ids, mosaic(image, stone)
-  return ids, RULES[style](image) if style in RULES else image
+  return ids, rules[style](image) if style in rules else image
 
 
 def grey(image: UInt8[np.ndarray, "N H W 3"]) -> UInt8[np.ndarray, "N H W 3"]:
@@ -114,4 +116,4 @@ def _three(values: np.ndarray) -> np.ndarray:
   return np.rint(values[..., None]).astype(np.uint8).repeat(3, axis=-1)
 
 
-RULES = {"grey": grey, "negative": negative, "mosaic": mosaic, "edges": edges}
+RULES: dict[str, Rule] = {"grey": grey, "negative": negative, "mosaic": mosaic, "edges": edges}

@@ -32,6 +32,7 @@ HELPERS = (
   "distances",
   "frechet",
   "judge",
+  "recipes",
   "restoration",
   "roc",
   "statistics",
