@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from configs import cdm_digits_clothes, common, pretrain_cdm_backbone
 
-STEPS, BATCH, RANK = 600, 64, 4  # of the whole model: a source takes its n-th of the rows
+STEPS, BATCH, RANK = 240, 64, 4  # of the whole model: a source takes its n-th of the rows
 KINDS = {
   "lora": {"name": "lora", "rank": RANK, "alpha": float(RANK), "pattern": "^unet/.*/attn[12]/to_"},
   "attn2": {"name": "subset", "pattern": "^unet/.*/attn2/"},
@@ -58,7 +58,7 @@ def compartments(by: str, n: int, kind: str = "lora", rank: int = RANK) -> Confi
     metrics=("feature_fid", "real_fid", "alignment", "nearest_training"),
     samples=256,
     sampler="dpm",
-    steps=10,
+    steps=8,
     guidance=2.0,
     reference="heldout",
     classifier="emoji",

@@ -25,7 +25,7 @@ def get_config():
   config.codec.path = ORIGIN
   config.init_from = ORIGIN
   config.optimizer.update(learning_rate=3e-4, warmup=100)
-  config.train.steps = 2000
+  config.train.steps = 1500
   config.eval.update(evaluation())
   return config
 

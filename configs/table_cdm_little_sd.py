@@ -4,8 +4,9 @@
     python -m jaxunlearn.main --config=configs/table_cdm_little_sd.py:uniform --workdir=runs/table
 
 and the same with class and style, in the same working directory: results/cdm_little_sd_*.md. The
-monoliths are LoRA of the rank of one source, and of as many parameters as 16 sources have. Finished
-runs are skipped; launched twice at once it uses two cores.
+monoliths are LoRA of the rank of one source, the same trained half as long (does more training
+still change it?), and of as many parameters as 16 sources have. Finished runs are skipped; launched
+twice at once it uses two cores.
 """
 
 from ml_collections import ConfigDict
@@ -24,6 +25,7 @@ MODES = {
   "top2": "top-2",
 }
 ONE, ALL = "monolith, as large as one source", "monolith, as large as 16 sources"
+HALF = "monolith, half the steps"
 
 
 def get_config(by: str = "uniform"):
@@ -41,6 +43,7 @@ def get_config(by: str = "uniform"):
   )
   rank = cdm_little_sd.RANK
   _add(config, "one", {"": ONE}, lambda: cdm_little_sd.compartments("uniform", 1))
+  _add(config, "half", {"": HALF}, half_as_long)
   _add(config, "all", {"": ALL}, lambda: cdm_little_sd.compartments("uniform", 1, rank=16 * rank))
   for n in COUNTS[by]:
     titles = {mode: f"{n}: {title}" for mode, title in MODES.items()}
@@ -49,6 +52,12 @@ def get_config(by: str = "uniform"):
     titles = {mode: f"{OF_KINDS}, {kind}: {MODES[mode]}" for mode in ("soft", "top1")}
     make = lambda kind=kind: cdm_little_sd.compartments(by, OF_KINDS, kind)
     _add(config, f"{by}{OF_KINDS}_{kind}", titles, make)
+  return config
+
+
+def half_as_long() -> ConfigDict:
+  config = cdm_little_sd.compartments("uniform", 1)
+  config.train.steps //= 2
   return config
 
 

@@ -23,7 +23,7 @@ OWN = {**ALT, "to": "own"}
 NEXT = {"take": "forget", "to": "next"}
 RANDOM = {"take": "forget", "to": "random"}
 UNET, NOT_ATTN2 = "^unet/", "^unet/(?!.*(/attn2/|norm))"
-STEPS = 100
+STEPS, BATCH = 60, 16
 ESD = {"partial": 256, "partial_batch": 32, "partial_steps": 20}
 MASK = {"mask_rows": 256, "mask_batch": 32}
 AMNESIA = {"fisher_rows": 5, "lam": 1 / 2000}
@@ -44,10 +44,10 @@ METHODS = {
   ),
   "erasediff": (
     "erasediff_bilevel",
-    {"inner_steps": 60, "outer_steps": 30},
+    {"inner_steps": 30, "outer_steps": 15},
     {"a": RANDOM},
     UNET,
-    270,
+    3 * 45,
     2e-4,
   ),
   "esd_x": ("esd", ESD, {"a": "forget"}, "attn2", STEPS, 2e-4),
@@ -88,9 +88,10 @@ def base(origin: str) -> ConfigDict:
   config.eval.update(
     metrics=("unlearning_accuracy", "kept_accuracy", "alignment"),
     probe_metrics=("unlearning_accuracy",),
-    samples=129,
-    asked=63,
-    batch=32,
+    samples=80,
+    asked=48,
+    batch=16,
+    steps=8,
   )
   return config
 
@@ -104,6 +105,6 @@ def unlearning(config: ConfigDict, origin: str, variant: str) -> ConfigDict:
   config.streams = {"x": "retain", **streams}
   config.trained.update(pattern=trained, rank=0)
   config.optimizer.update(learning_rate=rate, b1=0.9, warmup=0, schedule="cosine", weight_decay=0.0)
-  config.train.update(steps=steps, batch=32, log_every=10, checkpoint_every=1000)
+  config.train.update(steps=steps, batch=BATCH, log_every=10, checkpoint_every=1000)
   config.eval.before = False
   return config

@@ -34,7 +34,7 @@ from jaxunlearn.mesh import processes, programs
 from jaxunlearn.reports import audit, paired, success, timing, verdicts
 
 _ANOTHER = re.compile(r"run:([^\"]+)")
-LOCK = "lock"  # in the directory of a run that is launched alone
+LOCK = "lock"  # in the directory of a run: of the launch that is at work there
 POLL = 5.0  # seconds between two looks at a run of another launch
 
 
@@ -156,7 +156,8 @@ def run_alone(config: ConfigDict, workdir: pathlib.Path) -> Any:
 
 def _run_one(name: str, config: ConfigDict, workdir: pathlib.Path) -> Turn:
   """Makes the run, unless it is finished, another launch's, or waits for one."""
-  with only_here(workdir / f"{name}.lock") as mine:
+  (workdir / name).mkdir(exist_ok=True)
+  with only_here(workdir / name / LOCK) as mine:
     if not mine or processes.from_first(lambda: outcome_of(workdir / name)) is not None:
       return Turn.LEFT
     try:
@@ -168,7 +169,6 @@ def _run_one(name: str, config: ConfigDict, workdir: pathlib.Path) -> Turn:
     except train.Diverged as error:
       logging.error("%s: %s", name, error)
       text = json.dumps({"diverged": str(error)}) + "\n"
-      (workdir / name).mkdir(exist_ok=True)
       if processes.first():
         (workdir / name / "diverged.json").write_text(text)
   return Turn.MADE

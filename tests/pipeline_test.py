@@ -100,9 +100,14 @@ def test_a_second_launch_skips_what_is_finished(tmp_path, launched):
   assert launched == []
 
 
+def at_work(folder):
+  """Another launch, alone or of a pipeline, in the directory of a run."""
+  folder.mkdir(parents=True)
+  return pipeline.only_here(folder / pipeline.LOCK)
+
+
 def test_a_run_that_another_process_holds_is_left_to_it(tmp_path, launched, capsys):
-  (tmp_path / "runs").mkdir()
-  with pipeline.only_here(tmp_path / "runs" / "a1.lock"):
+  with at_work(tmp_path / "runs" / "a1"):
     assert pipeline.run(config_of(tmp_path), tmp_path / "runs") == {}
   assert launched == ["a0", "b0", "b1"]
   assert "1 run is still at work in another launch, the first is a1" in capsys.readouterr().out
@@ -134,7 +139,6 @@ def test_a_run_starts_from_the_run_before_it(tmp_path, launched, monkeypatch):
 def test_what_starts_from_a_run_that_another_process_holds_waits_for_it(
   tmp_path, launched, monkeypatch, capsys
 ):
-  (tmp_path / "runs").mkdir()
   looks = []
 
   def other_launch(seconds):
@@ -145,7 +149,7 @@ def test_what_starts_from_a_run_that_another_process_holds_waits_for_it(
       train.run(None, tmp_path / "runs" / "a0")
 
   monkeypatch.setattr(pipeline.time, "sleep", other_launch)
-  with pipeline.only_here(tmp_path / "runs" / "a0.lock"):
+  with at_work(tmp_path / "runs" / "a0"):
     results = pipeline.run(chain(tmp_path), tmp_path / "runs")
   assert len(looks) == 2 and launched == ["a0", "a1", "b0"] and results["B"]["runs"] == 1
   said = capsys.readouterr().out
@@ -153,10 +157,9 @@ def test_what_starts_from_a_run_that_another_process_holds_waits_for_it(
 
 
 def test_nothing_waits_when_the_time_is_over(tmp_path, launched, monkeypatch):
-  (tmp_path / "runs").mkdir()
   clock = iter([0.0, *[61.0] * 9])
   monkeypatch.setattr(pipeline.time, "monotonic", lambda: next(clock))
-  with pipeline.only_here(tmp_path / "runs" / "a0.lock"):
+  with at_work(tmp_path / "runs" / "a0"):
     assert pipeline.run(chain(tmp_path), tmp_path / "runs", minutes=1.0) == {}
   assert launched == []
 
