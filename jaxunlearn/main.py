@@ -47,8 +47,9 @@ def main(_: list[str]) -> None:
   sys.unraisablehook = threading.excepthook = _in_a_thread
   # Importing JAX is slow; --help is not.
   from jaxunlearn import checkpoint, pipeline, train
-  from jaxunlearn.mesh import cores, processes, programs
+  from jaxunlearn.mesh import cores, memory, processes, programs
 
+  memory.keep()
   try:
     processes.join(_DISTRIBUTED.value)
     cores.as_devices(*cores.rows_of(_CONFIG.value))

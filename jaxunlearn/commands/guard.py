@@ -7,12 +7,13 @@ from collections.abc import Callable
 from absl import logging
 
 from jaxunlearn import checkpoint, errors, train
-from jaxunlearn.mesh import processes
+from jaxunlearn.mesh import memory, processes
 
 
 def guarded(command: Callable[[], None]) -> int:
   """The exit code of a command, as those of jaxunlearn.main; 1 where a proof fails."""
   logging.set_verbosity(logging.WARNING)
+  memory.keep()
   try:
     if processes.launched(os.environ):
       raise ValueError(
