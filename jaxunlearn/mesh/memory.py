@@ -7,9 +7,9 @@ Stable Diffusion.
 
 import ctypes
 
-ONE_ARENA = (-8, 1)  # M_ARENA_MAX: every thread takes from the same, which alone keeps what it has
-NEVER_BACK = (-1, -1)  # M_TRIM_THRESHOLD
-FROM_THE_ARENA = (-3, 2**30)  # M_MMAP_THRESHOLD, bytes: but for the largest, which would break it up
+# Names and numbers as in glibc's malloc.h: of many arenas only the first keeps what it has, it gives
+# nothing back, and what is larger than so many bytes, which would break it up, stays out of it.
+OPTIONS = {"M_ARENA_MAX": (-8, 1), "M_TRIM_THRESHOLD": (-1, -1), "M_MMAP_THRESHOLD": (-3, 2**30)}
 
 
 def keep() -> bool:
@@ -22,4 +22,4 @@ def keep() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
   except (AttributeError, OSError, TypeError):  # no glibc
     return False
-  return all([mallopt(*option) for option in (ONE_ARENA, NEVER_BACK, FROM_THE_ARENA)])
+  return all(mallopt(*option) for option in OPTIONS.values())
