@@ -7,9 +7,11 @@ Stable Diffusion.
 
 import ctypes
 
-# Names and numbers as in glibc's malloc.h: of many arenas only the first keeps what it has, it gives
-# nothing back, and what is larger than so many bytes, which would break it up, stays out of it.
-OPTIONS = {"M_ARENA_MAX": (-8, 1), "M_TRIM_THRESHOLD": (-1, -1), "M_MMAP_THRESHOLD": (-3, 2**30)}
+# As in glibc's malloc.h: of many arenas only the first keeps what it has, it gives nothing back,
+# and up to 2 GiB, the most that it can be told, are taken from it.
+MOST = 2**31 - 1
+OPTIONS = {"M_ARENA_MAX": (-8, 1), "M_TRIM_THRESHOLD": (-1, -1), "M_MMAP_THRESHOLD": (-3, MOST)}
+
 
 
 def keep() -> bool:
