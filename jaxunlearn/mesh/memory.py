@@ -13,7 +13,6 @@ MOST = 2**31 - 1
 OPTIONS = {"M_ARENA_MAX": (-8, 1), "M_TRIM_THRESHOLD": (-1, -1), "M_MMAP_THRESHOLD": (-3, MOST)}
 
 
-
 def keep() -> bool:
   """Tells malloc so, and says whether it took it: glibc does, others have nothing to be told.
 
