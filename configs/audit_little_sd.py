@@ -70,7 +70,7 @@ def get_config(target: str = ""):
 
 
 def _retrained(target: str) -> str:
-  return f"runs/retrain_{audits.slug(target)}" if target in RETRAINED else ""
+  return f"assets:retrain_little_styles_{audits.slug(target)}" if target in RETRAINED else ""
 
 
 KIT = audits.Kit(

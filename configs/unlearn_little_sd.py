@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from configs import common, pretrain_little_styles
 from jaxunlearn import errors
 
-BASE = "runs/little_styles"
+BASE = "assets:little_styles"
 ALT = {"take": "retain", "c": "forget"}  # what is kept, under the prompts to forget
 OWN = {**ALT, "to": "own"}
 NEXT = {"take": "forget", "to": "next"}
