@@ -7,8 +7,9 @@ The networks, batch and optimiser of configs/pretrain_little_sd.py, from random 
 text encoder are trained together, a tenth of the prompts is dropped, gradients are clipped, AdamW,
 an average is kept. Here each core is a device, as in a run. In PyTorch these are diffusers'
 UNet2DConditionModel and transformers' CLIPTextModel, eagerly, by the fused AdamW. A step is
-everything from latents and numbers of prompts on. Both live in one process and take turns; a ratio
-is between neighbours in time.
+everything from latents and numbers of prompts on. Each has a process of its own, as in a run, and
+they take turns; a ratio is between neighbours in time. Beside them this project without
+jaxunlearn/mesh/memory.py: what a step has worked in goes back to the system.
 """
 
 import argparse
@@ -16,16 +17,17 @@ import math
 import pathlib
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from benchmarks import pages
+from benchmarks import pages, turns
 from benchmarks.siss_step import environment
-from jaxunlearn.mesh import cores
+from jaxunlearn.mesh import cores, memory
 
+OURS, GIVEN_BACK, PYTORCH = "this project", "its memory given back", "PyTorch with diffusers"
+PROCESSES = (OURS, GIVEN_BACK, PYTORCH)
 DROPPED, PROMPTS = 0.1, 256
 NULL = -1  # the last row of the book, the empty prompt
 TINY = {
@@ -174,48 +176,65 @@ def parameters(net: Any) -> Any:
   return jax.tree.map(draw, jax.eval_shape(net.init, jax.random.key(0)))
 
 
-def measure(quick: bool, rounds: int) -> dict[str, Any]:
-  """Seconds of both in each round, after a step of each that is not counted."""
-  net, size = network(quick), 8 if quick else 64
+def made(name: str, quick: bool) -> Callable[[int], None]:
+  """One of PROCESSES: the step of a round, which the batch is of."""
+  if name == OURS:
+    memory.keep()
+  cores.as_devices()
+  net, size = network(quick), batch_size(quick)
   params = parameters(net)
-  steps = {"ours": ours(net, params, size), "pytorch": Theirs(net, params, size)}
-  seconds: dict[str, list[float]] = {name: [] for name in steps}
-  for round_ in range(rounds + 1):
-    batch = batch_of(net, size, round_)
-    for name, take in steps.items():
-      begin = time.perf_counter()
-      take(batch)
-      seconds[name].append(time.perf_counter() - begin)
-  counted = {name: found[1:] for name, found in seconds.items()}
-  ratios = [a / b for a, b in zip(counted["ours"], counted["pytorch"], strict=True)]
+  take = Theirs(net, params, size) if name == PYTORCH else ours(net, params, size)
+  return lambda round_: take(batch_of(net, size, round_))
+
+
+def batch_size(quick: bool) -> int:
+  return 8 if quick else 64
+
+
+def measure(quick: bool, rounds: int) -> dict[str, Any]:
+  """Seconds of each in each round, after a step that is not counted."""
+  processes = {name: turns.Apart(made, name, quick) for name in PROCESSES}
+  found = {name: [process(0)] for name, process in processes.items()}
+  for round_ in range(1, rounds + 1):
+    for name, process in processes.items():
+      found[name].append(process(round_))
+  for process in processes.values():
+    process.stop()
+  seconds = {name: [took for took, _ in each] for name, each in found.items()}
+  ratios = lambda name: [
+    a / b for a, b in zip(seconds[name][1:], seconds[PYTORCH][1:], strict=True)
+  ]
   return {
-    "batch": size,
-    "parameters": sum(p.numel() for p in steps["pytorch"].params),
-    "first_seconds": {name: found[0] for name, found in seconds.items()},
-    "seconds": counted,
-    "ratio": statistics.median(ratios),
-    "ratio_range": [min(ratios), max(ratios)],
+    "batch": batch_size(quick),
+    "first_seconds": {name: each[0] for name, each in seconds.items()},
+    "seconds": {name: each[1:] for name, each in seconds.items()},
+    "kernel_seconds": {name: [k for _, k in each[1:]] for name, each in found.items()},
+    "ratio": {name: statistics.median(ratios(name)) for name in (OURS, GIVEN_BACK)},
+    "ratio_range": {name: [min(ratios(name)), max(ratios(name))] for name in (OURS, GIVEN_BACK)},
   }
 
 
 def markdown(result: dict[str, Any]) -> str:
   found = result["step"]
-  low, high = found["ratio_range"]
   lines = [
     "# A training step of the little Stable Diffusion, on CPU",
     "",
     f"{pages.made(result['command'], result['environment'], pages.BOTH)} "
-    f"{found['parameters']:,} parameters, batch {found['batch']}, float32, both in turn.",
+    f"Batch {found['batch']}, float32, a process each, in turn. Kernel: CPU seconds of a step.",
     "",
-    "| what | median s | least s | first step, compilation included, s |",
-    "|---|---|---|---|",
+    "| what | median s | least s | kernel, s | over PyTorch's (min to max) | first step, s |",
+    "|---|---|---|---|---|---|",
   ]
-  for name, title in (("ours", "this project"), ("pytorch", "PyTorch with diffusers")):
-    seconds, first = found["seconds"][name], found["first_seconds"][name]
+  for name, seconds in found["seconds"].items():
+    ratio = "1"
+    if name in found["ratio"]:
+      low, high = found["ratio_range"][name]
+      ratio = f"{found['ratio'][name]:.2f} ({low:.2f} to {high:.2f})"
+    kernel, first = statistics.median(found["kernel_seconds"][name]), found["first_seconds"][name]
     lines.append(
-      f"| {title} | {statistics.median(seconds):.3f} | {min(seconds):.3f} | {first:.1f} |"
+      f"| {name} | {statistics.median(seconds):.3f} | {min(seconds):.3f} | {kernel:.2f} | {ratio} "
+      f"| {first:.1f} |"
     )
-  lines += ["", f"Ratio of neighbours, median: {found['ratio']:.2f} ({low:.2f} to {high:.2f})."]
   return "\n".join(lines) + "\n"
 
 
@@ -226,7 +245,6 @@ def main() -> None:
   parser.add_argument("--quick", action="store_true")
   parser.add_argument("--rounds", type=int, default=15)
   args = parser.parse_args()
-  cores.as_devices()
   result = {
     "command": " ".join(["python -m benchmarks.little_sd_step", *sys.argv[1:]]),
     "environment": environment(),

@@ -1,5 +1,6 @@
 """Timing: by turns, what is compared one after the other, again and again; and of a command."""
 
+import multiprocessing
 import os
 import shlex
 import statistics
@@ -29,6 +30,42 @@ def in_turn(ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> 
     "ratio": statistics.median(ratios),
     "range": [min(ratios), max(ratios)],
   }
+
+
+REST = 0.5  # seconds: the threads of PyTorch wait busily after their last work, on all cores
+
+
+class Apart:
+  """The function that `make(*args)` returns, in a process of its own: nothing else is in its way.
+
+  Its memory and its threads are as in a program that does nothing else. Called, it rests first, then
+  gives the seconds that a call took and those of its CPU time that the kernel took.
+  """
+
+  def __init__(self, make: Callable[..., Callable[..., Any]], *args: Any):
+    context = multiprocessing.get_context("spawn")
+    self._pipe, there = context.Pipe()
+    self._process = context.Process(target=_serve, args=(there, make, args), daemon=True)
+    self._process.start()
+    there.close()
+
+  def __call__(self, *args: Any) -> tuple[float, float]:
+    """Raises EOFError where the process ended instead."""
+    time.sleep(REST)
+    self._pipe.send(args)
+    return self._pipe.recv()
+
+  def stop(self) -> None:
+    self._pipe.send(None)
+    self._process.join()
+
+
+def _serve(pipe: Any, make: Callable[..., Callable[..., Any]], args: Any) -> None:
+  run = make(*args)
+  while (given := pipe.recv()) is not None:
+    kernel = os.times().system
+    took = seconds(lambda: run(*given))
+    pipe.send((took, os.times().system - kernel))
 
 
 def measure(

@@ -5,9 +5,9 @@
 Three seeds; writes results/audit_little_sd.{md,json} and report.html in the working directory.
 `:mosaic` has that style alone, in results/audit_little_sd_mosaic.{md,json}, and so `:twemoji`,
 `:animal-mammal` and `:time`; in the same working directory its runs are those of the whole.
-`python -m jaxunlearn.leaderboard` joins such results. Needs runs/little_styles of
-pretrain_little_styles.py, and runs/retrain_NAME of retrain_little_styles.py for each of RETRAINED:
-the yardstick of every attack. Finished runs are skipped; launched twice at once it uses two cores.
+`python -m jaxunlearn.leaderboard` joins such results. The base (pretrain_little_styles.py) and a
+model retrained without each of RETRAINED (retrain_little_styles.py), the yardstick of every attack,
+are embedded. Finished runs are skipped; launched twice at once it uses two cores.
 """
 
 from configs import attack_little_sd, audits, unlearn_little_sd

@@ -2,10 +2,12 @@
 
     python -m jaxunlearn.main --config=configs/pretrain_little_styles.py \\
         --workdir=runs/little_styles
+    python -m jaxunlearn.export --run=runs/little_styles --out=jaxunlearn/assets/little_styles \\
+        --half --license=apache-2.0
 
 The little Stable Diffusion knows two of the styles (and `heart emoji in noto style` by that very
-caption); this trains it further, UNet and text encoder, until it knows all six. The autoencoder
-stays.
+caption); this trains it further, UNet and text encoder, until it knows all six: an hour on a core.
+The autoencoder stays. How good it is: `assets/little_styles/README.md`.
 """
 
 import dataclasses

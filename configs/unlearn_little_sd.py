@@ -90,7 +90,7 @@ def base(origin: str) -> ConfigDict:
     probe_metrics=("unlearning_accuracy",),
     samples=80,
     asked=48,
-    batch=16,
+    batch=32,
     steps=8,
   )
   return config
