@@ -38,8 +38,8 @@ REST = 0.5  # seconds: the threads of PyTorch wait busily after their last work,
 class Apart:
   """The function that `make(*args)` returns, in a process of its own: nothing else is in its way.
 
-  Its memory and its threads are as in a program that does nothing else. Called, it rests first, then
-  gives the seconds that a call took and those of its CPU time that the kernel took.
+  Its memory and its threads are as in a program that does nothing else. It rests before each call,
+  which gives the seconds that it took and those of its CPU time that the kernel took.
   """
 
   def __init__(self, make: Callable[..., Callable[..., Any]], *args: Any):

@@ -24,16 +24,16 @@ NEXT = {"take": "forget", "to": "next"}
 RANDOM = {"take": "forget", "to": "random"}
 UNET, NOT_ATTN2 = "^unet/", "^unet/(?!.*(/attn2/|norm))"
 STEPS, BATCH = 60, 16
-ESD = {"partial": 256, "partial_batch": 32, "partial_steps": 20}
+ESD = {"partial": 128, "partial_batch": 32, "partial_steps": 20}
 MASK = {"mask_rows": 256, "mask_batch": 32}
 AMNESIA = {"fisher_rows": 5, "lam": 1 / 2000}
 DEFENDED = {"alt": ALT, "a": "forget"}
 # name -> method, its fields, streams, what is trained, steps and learning rate
 METHODS = {
   "prompt_copy": ("embedding_copy", {}, {"a": NEXT}, "prompts", 0, 0.0),
-  "neggrad": ("neggrad_retain", {}, {"a": "forget"}, UNET, STEPS // 2, 1e-4),
+  "neggrad": ("neggrad_retain", {}, {"a": "forget"}, UNET, STEPS // 2, 3e-5),
   "salun": ("salun", MASK, {"a": NEXT}, UNET, STEPS, 1e-4),
-  "sfron": ("sfron", {"iterations": STEPS // 2, **MASK}, {"a": "forget"}, UNET, STEPS, 1e-4),
+  "sfron": ("sfron", {"iterations": STEPS // 2, **MASK}, {"a": "forget"}, UNET, STEPS, 3e-4),
   "selective_amnesia": (
     "selective_amnesia",
     AMNESIA,
@@ -44,17 +44,17 @@ METHODS = {
   ),
   "erasediff": (
     "erasediff_bilevel",
-    {"inner_steps": 30, "outer_steps": 15},
+    {"inner_steps": 20, "outer_steps": 40},
     {"a": RANDOM},
     UNET,
-    3 * 45,
-    2e-4,
+    3 * STEPS,
+    5e-4,
   ),
-  "esd_x": ("esd", ESD, {"a": "forget"}, "attn2", STEPS, 2e-4),
-  "esd_u": ("esd", ESD, {"a": "forget"}, NOT_ATTN2, STEPS, 1e-4),
+  "esd_x": ("esd", ESD, {"a": "forget"}, "attn2", STEPS, 1e-3),
+  "esd_u": ("esd", ESD, {"a": "forget"}, NOT_ATTN2, STEPS, 2e-4),
   "esd_strict": ("esd", ESD, {"a": "forget"}, "attn2_kv", STEPS, 2e-4),
   "esd_cheap": ("esd", {}, {"a": "forget"}, "attn2", STEPS, 2e-4),
-  "ca_model": ("concept_ablation", {}, {"alt": OWN}, "attn2_kv", STEPS, 2e-4),
+  "ca_model": ("concept_ablation", {}, {"alt": OWN}, "attn2_kv", STEPS, 4e-4),
   "ca_noise": (
     "concept_ablation",
     {"form": "noise", "lam": 1.0},

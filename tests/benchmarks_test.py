@@ -7,6 +7,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree
 
 import jax
@@ -33,6 +34,7 @@ from benchmarks import (
   siss_step,
   stable_diffusion,
   torch_reference,
+  turns,
   verdict_level,
 )
 from jaxunlearn import adapters, methods, models, pipeline
@@ -344,6 +346,16 @@ def test_torch_plain_is_ours():
   t = torch.from_numpy(np.array(draws["t"])).long()
   theirs = torch_reference.plain_direction(unet, _nchw(draws["x"]), t, _nchw(draws["eps"]))
   _check_equal(unet, theirs, ours)
+
+
+def test_what_is_timed_apart_has_a_process_of_its_own_and_rests_before_its_turn():
+  asleep = turns.Apart(functools.partial, time.sleep)
+  begin = time.perf_counter()
+  took, kernel = asleep(0.05)
+  assert 0.05 <= took <= time.perf_counter() - begin - turns.REST and 0 <= kernel < took
+  with pytest.raises(EOFError):
+    turns.Apart(functools.partial, os._exit)(3)
+  asleep.stop()
 
 
 def test_the_little_models_step_in_torch_has_our_loss():

@@ -2,7 +2,9 @@
 
 import math
 import re
+import statistics
 
+from benchmarks import little_sd_step
 from configs import table_little_sd
 from jaxunlearn.evals import classifiers
 from tests.committed import PAGES, README, ROOT, flowing, result
@@ -145,7 +147,10 @@ def test_the_numbers_in_sentences_about_stable_diffusion_are_the_committed_resul
   assert (
     f"takes {picture:.2f} of PyTorch's time with diffusers, a forward pass {forward:.2f}" in speed
   )
-  assert f"text encoder takes {step['ratio']:.2f} of it" in speed
+  ours, given_back = (step["ratio"][name] for name in little_sd_step.PROCESSES[:2])
+  assert f"text encoder takes {ours:.2f} of it" in speed and f"{given_back:.2f} without" in speed
+  kernel = [statistics.median(step["kernel_seconds"][n]) for n in little_sd_step.PROCESSES[:2]]
+  assert f"{kernel[1]:.2f} s of its CPU time, against {kernel[0]:.2f} s" in speed
   gpu = result("gpu_nvidia_h100_80gb_hbm3")["parts"]
   apart = [row["distance"] for row in gpu["numbers"] if row["precision"] == "float32"]
   assert f"each of {len(apart)} methods in float32 is within 4e-7" in speed and max(apart) < 4e-7
