@@ -33,7 +33,7 @@ METHODS = {
   "prompt_copy": ("embedding_copy", {}, {"a": NEXT}, "prompts", 0, 0.0),
   "neggrad": ("neggrad_retain", {}, {"a": "forget"}, UNET, STEPS // 2, 3e-5),
   "salun": ("salun", MASK, {"a": NEXT}, UNET, STEPS, 1e-4),
-  "sfron": ("sfron", {"iterations": STEPS // 2, **MASK}, {"a": "forget"}, UNET, STEPS, 3e-4),
+  "sfron": ("sfron", {"iterations": STEPS // 2, **MASK}, {"a": "forget"}, UNET, STEPS, 1e-4),
   "selective_amnesia": (
     "selective_amnesia",
     AMNESIA,

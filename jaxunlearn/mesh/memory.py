@@ -1,8 +1,8 @@
 """Memory that a program on a CPU has freed stays with its process, for the next step to take.
 
 XLA frees all that a step has worked in when the step ends. glibc gives it back to the system, which
-has to fill every page with zeros again for the next step: a fifth of a training step of the little
-Stable Diffusion.
+has to fill every page with zeros again for the next step: results/little_sd_step.md has what that
+costs.
 """
 
 import ctypes
