@@ -8,7 +8,7 @@ import sys
 from jaxunlearn.commands import guard
 from jaxunlearn.mesh import memory
 
-# Pages that the kernel fills anew in the fifth run of a program that works in 48 MiB.
+# The fewest pages that the kernel fills anew in a run of a program that works in 48 MiB.
 FAULTS = """
 import resource, sys
 from jaxunlearn.mesh import memory
@@ -17,10 +17,12 @@ import jax, jax.numpy as jnp
 work = jax.jit(lambda x: jnp.outer(x, x) @ jnp.outer(x, x + 1) @ x)
 x = jnp.arange(2048.0)
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
+filled = []
+for _ in range(10):
   before = faults()
   work(x).block_until_ready()
-print(kept, faults() - before)
+  filled.append(faults() - before)
+print(kept, min(filled))
 """
 
 
