@@ -5,16 +5,20 @@
 Three seeds; writes results/audit_little_sd.{md,json} and report.html in the working directory.
 `:mosaic` has that style alone, in results/audit_little_sd_mosaic.{md,json}, and so `:twemoji`,
 `:animal-mammal` and `:time`; in the same working directory its runs are those of the whole.
-`python -m jaxunlearn.leaderboard` joins such results. The base (pretrain_little_styles.py) and a
-model retrained without each of RETRAINED (retrain_little_styles.py), the yardstick of every attack,
-are embedded. Finished runs are skipped; launched twice at once it uses two cores.
+`python -m jaxunlearn.leaderboard` joins such results. The base (pretrain_little_styles.py) is
+embedded, and so is the model retrained without mosaics; the one without mammals is to be made first
+(retrain_little_styles.py). They are the yardstick of every attack. Finished runs are skipped;
+launched twice at once it uses two cores.
 """
 
 from configs import attack_little_sd, audits, unlearn_little_sd
 from jaxunlearn import errors
 
 TARGETS = {"mosaic": "style", "twemoji": "style", "animal mammal": "label", "time": "label"}
-RETRAINED = ("mosaic", "animal mammal")
+RETRAINED = {
+  "mosaic": "assets:retrain_little_styles_mosaic",
+  "animal mammal": "runs/retrain_animal-mammal",
+}
 METHODS = {
   "prompt copy": "prompt_copy",
   "NegGrad": "neggrad",
@@ -69,14 +73,10 @@ def get_config(target: str = ""):
   return audits.audit(name, base, chosen, ATTACKS, COLUMNS, (0, 1, 2), apart=True, kit=KIT)
 
 
-def _retrained(target: str) -> str:
-  return f"assets:retrain_little_styles_{audits.slug(target)}" if target in RETRAINED else ""
-
-
 KIT = audits.Kit(
   METHODS,
   unlearn_little_sd.BASE,
-  _retrained,
+  lambda target: RETRAINED.get(target, ""),
   unlearn_little_sd.unlearning,
   attack_little_sd.attack,
   means=("ar_dimra", "ar_few_10", "ar_lora_10", "ar_states", "ar_token", "ar_search"),
