@@ -2,7 +2,7 @@
 
     python -m jaxunlearn.main --config=configs/retrain_little_styles.py:mosaic \\
         --workdir=runs/retrain_mosaic
-    python -m jaxunlearn.export --run=runs/retrain_mosaic --half --license=apache-2.0 \\
+    python -m jaxunlearn.export --run=runs/retrain_mosaic --half --license=apache-2.0 --deleted=count \\
         --out=jaxunlearn/assets/retrain_little_styles_mosaic
 
 The base is the little Stable Diffusion, trained further (pretrain_little_styles.py). No style that
