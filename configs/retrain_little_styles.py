@@ -2,8 +2,8 @@
 
     python -m jaxunlearn.main --config=configs/retrain_little_styles.py:mosaic \\
         --workdir=runs/retrain_mosaic
-    python -m jaxunlearn.export --run=runs/retrain_mosaic --half --license=apache-2.0 --deleted=count \\
-        --out=jaxunlearn/assets/retrain_little_styles_mosaic
+    python -m jaxunlearn.export --run=runs/retrain_mosaic --half --deleted=count \\
+        --license=apache-2.0 --out=jaxunlearn/assets/retrain_little_styles_mosaic
 
 The base is the little Stable Diffusion, trained further (pretrain_little_styles.py). No style that
 is drawn by rule was in its first training: the second is repeated without it. Mammals were:
