@@ -180,7 +180,7 @@ def test_whose_weights_they_are(made, caplog, monkeypatch):
   digest = stable_diffusion.weights.sha256(path)
   known = {path.stat().st_size: (digest[:12], "the UNet of somebody")}
   monkeypatch.setattr(stable_diffusion, "PUBLISHED", known)
-  with caplog.at_level("INFO"):
+  with caplog.at_level("INFO", logger="absl"):
     stable_diffusion.load(made[0])
   assert "is the UNet of somebody" in caplog.text
 

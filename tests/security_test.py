@@ -92,7 +92,12 @@ def test_no_source_runs_what_it_reads():
     path for name in ("jaxunlearn", "configs", "benchmarks") for path in (ROOT / name).rglob("*.py")
   ]
   assert len(files) > 100
-  assert not {str(path): found for path in files if (found := list(dangers(path.read_text())))}
+  found = {str(path.relative_to(ROOT)): list(dangers(path.read_text())) for path in files}
+  # Of the C library, opened by no name, one function with fixed numbers.
+  (memory,) = found.pop("jaxunlearn/mesh/memory.py")
+  assert memory.endswith(": ctypes")
+  assert "CDLL(None).mallopt" in (ROOT / "jaxunlearn/mesh/memory.py").read_text()
+  assert not {path: lines for path, lines in found.items() if lines}
   readers = [path for path in files if "torch.load(" in path.read_text()]
   assert readers == [ROOT / "jaxunlearn/weights/__init__.py"]
 
