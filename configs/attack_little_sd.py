@@ -103,5 +103,6 @@ def attack(config: ConfigDict, variant: str, rate: float) -> ConfigDict:
   config.train.update(steps=how.steps, batch=8, log_every=10, checkpoint_every=1000)
   config.eval.update(every=how.steps // 2, probe_samples=32, before=False)
   config.eval.update(after=not how.steps, metrics=how.metrics, samples=1)
+  config.eval.completion_steps = 20
   config.eval.asked = 0 if how.kind == "completion" else 31  # of what trains nothing
   return config

@@ -26,7 +26,7 @@ UNET, NOT_ATTN2 = "^unet/", "^unet/(?!.*(/attn2/|norm))"
 STEPS, BATCH = 60, 16
 ESD = {"partial": 128, "partial_batch": 32, "partial_steps": 20}
 MASK = {"mask_rows": 256, "mask_batch": 32}
-AMNESIA = {"fisher_rows": 5, "lam": 1 / 2000}
+AMNESIA = {"fisher_rows": 2, "lam": 1 / 2000}
 DEFENDED = {"alt": ALT, "a": "forget"}
 # name -> method, its fields, streams, what is trained, steps and learning rate
 METHODS = {
@@ -50,7 +50,7 @@ METHODS = {
     3 * STEPS,
     5e-4,
   ),
-  "esd_x": ("esd", ESD, {"a": "forget"}, "attn2", STEPS, 1e-3),
+  "esd_x": ("esd", ESD, {"a": "forget"}, "attn2", STEPS, 5e-4),
   "esd_u": ("esd", ESD, {"a": "forget"}, NOT_ATTN2, STEPS, 2e-4),
   "esd_strict": ("esd", ESD, {"a": "forget"}, "attn2_kv", STEPS, 2e-4),
   "esd_cheap": ("esd", {}, {"a": "forget"}, "attn2", STEPS, 2e-4),
