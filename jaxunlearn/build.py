@@ -295,15 +295,12 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 def start_params(setup: Setup) -> Tree:
   """Where a run starts (host arrays): random, another run's, or weights in diffusers' layout."""
-  config = setup.config
-  params = of_run.start(config.init_from, setup.net, config.seed, setup.mesh, config.init_bits)
-  return with_prefix(setup, params)
+  return of_run.begun(setup.config.to_dict(), setup.net, setup.mesh)
 
 
 def with_prefix(setup: Setup, params: Tree) -> Tree:
   """The parameters with the tokens before each prompt that config.prompts asks for."""
-  count = setup.config.prompts.prefix if "prompts" in setup.config else 0
-  return prompts.with_prefix(params, count, setup.net) if count else params
+  return text_to_image.with_prefix(params, setup.config.to_dict().get("prompts"), setup.net)
 
 
 def make_state(setup: Setup, params: Tree) -> State:

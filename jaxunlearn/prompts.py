@@ -68,26 +68,6 @@ def spelt(vocabulary: Sequence[Sequence[str]], blank: str) -> list[list[str]]:
   return [[name.replace(blank, " ") if blank else name for name in names] for names in vocabulary]
 
 
-def with_prefix(params: Any, count: int, net: Any) -> Any:
-  """The parameters of a text-to-image model with so many tokens before each prompt, all as likely.
-
-  Raises:
-    ValueError: the network takes none, or has no room for so many.
-  """
-  if not hasattr(net, "text"):
-    raise ValueError(
-      f"config.prompts.prefix is {count} and the model reads no prompts; use 0, or a text-to-image "
-      "model"
-    )
-  room = net.text.max_position_embeddings - 3  # the start, the end and a token between
-  if count > room:
-    raise ValueError(
-      f"config.prompts.prefix is {count} and a prompt has room for {room}; use at most that"
-    )
-  tokens = net.text.vocab_size
-  return {**params, "prefix": np.full((count, tokens), 1 / tokens, np.float32)}
-
-
 @dataclasses.dataclass(frozen=True)
 class Encoder:
   """The text encoder of a model as it is, and its book of prompts."""

@@ -14,7 +14,7 @@ from configs import common
 from jaxunlearn import build, export, methods, step, train
 from jaxunlearn.commands import sample
 from jaxunlearn.commands.sample import Asked
-from jaxunlearn.compiled import topology
+from jaxunlearn.compiled import dry_run, topology
 from jaxunlearn.diffusion import NULL
 from jaxunlearn.latents import cache
 from jaxunlearn.models import text_to_image
@@ -200,6 +200,20 @@ def test_a_token_is_learned_exported_and_drawn(config, tmp_path):
   np.testing.assert_allclose(ours, theirs[0].detach(), atol=1e-5)
 
 
+def test_a_prompt_that_was_searched_for_is_told_and_read_again(config, tmp_path):
+  concept_of(config, "unlearn_diff_attack", {"a": "forget"}, "^prefix$")
+  with config.unlocked():
+    config.prompts = {"prefix": 2}
+  config.attack = "prompt_search"
+  assert "parameters" in dry_run.describe(config.copy_and_resolve_references())
+  train.run(config, tmp_path / "run")
+  run = of_run.read(tmp_path / "run")
+  size = 2 * run.net.text.vocab_size
+  assert f"{size:,} parameters, those of" in (tmp_path / "run" / "report.html").read_text()
+  assert run.params.keys() == {"unet", "text_encoder", "prefix"}
+  np.testing.assert_allclose(run.params["prefix"].sum(axis=1), 1, rtol=1e-5)
+
+
 def test_a_model_of_copied_prompts_is_attacked_and_read_again(config, tmp_path):
   """A run of all parameters that begins with it has its table of prompts too."""
   takes = {"a": {"take": "forget", "to": "next"}}
@@ -219,6 +233,21 @@ def test_a_model_of_copied_prompts_is_attacked_and_read_again(config, tmp_path):
   again = of_run.read(tmp_path / "attack").params
   np.testing.assert_array_equal(again["states"]["prompts"], states)
   assert again.keys() == {"unet", "text_encoder", "states"}
+
+
+@pytest.mark.parametrize("prompts", [{"template": "a picture: {class}"}, {"prefix": 2}])
+def test_other_prompts_than_those_copied_are_encoded(config, tmp_path, prompts):
+  """Else a paraphrase, or a search, would be of the copied prompt whatever it says."""
+  takes = {"a": {"take": "forget", "to": "next"}}
+  with config.unlocked():
+    config.prompts = {"template": "{class}", "prefix": 0}
+  concept_of(config, "embedding_copy", takes, "prompts").train.steps = 0
+  train.run(config, tmp_path / "copy")
+  config.init_from, config.trained.pattern = str(tmp_path / "copy"), "^unet/"
+  assert "states" in build.start_params(build.build(config.copy_and_resolve_references()))
+  config.prompts.update(prompts)
+  setup = build.build(config)
+  assert build.start_params(setup).keys() == {"unet", "text_encoder", *prompts} - {"template"}
 
 
 @pytest.mark.parametrize(

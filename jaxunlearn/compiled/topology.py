@@ -102,7 +102,7 @@ def setup_on(config: ConfigDict, name: str) -> build.Setup:
 
 def state_of(setup: build.Setup) -> State:
   """The shapes and layouts of step 0. What a method prepares is computed here, from zeros."""
-  whole = models.shapes(setup.net)
+  whole = build.with_prefix(setup, models.shapes(setup.net))
   params, frozen = jax.eval_shape(setup.split, whole)
   extras: Tree = {}
   if type(setup.method).prepare is not methods.Objective.prepare:
@@ -222,7 +222,7 @@ def fitting() -> Iterator[None]:
 
 def least(setup: build.Setup) -> float:
   """Bytes that each device sends at least in a step (collectives.py)."""
-  whole = models.shapes(setup.net)
+  whole = build.with_prefix(setup, models.shapes(setup.net))
   trained, _ = jax.eval_shape(setup.split, whole)
   all_, moved = (sum(s.size for s in jax.tree.leaves(tree)) for tree in (whole, trained))
   summed = jnp.dtype(getattr(setup.net, "dtype", jnp.float32)).itemsize

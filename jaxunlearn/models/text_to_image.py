@@ -19,7 +19,7 @@ row. The parameters are
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -217,3 +217,29 @@ def with_rows(params: Any, new: Float[Array, "n D"]) -> Any:
 def combinations(classes: tuple[int, ...]) -> Int[np.ndarray, "P n"]:
   """The conditions of each row of the book but the last, in order."""
   return np.stack(np.unravel_index(np.arange(math.prod(classes)), classes), -1).astype(np.int32)
+
+
+def with_prefix(params: Any, section: Mapping[str, Any] | None, net: Any) -> Any:
+  """The parameters with the tokens before each prompt that config.prompts asks for, all as likely.
+
+  Args:
+    section: config.prompts; None for a model that reads none.
+
+  Raises:
+    ValueError: the network takes none, or has no room for so many.
+  """
+  count = section.get("prefix", 0) if section else 0
+  if not count:
+    return params
+  if not isinstance(net, Net):
+    raise ValueError(
+      f"config.prompts.prefix is {count} and the model reads no prompts; use 0, or a text-to-image "
+      "model"
+    )
+  room = net.text.max_position_embeddings - 3  # the start, the end and a token between
+  if count > room:
+    raise ValueError(
+      f"config.prompts.prefix is {count} and a prompt has room for {room}; use at most that"
+    )
+  tokens = net.text.vocab_size
+  return {**params, "prefix": np.full((count, tokens), 1 / tokens, np.float32)}

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from jaxunlearn import adapters, data, methods, models, streams
+from jaxunlearn.models import text_to_image
 from jaxunlearn.reports import names
 
 DELETING = ("retraining", "naive", "unlearning")
@@ -221,7 +222,7 @@ def trained(config: Config) -> str:
   parts = jax.eval_shape(
     lambda key, whole: kind.split(key, kind.extended(net, whole)),
     jax.random.key(0),
-    models.shapes(net),
+    text_to_image.with_prefix(models.shapes(net), config.get("prompts"), net),
   )
   own, frozen = (sum(leaf.size for leaf in jax.tree.leaves(part)) for part in parts)
   return f"{own:,} parameters, {_which(kind)}; {frozen:,} stay as in {origin_of(config)}"

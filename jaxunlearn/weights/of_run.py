@@ -4,16 +4,18 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from absl import logging
 
 from jaxunlearn import adapters, checkpoint, models
 from jaxunlearn.mesh import sharding
 from jaxunlearn.models import text_to_image
 from jaxunlearn.weights import layout, pretrained, rounding
 
+Config = Mapping[str, Any]
 NEEDED = ("model", "process", "ema", "data")  # of a run's config
 
 
@@ -53,6 +55,28 @@ def start(origin: str, net: Any, seed: int, mesh: jax.sharding.Mesh, bits: int =
   return rounding.rounded(_origin(origin, net, seed, mesh), bits)
 
 
+def begun(config: Config, net: Any, mesh: jax.sharding.Mesh) -> Any:
+  """All parameters that a run of that config starts with, tokens before its prompts among them.
+
+  Raises:
+    ValueError, Damaged: as of `start`, or no room for those tokens.
+  """
+  params = start(config["init_from"], net, config["seed"], mesh, config.get("init_bits", 0))
+  return _for_prompts(params, config, net)
+
+
+def _for_prompts(params: Any, config: Config, net: Any) -> Any:
+  """With what config.prompts adds. A table of other prompts is left out: their text is encoded."""
+  section = config.get("prompts") or {}
+  if "states" in params:
+    origin = pathlib.Path(config["init_from"])
+    older = _trained(origin)[1].get("prompts") or {}
+    if other := [name for name in older if name in section and older[name] != section[name]]:
+      logging.info("config.prompts has another %s than %s: prompts are encoded", other[0], origin)
+      params = {name: tree for name, tree in params.items() if name != "states"}
+  return text_to_image.with_prefix(params, section, net)
+
+
 def _origin(origin: str, net: Any, seed: int, mesh: jax.sharding.Mesh) -> Any:
   if not origin:
     return jax.jit(net.init)(jax.random.key(seed))
@@ -76,23 +100,22 @@ def parts(
   trained, config = _trained(run)
   bare = dataclasses.replace(net, book=None) if isinstance(net, text_to_image.Net) else net
   if trained.everything:
-    shapes = _shapes(bare, config.get("init_from", ""))
+    shapes = _shapes(bare, config)
     return trained, checkpoint.read_params(run, target(shapes), item), {}
-  base = start(config["init_from"], net, config["seed"], mesh, config.get("init_bits", 0))
+  base = begun(config, net, mesh)
   base = trained.extended(bare, base)
   params, frozen = trained.split(split_key(config["seed"]), base)
   shapes = jax.eval_shape(lambda: params)
   return trained, checkpoint.read_params(run, target(shapes), item, frozen=frozen), frozen
 
 
-def _shapes(net: Any, origin: str) -> Any:
-  """Of all parameters of a network, with what the runs that they come from added."""
-  shapes = models.shapes(net)
-  while origin and (pathlib.Path(origin) / "checkpoints").is_dir():
-    trained, config = _trained(pathlib.Path(origin))
-    shapes = jax.eval_shape(functools.partial(trained.extended, net), shapes)
-    origin = config.get("init_from", "")
-  return shapes
+def _shapes(net: Any, config: Config) -> Any:
+  """Where a run of that config starts: with what the runs that it comes from added."""
+  shapes, origin = models.shapes(net), config.get("init_from", "")
+  if origin and (pathlib.Path(origin) / "checkpoints").is_dir():
+    trained, older = _trained(pathlib.Path(origin))
+    shapes = jax.eval_shape(functools.partial(trained.extended, net), _shapes(net, older))
+  return _for_prompts(shapes, config, net)
 
 
 def split_key(seed: int) -> jax.Array:
