@@ -54,14 +54,14 @@ ATTACKS = {
   "few_100": Attack("few_shot", streams={"x": FEW(100)}),
   "few_10_lora": Attack("few_shot", streams={"x": FEW(10)}, trained=LORA),
   "states": Attack(
-    "inversion", "embedding_inversion", streams=STATES, trained={"pattern": "prompts"}, steps=60
+    "inversion", "embedding_inversion", streams=STATES, trained={"pattern": "prompts"}, steps=40
   ),
   "token": Attack(
     "inversion",
     "token_inversion",
     streams={"a": FEW(10)},
     trained={"pattern": "token"},
-    steps=60,
+    steps=40,
     prompts={"token": "<it>"},
   ),
   "prompt_search": Attack(
@@ -70,7 +70,7 @@ ATTACKS = {
     {"times": 20, "per_time": 3},
     {"a": FEW(10)},
     {"pattern": "^prefix$"},
-    steps=60,
+    steps=40,
     decay=0.1,
     prompts={"prefix": 5},
   ),

@@ -14,6 +14,7 @@ launched twice at once it uses two cores.
 from configs import attack_little_sd, audits, unlearn_little_sd
 from jaxunlearn import errors
 
+SEEDS = (0, 1, 2)
 TARGETS = {"mosaic": "style", "twemoji": "style", "animal mammal": "label", "time": "label"}
 RETRAINED = {
   "mosaic": "assets:retrain_little_styles_mosaic",
@@ -70,7 +71,7 @@ def get_config(target: str = ""):
   base = unlearn_little_sd.base(unlearn_little_sd.BASE)
   chosen = named[target] if target else TARGETS
   name = f"little_sd_{target}" if target else "little_sd"
-  return audits.audit(name, base, chosen, ATTACKS, COLUMNS, (0, 1, 2), apart=True, kit=KIT)
+  return audits.audit(name, base, chosen, ATTACKS, COLUMNS, SEEDS, apart=True, kit=KIT)
 
 
 KIT = audits.Kit(

@@ -69,7 +69,7 @@ METHODS = {
   "dimum_attacks": ("dimum_attacks", {"inner_rate": 2e-4}, DEFENDED, UNET, STEPS, 2e-4),
   "dimum_sharpness": ("dimum_sharpness", {}, {"alt": ALT}, UNET, STEPS, 2e-4),
   "dimum_projected": ("dimum_projected", {"batch": 32}, {"alt": ALT}, UNET, STEPS, 2e-4),
-  "undo": ("undo", {"alpha": 0.3}, {"alt": ALT}, UNET, 6 * STEPS, 3e-4),
+  "undo": ("undo", {"alpha": 0.3}, {"alt": ALT}, UNET, 4 * STEPS, 3e-4),
 }
 
 
