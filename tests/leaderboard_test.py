@@ -1,6 +1,7 @@
 """The table of several audits: what is read of their files, its order, and the page."""
 
 import json
+import re
 
 import pytest
 
@@ -55,6 +56,19 @@ def test_the_table_and_the_page_have_every_row(paths, tmp_path, capsys):
   assert "UCE &lt;b&gt;" in html and "<b>" not in html
   assert html.count("<tr class=") == 5 and "main:has(#s1:not(:checked)) .s1" in html
   assert html.count('<input type="checkbox"') == 2 + len({"pets:1"}) + 6
+
+
+def test_the_page_can_ask_how_much_is_kept_at_least(paths):
+  entries = leaderboard.read(paths[0])
+  html = leaderboard.page(entries)
+  assert [entry.kept for entry in entries] == [0.9, 0.8, 0.0, 0.0]
+  kept = {label: re.search(rf'<tr class="([^"]*)"><th scope="row">{label}', html) for label in KEPT}
+  assert {label: found[1] for label, found in kept.items()} == KEPT
+  assert "main:has(#k4:checked) .below4 { display: none; }" in html
+  assert html.count('name="kept"') == 5 and 'id="k0" checked>' in html
+
+
+KEPT = {"base": "s0 j0", "DiMUM": "s0 j0 below4", "ESD": "s0 j0 below1 below2 below3 below4"}
 
 
 @pytest.mark.parametrize("content", ["[1]", "{", '{"a": 3}', '{"a": {}}'])

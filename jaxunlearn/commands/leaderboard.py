@@ -4,7 +4,7 @@
 
 Rows are sorted by the largest AR of any attack, the lowest first, and at equal ARs by what is kept.
 Values are comparable where they were measured alike: each row tells its classifier, and the page
-can be filtered by it. The module is `python -m jaxunlearn.leaderboard`.
+can be filtered by it, and by what is kept. The module is `python -m jaxunlearn.leaderboard`.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from jaxunlearn.reports import report, writer
 FIRST = ("ua", "ira", "cra", "worst_ira")
 TITLES = {"ua": "UA", "ira": "IRA", "cra": "CRA", "worst_ira": "worst kept", "seconds": "seconds"}
 LARGEST = "largest AR"
+KEPT, LEAST = ("ira", "cra"), (0, 0.6, 0.7, 0.8, 0.9)  # what is kept, and how much a row may ask
 _AR = re.compile(r"ar_(?!.*_(mean|distance)$)\w+$")
 
 
@@ -39,6 +40,11 @@ class Entry(NamedTuple):
     """The AR of the attack that brings back most."""
     found = [value for name, value in self.values.items() if _AR.match(name)]
     return max(found, default=None)
+
+  @property
+  def kept(self) -> float:
+    """The lower accuracy of what is kept; 0 of a row that does not tell it."""
+    return min((self.values[name] for name in KEPT if name in self.values), default=0.0)
 
 
 def read(path: pathlib.Path) -> list[Entry]:
@@ -103,7 +109,7 @@ def markdown(entries: Sequence[Entry]) -> str:
 
 
 def page(entries: Sequence[Entry]) -> str:
-  """The table as a page of its own, in which audits, judges and columns can be hidden."""
+  """The table as a page of its own, in which audits, judges, rows and columns can be hidden."""
   names = columns(entries)
   sources = list(dict.fromkeys(entry.source for entry in entries))
   judges = list(dict.fromkeys(entry.judge for entry in entries))
@@ -113,11 +119,14 @@ def page(entries: Sequence[Entry]) -> str:
     columns=[title(name) for name in names],
     sources=sources,
     judges=judges,
+    kept=LEAST,
+    accuracies=" and ".join(map(title, KEPT)),
     rows=[
       {
         "entry": entry,
         "source": sources.index(entry.source),
         "judge": judges.index(entry.judge),
+        "below": [i for i, least in enumerate(LEAST) if entry.kept < least],
         "largest": cell(entry.largest),
         "cells": [cell(entry.values.get(name)) for name in names],
       }
