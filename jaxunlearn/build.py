@@ -241,8 +241,7 @@ def check_needs(setup: Setup) -> None:
 def check_trained(setup: Setup) -> None:
   """Raises ValueError where config.trained finds nothing in the network; nothing is computed."""
   if not setup.trained.everything:
-    whole = lambda key: with_prefix(setup, setup.net.init(key))
-    jax.eval_shape(lambda key: setup.split(whole(key)), jax.random.key(0))
+    jax.eval_shape(setup.split, with_prefix(setup, models.shapes(setup.net)))
 
 
 def size_advice(

@@ -14,7 +14,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from jaxunlearn import checkpoint, latents, weights
+from jaxunlearn import checkpoint, latents, models, weights
 from jaxunlearn.diffusion import Diffusion, EpsFn, guidance, sampling
 from jaxunlearn.mesh import sharding
 from jaxunlearn.models import clip, text_to_image, text_unet, vae
@@ -111,7 +111,6 @@ def load(folder: pathlib.Path) -> Pipeline:
   found = pretrained.read_scheduler(folder)
   if found is None:
     raise ValueError(f"{folder / 'scheduler' / SCHEDULER} does not exist; fetch it with the model")
-  shapes: Callable[[Any], Any] = lambda net: jax.eval_shape(net.init, jax.random.key(0))
   return Pipeline(
     unet=net,
     vae=autoencoder,
@@ -121,9 +120,9 @@ def load(folder: pathlib.Path) -> Pipeline:
     sampler=sampling.Options.of(found.sampler),
     scheduler=found.rest,
     params={
-      "unet": pretrained.from_state_dict(_state(folder, "unet"), shapes(net)),
-      "vae": pretrained.from_state_dict(_state(folder, "vae"), shapes(autoencoder)),
-      "text_encoder": pretrained.text_encoder(_state(folder, "text_encoder"), shapes(text)),
+      "unet": pretrained.from_state_dict(_state(folder, "unet"), models.shapes(net)),
+      "vae": pretrained.from_state_dict(_state(folder, "vae"), models.shapes(autoencoder)),
+      "text_encoder": pretrained.text_encoder(_state(folder, "text_encoder"), models.shapes(text)),
     },
     folder=folder,
   )
@@ -229,8 +228,8 @@ def read_codec(origin: str, batch: int) -> latents.Codec:
     return _trained_codec(folder, batch)
   path = layout.part(folder, "vae") / CONFIG
   net = vae.Autoencoder(**pipeline_config.read_vae(layout.read_json(path), path))
-  shapes = jax.eval_shape(net.init, jax.random.key(0))
-  return latents.Codec(net, pretrained.from_state_dict(_state(folder, "vae"), shapes), batch)
+  params = pretrained.from_state_dict(_state(folder, "vae"), models.shapes(net))
+  return latents.Codec(net, params, batch)
 
 
 def _trained_codec(run: pathlib.Path, batch: int) -> latents.Codec:
@@ -241,7 +240,7 @@ def _trained_codec(run: pathlib.Path, batch: int) -> latents.Codec:
   net = vae.Autoencoder(
     **{**config["autoencoder"], "scaling_factor": float(results["scaling_factor"])}
   )
-  shapes = sharding.shaped(sharding.make_mesh(1), jax.eval_shape(net.init, jax.random.key(0)))
+  shapes = sharding.shaped(sharding.make_mesh(1), models.shapes(net))
   return latents.Codec(net, checkpoint.read_params(run, shapes, "ema"), batch)
 
 
