@@ -30,9 +30,10 @@ class Method(dimum.Method):
   def prepare(self, apply, params, process, data, rng):
     kind = {"rows": self.batches * self.batch, "batch": self.batch, "w": 0.0, "clip": None}
     grads = importance.batch_gradients(apply, params, process, data["x"], rng, **kind)
-    basis = ()
-    for grad in grads:
-      basis += (_unit(off(off(grad, basis), basis), grad),)  # twice: once leaves rounding errors
+    basis = jax.tree.map(lambda leaf: jnp.zeros((self.batches, *leaf.shape)), params)
+    for i, grad in enumerate(grads):
+      rest = off(off(grad, basis), basis)  # twice: once leaves rounding errors
+      basis = jax.tree.map(lambda b, one, i=i: b.at[i].set(one), basis, _unit(rest, grad))
     return {"basis": basis}
 
   def combine(self, grads, extras):
@@ -41,11 +42,10 @@ class Method(dimum.Method):
 
 
 def off(grad, basis):
-  """The part of a tree at a right angle to each tree of an orthonormal basis."""
-  for one in basis:
-    share = optax.tree.vdot(one, grad)
-    grad = jax.tree.map(lambda g, b, share=share: g - share * b, grad, one)
-  return grad
+  """The part of a tree at a right angle to an orthonormal basis, [n, *shape] of each leaf."""
+  shares = jax.tree.map(lambda b, g: jnp.tensordot(b, g, g.ndim), basis, grad)
+  total = jax.tree.reduce(jnp.add, shares)  # of the whole tree: [n]
+  return jax.tree.map(lambda b, g: g - jnp.tensordot(total, b, 1), basis, grad)
 
 
 def _unit(rest, grad):
