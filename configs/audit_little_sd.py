@@ -5,6 +5,7 @@
 Three seeds; writes results/audit_little_sd.{md,json} and report.html in the working directory.
 `:mosaic` has that style alone, in results/audit_little_sd_mosaic.{md,json}, and so `:twemoji`,
 `:animal-mammal` and `:time`; in the same working directory its runs are those of the whole.
+`:mosaic,1` takes the first seed alone, and a later `:mosaic` in the same directory the others.
 `python -m jaxunlearn.leaderboard` joins such results. The base (pretrain_little_styles.py) is
 embedded, and so is the model retrained without mosaics; the one without mammals is to be made first
 (retrain_little_styles.py). They are the yardstick of every attack. Finished runs are skipped;
@@ -65,13 +66,17 @@ COLUMNS = (
 )
 
 
-def get_config(target: str = ""):
+def get_config(words: str = ""):
+  target, _, number = words.partition(",")
   named = {audits.slug(name): {name: field} for name, field in TARGETS.items()}
   errors.check_choice("target", target or "mosaic", named)
+  counts = {str(n): n for n in range(1, len(SEEDS) + 1)}
+  errors.check_choice("number of seeds", number or "1", counts)
+  seeds = SEEDS[: counts.get(number)]
   base = unlearn_little_sd.base(unlearn_little_sd.BASE)
   chosen = named[target] if target else TARGETS
   name = f"little_sd_{target}" if target else "little_sd"
-  return audits.audit(name, base, chosen, ATTACKS, COLUMNS, SEEDS, apart=True, kit=KIT)
+  return audits.audit(name, base, chosen, ATTACKS, COLUMNS, seeds, apart=True, kit=KIT)
 
 
 KIT = audits.Kit(

@@ -272,6 +272,14 @@ def test_the_audit_of_one_target_has_the_runs_of_the_whole():
     audit_little_sd.get_config("dog")
 
 
+def test_an_audit_of_fewer_seeds_has_the_first_runs_of_all():
+  whole, one = audit_little_sd.get_config("mosaic"), audit_little_sd.get_config("mosaic,1")
+  assert set(one.runs) == {n for n in whole.runs if n == "replay" or "_0" in n.partition("@")[0]}
+  assert [(label, names[:1]) for label, names, _ in whole.rows] == [row[:2] for row in one.rows]
+  with pytest.raises(ValueError, match="no number of seeds '4'; there are: 1, 2, 3"):
+    audit_little_sd.get_config("mosaic,4")
+
+
 @pytest.mark.parametrize("audit", [audit_fashion, audit_emoji, audit_little_sd])
 def test_an_attack_is_the_same_on_every_row(audit):
   """But for what it starts from: rows are compared by what the same attack brings back."""

@@ -28,6 +28,7 @@ def test_the_tables_are_the_committed_results():
     "results/siss_emoji.md",
     "results/audit_emoji.md",
     "results/audit_fashion.md",
+    "results/audit_little_sd_mosaic.md",
     "results/cdm_uniform.md",
     "results/cdm_class.md",
     "results/cdm_folder.md",

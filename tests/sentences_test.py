@@ -5,7 +5,8 @@ import re
 import statistics
 
 from benchmarks import little_sd_step
-from configs import table_little_sd
+from configs import retrain_little_styles, table_little_sd, unlearn_little_sd
+from jaxunlearn import methods
 from jaxunlearn.evals import classifiers
 from tests.committed import PAGES, README, ROOT, flowing, result
 
@@ -294,6 +295,55 @@ def test_the_numbers_in_sentences_about_emoji_under_attack_are_the_committed_res
     "DiMUM",
     "DiMUM, meta",
   ]
+
+
+def test_the_numbers_in_sentences_about_a_style_under_attack_are_the_committed_results():
+  page, rows = flowing(PAGES["concepts"]), result("audit_little_sd_mosaic")
+  rows = {label.removesuffix(": mosaic"): row for label, row in rows.items()}
+  of = lambda label, column: f"{rows[label][column]['value']:.2f}"
+  full, lora = (lambda label, k=k: of(label, f"ar_{k}_10_mean") for k in ("few", "lora"))
+  ira, ua, held = lambda label: of(label, "ira"), lambda label: of(label, "ua"), "ar_states_mean"
+  some = "DiMUM, several attacks"
+  for form, told in (
+    ("a mean AR of {}, {} by LoRA. It keeps", (full("retrained"), lora("retrained"))),
+    ("keeps {} (IRA), the pretrained model {}.", (ira("retrained"), ira("pretrained"))),
+    ("have a UA of {} and keep all", (ua("prompt copy"),)),
+    ("the model draws mosaics ({})", (of("prompt copy", "ar_paraphrase"),)),
+    ("(IRA {}, {}, {}). Of", map(ira, ("UCE", "Concept Ablation", "ESD-x"))),
+    ("a new word brings back {}, and {} after UCE", (of(n, "ar_token") for n in KEEPING)),
+    ("UCE has less ({1} for {0})", map(lora, KEEPING)),
+    ("keep less ({} to {})", map(ira, ("SalUn", "DiMUM, projected"))),
+    ("brings back {} and {} (DiMUM {}, ret", (of(n, held) for n in ("DiMUM, meta", some, "DiMUM"))),
+    ("{} and {} by LoRA (DiMUM {})", map(lora, ("DiMUM, meta", some, "DiMUM"))),
+    ("{} and {} in full (DiMUM {})", map(full, ("DiMUM, meta", some, "DiMUM"))),
+    ("kept accuracy is {} and {}.", map(ira, ("DiMUM, meta", some))),
+    ("lowers LoRA to {} and", (lora(f"{some}, then UNDO"),)),
+    ("and kept accuracy to {}. Sharp", (ira(f"{some}, then UNDO"),)),
+    ("({} in full, {} by LoRA), projected", (f("DiMUM, sharpness-aware") for f in (full, lora))),
+    ("close to DiMUM ({}, {})", (f("DiMUM, projected") for f in (full, lora))),
+    ("have a UA of {}, {} and {}.", map(ua, ("NegGrad", "ESD-u", "SFR-on"))),
+  ):
+    assert form.format(*told) in page, form
+  methods = rows.keys() - {"pretrained", "retrained", "prompt copy"}
+  lowest = min(methods, key=lambda label: rows[label]["ar_few_10_mean"]["value"])
+  assert f"a mean AR of {full(lowest)} after {lowest}, the lowest" in page
+  gone = [label for label in methods if rows[label]["ua"]["value"] >= 0.9]
+  assert f"an AR of {max(of(label, 'ar_int4') for label in gone)} at most, where UA" in page
+  words = ("ar_token", "ar_search", "ar_paraphrase", "ar_completion")
+  most = max(of(label, k) for label in ("DiMUM, meta", some) for k in words)
+  assert f"words and completion {most} at most" in page
+  assert all(row["runs"] == 1 for row in rows.values()) and "One seed so far" in page
+
+
+KEEPING = ("Concept Ablation", "UCE")
+
+
+def test_a_defence_costs_a_share_of_retraining():
+  trained, again = unlearn_little_sd.get_config("dimum_attacks"), retrain_little_styles.get_config()
+  method = methods.make(**trained.method)
+  rows = lambda config, passes: config.train.steps * config.train.batch * passes
+  share = rows(trained, method.forwards) / rows(again, 1)
+  assert f"several attacks, {share:.0%} of the rows" in flowing(PAGES["concepts"])
 
 
 def test_the_numbers_in_sentences_about_compartments_are_the_committed_results():
