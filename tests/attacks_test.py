@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
+from configs import attack_little_sd
 from jaxunlearn import evals, streams
 from jaxunlearn.diffusion import NULL, Diffusion, sampling
 from jaxunlearn.mesh import sharding
@@ -234,3 +235,17 @@ def test_completion_counts_the_pictures_that_become_the_concept(monkeypatch):
 def _leads_to(picture, x_t, t, c=None):
   process = evals_test.PROCESS
   return process.eps(x_t, jnp.broadcast_to(picture, x_t.shape), t)
+
+
+@pytest.mark.parametrize(
+  ("ar", "line"),
+  [
+    ((0.25, 0.72), "AR 0.72 at most, first recovered at step 30"),
+    ((0.0, 0.125), "AR 0.12 at most, not recovered"),
+    ((), "not measured: no AR, no UA"),
+  ],
+)
+def test_an_attack_that_is_probed_alone_ends_with_its_largest_ar(ar, line):
+  config = attack_little_sd.get_config("few_10").to_dict()
+  metrics = [{"step": 15 * i, verdict.PROBE: value} for i, value in enumerate(ar, 1)]
+  assert verdict.headline(config, {}, metrics) == line

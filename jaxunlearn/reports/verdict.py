@@ -65,7 +65,9 @@ def headline(config: Config, results: Results, metrics: Lines = ()) -> str:
   if kind == "attack":
     step = first_recovery(results, metrics)
     ends = f"first recovered at step {step}" if step is not None else "not recovered"
-    said = _arrow(config, results, "ua")
+    ars = [ar for _, ar in recovery(results, metrics)]
+    probed = f"AR {max(ars):.2g} at most" if ars else ""
+    said = _arrow(config, results, "ua") or probed
     return f"{said}, {ends}" if said else "not measured: no AR, no UA"
   if kind == "compartments":
     return _of_compartments(results).line

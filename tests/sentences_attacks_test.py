@@ -1,0 +1,127 @@
+"""The numbers in sentences about attacks are those of the committed results."""
+
+import re
+
+from configs import retrain_little_styles, unlearn_little_sd
+from jaxunlearn import methods
+from tests.committed import PAGES, flowing, result
+
+
+def test_the_numbers_in_sentences_about_classes_under_attack_are_the_committed_results():
+  page, rows = flowing(PAGES["audit"]), result("audit_fashion")
+  of = lambda label, column: f"{rows[label][column]['value']:.2f}"
+  named = {
+    "SFR-on": "SFR-on",
+    "NegGrad": "NegGrad",
+    "Selective Amnesia by the rule": "Selective Amnesia, λ = 1/(2T)",
+    "EraseDiff": "EraseDiff",
+    "ESD": "ESD",
+    "DiMUM": "DiMUM",
+    "DiMUM-meta": "DiMUM, meta",
+    "SalUn": "SalUn",
+    "EraseDiff by BOME": "EraseDiff, BOME",
+  }
+  back = {name: of(label, "ar_dimra") for name, label in named.items()}
+  assert list(back.values()) == sorted(back.values(), reverse=True)
+  (said,) = re.findall(r"brings the class back after (.*?; retrained [.\d]+)\)", page)
+  assert re.findall(r"\((\d\.\d\d|AR \d\.\d\d)", said)[1:] == list(back.values())[1:]
+  assert said.startswith(f"SFR-on (AR {back['SFR-on']}), NegGrad ({back['NegGrad']})")
+  assert said.endswith(f"{back['EraseDiff by BOME']}; retrained {of('retrained', 'ar_dimra')}")
+  mean = {name: of(label, "ar_few_10_mean") for name, label in named.items()}
+  for name in ("ESD", "DiMUM-meta", "DiMUM", "Selective Amnesia by the rule", "SFR-on"):
+    assert f"{name} ({mean[name]})" in page
+  assert f"EraseDiff ({mean['EraseDiff']}) give the class back sooner" in page
+  bome = mean["EraseDiff by BOME"], of("EraseDiff, BOME", "ar_inversion")
+  assert "better than DiMUM: {} against ten images, {} against a new".format(*bome) in page
+  ends = lambda label, runs: [f"{f(rows[label]['ua']['runs'][runs]):.2f}" for f in (min, max)]
+  trouser, sneaker = slice(0, 3), slice(3, 6)
+  for label, form in (
+    ("SFR-on", "Trouser ({} to {}) and not Sneaker ({} to {})"),
+    ("EraseDiff", "rule ({} to {}, and {} to {})"),
+  ):
+    assert form.format(*ends(label, trouser), *ends(label, sneaker)) in page
+    assert rows[label]["verdict"]["words"].startswith("runs disagree")
+  blind = [f"{row['membership_pia/deleted-auc']['value']:.2f}" for row in rows.values()]
+  assert f"its AUC is {min(blind)} to {max(blind)} in every row" in page
+
+
+def test_the_numbers_in_sentences_about_emoji_under_attack_are_the_committed_results():
+  page, rows = flowing(PAGES["audit"]), result("audit_emoji")
+  flags = lambda label, column: f"{rows[f'{label}: Flags'][column]['value']:.2f}"
+  style = lambda label, column: f"{rows[f'{label}: twemoji'][column]['value']:.2f}"
+  again = [flags(label, "ar_dimra") for label in ("ESD", "SalUn", "DiMUM", "DiMUM, meta")]
+  again += [flags(label, "ar_dimra") for label in ("EraseDiff, BOME", "retrained")]
+  told = "brings back {} after ESD, {} after SalUn, {} and {} after the DiMUMs, and {} after"
+  assert (told + " EraseDiff by BOME (retrained {})").format(*again) in page
+  vector = [flags(label, "ar_inversion") for label in ("EraseDiff, BOME", "SalUn")]
+  assert "EraseDiff by BOME ({}), and least after SalUn ({})".format(*vector) in page
+  some = [flags(label, "ua") for label in ("EraseDiff", "SFR-on", "Selective Amnesia, λ = 1/(2T)")]
+  told = (
+    "release ({}) and SFR-on ({}) forget some of it, Selective Amnesia as published nothing, and"
+  )
+  assert (told + " by the rule {}.").format(*some) in page
+  some = [style(label, "ua") for label in ("DiMUM, meta", "DiMUM", "EraseDiff", "SFR-on")]
+  told = (
+    "DiMUM-meta ({}), DiMUM ({}), SalUn, EraseDiff by BOME and ESD forget some of it, EraseDiff"
+  )
+  assert (told + " by its release less ({}), SFR-on hardly any ({})").format(*some) in page
+  blind = [r["membership_pia/deleted-auc"]["value"] for name, r in rows.items() if "Flags" in name]
+  assert f"PIA's AUC is {min(blind):.2f} to {max(blind):.2f} in every row" in page
+  unsure = [name for name, row in rows.items() if row["verdict"]["words"].startswith("undecided")]
+  assert [name.split(": ")[0] for name in unsure if "twemoji" in name] == [
+    "SalUn",
+    "SFR-on",
+    "EraseDiff",
+    "ESD",
+    "DiMUM",
+    "DiMUM, meta",
+  ]
+
+
+def test_the_numbers_in_sentences_about_a_style_under_attack_are_the_committed_results():
+  page, rows = flowing(PAGES["concepts"]), result("audit_little_sd_mosaic")
+  rows = {label.removesuffix(": mosaic"): row for label, row in rows.items()}
+  of = lambda label, column: f"{rows[label][column]['value']:.2f}"
+  full, lora = (lambda label, k=k: of(label, f"ar_{k}_10_mean") for k in ("few", "lora"))
+  ira, ua, held = lambda label: of(label, "ira"), lambda label: of(label, "ua"), "ar_states_mean"
+  some = "DiMUM, several attacks"
+  for form, told in (
+    ("a mean AR of {}, {} by LoRA. It keeps", (full("retrained"), lora("retrained"))),
+    ("keeps {} (IRA), the pretrained model {}.", (ira("retrained"), ira("pretrained"))),
+    ("have a UA of {} and keep all", (ua("prompt copy"),)),
+    ("the model draws mosaics ({})", (of("prompt copy", "ar_paraphrase"),)),
+    ("(IRA {}, {}, {}). Of", map(ira, ("UCE", "Concept Ablation", "ESD-x"))),
+    ("a new word brings back {}, and {} after UCE", (of(n, "ar_token") for n in KEEPING)),
+    ("UCE has less ({1} for {0})", map(lora, KEEPING)),
+    ("keep less ({} to {})", map(ira, ("SalUn", "DiMUM, projected"))),
+    ("brings back {} and {} (DiMUM {}, ret", (of(n, held) for n in ("DiMUM, meta", some, "DiMUM"))),
+    ("{} and {} by LoRA (DiMUM {})", map(lora, ("DiMUM, meta", some, "DiMUM"))),
+    ("{} and {} in full (DiMUM {})", map(full, ("DiMUM, meta", some, "DiMUM"))),
+    ("kept accuracy is {} and {}.", map(ira, ("DiMUM, meta", some))),
+    ("lowers LoRA to {} and", (lora(f"{some}, then UNDO"),)),
+    ("and kept accuracy to {}. Sharp", (ira(f"{some}, then UNDO"),)),
+    ("({} in full, {} by LoRA), projected", (f("DiMUM, sharpness-aware") for f in (full, lora))),
+    ("close to DiMUM ({}, {})", (f("DiMUM, projected") for f in (full, lora))),
+    ("have a UA of {}, {} and {}.", map(ua, ("NegGrad", "ESD-u", "SFR-on"))),
+  ):
+    assert form.format(*told) in page, form
+  methods = rows.keys() - {"pretrained", "retrained", "prompt copy"}
+  lowest = min(methods, key=lambda label: rows[label]["ar_few_10_mean"]["value"])
+  assert f"a mean AR of {full(lowest)} after {lowest}, the lowest" in page
+  gone = [label for label in methods if rows[label]["ua"]["value"] >= 0.9]
+  assert f"an AR of {max(of(label, 'ar_int4') for label in gone)} at most, where UA" in page
+  words = ("ar_token", "ar_search", "ar_paraphrase", "ar_completion")
+  most = max(of(label, k) for label in ("DiMUM, meta", some) for k in words)
+  assert f"words and completion {most} at most" in page
+  assert all(row["runs"] == 1 for row in rows.values()) and "One seed so far" in page
+
+
+KEEPING = ("Concept Ablation", "UCE")
+
+
+def test_a_defence_costs_a_share_of_retraining():
+  trained, again = unlearn_little_sd.get_config("dimum_attacks"), retrain_little_styles.get_config()
+  method = methods.make(**trained.method)
+  rows = lambda config, passes: config.train.steps * config.train.batch * passes
+  share = rows(trained, method.forwards) / rows(again, 1)
+  assert f"several attacks, {share:.0%} of the rows" in flowing(PAGES["concepts"])
