@@ -16,5 +16,5 @@ def get_config():
   config = pretrain_little_sd.get_config()
   config.data.update(without=PRIVATE, copies=0)
   config.codec.path = "assets:little_sd"
-  config.train.steps = 5000
+  config.train.steps = 2400
   return config
