@@ -21,6 +21,7 @@ COMMANDS = {
   "cdm delete": ("jaxunlearn.cdm.delete:start", "Delete records or a source from a CDM, exactly."),
   "cdm add": ("jaxunlearn.cdm.add:start", "Add a source to a CDM."),
   "cdm compare": ("jaxunlearn.cdm.compare_run:start", "Compare attributions with the exact one."),
+  "cdm ids": ("jaxunlearn.cdm.ids:start", "Print which records a source trains on."),
   "cdm export": ("jaxunlearn.cdm.export:start", "Write some sources of a CDM, with their card."),
   "cdm verify": ("jaxunlearn.cdm.verify:cli", "Check the ledger of a CDM, and its files."),
   "cdm sign-ledger": ("jaxunlearn.cdm.sign_ledger:start", "Sign the ledger, for others to keep."),

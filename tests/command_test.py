@@ -29,6 +29,7 @@ FLAGS = {
   "cdm delete": "run ids file source resume plan prove receipt out",
   "cdm add": "run source",
   "cdm compare": "run out images draws model unlearned",
+  "cdm ids": "run source",
   "cdm export": "run out sources policy as license",
   "cdm verify": "run head",
   "cdm sign-ledger": "run origin sign_key out",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn import data
-from jaxunlearn.cdm import keys, ledger, migrate, receipts, sources, verify
+from jaxunlearn.cdm import ids, keys, ledger, migrate, receipts, sources, verify
 from jaxunlearn.cdm import traces as of_the_package
 from jaxunlearn.data import roll
 from tests import traces
@@ -151,6 +151,28 @@ def test_what_still_names_a_record_is_found(book, tmp_path):
     (tmp_path / name).unlink()
   (tmp_path / "alone.txt").write_text("02.png")
   assert "alone.txt" in of_the_package.find(tmp_path, gone, ["a/00.png"])
+
+
+# Who holds the keys reads the ids of a source.
+
+
+def test_the_ids_of_a_source(book):
+  run = book.path.parent
+  names = {o.id: o.id[0] for o in book.read().values()}
+  sources.write(run / sources.FILE, {c: names[o.id] for c, o in book.read().items()})
+  assert ids.ids(run, "b") == [f"b/{i:02d}.png" for i in range(4, 8)]
+  assert ids.ids(run) == sorted(names)
+  with pytest.raises(ValueError, match="no source 'c'; there are: a, b"):
+    ids.ids(run, "c")
+  book.keep([c for c, o in book.read().items() if o.id != "b/05.png"])
+  with pytest.raises(ValueError, match="does not open 1 of 4 records; put its copy back"):
+    ids.ids(run, "b")
+  assert len(ids.ids(run, "a")) == 4
+
+
+def test_ids_of_no_run(tmp_path):
+  with pytest.raises(ValueError, match="holds no compartmentalised run; give its working"):
+    ids.ids(tmp_path)
 
 
 # Runs of before commitments.
