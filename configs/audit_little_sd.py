@@ -12,7 +12,7 @@ embedded, and so is the model retrained without mosaics; the one without mammals
 launched twice at once it uses two cores.
 """
 
-from configs import attack_little_sd, audits, unlearn_little_sd
+from configs import attack_little_sd, audits, common, unlearn_little_sd
 from jaxunlearn import errors
 
 SEEDS = (0, 1, 2)
@@ -70,9 +70,7 @@ def get_config(words: str = ""):
   target, _, number = words.partition(",")
   named = {audits.slug(name): {name: field} for name, field in TARGETS.items()}
   errors.check_choice("target", target or "mosaic", named)
-  counts = {str(n): n for n in range(1, len(SEEDS) + 1)}
-  errors.check_choice("number of seeds", number or "1", counts)
-  seeds = SEEDS[: counts.get(number)]
+  seeds = common.first(SEEDS, number)
   base = unlearn_little_sd.base(unlearn_little_sd.BASE)
   chosen = named[target] if target else TARGETS
   name = f"little_sd_{target}" if target else "little_sd"

@@ -4,10 +4,11 @@ Not a run of its own.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict, config_dict
 
-from jaxunlearn import adapters, data, evals, methods
+from jaxunlearn import adapters, data, errors, evals, methods
 from jaxunlearn.diffusion import Diffusion, sampling
 
 
@@ -109,3 +110,10 @@ def unset(kind: type) -> ConfigDict:
   """The fields of a dataclass, each None, which a flag can set to a value of its type."""
   values = {name: type(value) for name, value in dataclasses.asdict(kind()).items()}
   return ConfigDict({name: config_dict.placeholder(one) for name, one in values.items()})
+
+
+def first(seeds: Sequence[int], number: str) -> tuple[int, ...]:
+  """The first seeds, so many as a variant says; "": all."""
+  counts = {str(n): n for n in range(1, len(seeds) + 1)}
+  errors.check_choice("number of seeds", number or "1", counts)
+  return tuple(seeds[: counts.get(number)])

@@ -3,15 +3,19 @@
     python -m jaxunlearn.main --config=configs/pretrain_cdm_backbone.py --workdir=runs/cdm_backbone
     python -m jaxunlearn.main --config=configs/table_cdm_little_sd.py:uniform --workdir=runs/table
 
-and the same with class and style, in the same working directory: results/cdm_little_sd_*.md. The
+and the same with class and style, in the same working directory: results/cdm_little_sd_*.md.
+`:class,1` takes the first seed alone, and a later `:class` in the same directory the others. The
 monoliths are LoRA of the rank of one source, the same trained half as long (does more training
 still change it?), and of as many parameters as 16 sources have. Finished runs are skipped; launched
 twice at once it uses two cores.
 """
 
+import functools
+
 from ml_collections import ConfigDict
 
-from configs import cdm_little_sd
+from configs import cdm_little_sd, common
+from jaxunlearn import errors
 
 SEEDS = (0, 1, 2)
 COUNTS = {"uniform": (2, 4, 8, 16), "class": (2, 4), "style": (2, 4)}
@@ -28,7 +32,10 @@ ONE, ALL = "monolith, as large as one source", "monolith, as large as 16 sources
 HALF = "monolith, half the steps"
 
 
-def get_config(by: str = "uniform"):
+def get_config(words: str = "uniform"):
+  by, _, number = words.partition(",")
+  errors.check_choice("split", by, COUNTS)
+  seeds = common.first(SEEDS, number)
   config = ConfigDict({"runs": {}, "rows": (), "out": f"results/cdm_little_sd_{by}", "paired": ONE})
   config.published = ()
   config.columns = (
@@ -42,16 +49,17 @@ def get_config(by: str = "uniform"):
     ("parameters", "parameters"),
   )
   rank = cdm_little_sd.RANK
-  _add(config, "one", {"": ONE}, lambda: cdm_little_sd.compartments("uniform", 1))
-  _add(config, "half", {"": HALF}, half_as_long)
-  _add(config, "all", {"": ALL}, lambda: cdm_little_sd.compartments("uniform", 1, rank=16 * rank))
+  add = functools.partial(_add, config, seeds)
+  add("one", {"": ONE}, lambda: cdm_little_sd.compartments("uniform", 1))
+  add("half", {"": HALF}, half_as_long)
+  add("all", {"": ALL}, lambda: cdm_little_sd.compartments("uniform", 1, rank=16 * rank))
   for n in COUNTS[by]:
     titles = {mode: f"{n}: {title}" for mode, title in MODES.items()}
-    _add(config, f"{by}{n}", titles, lambda n=n: cdm_little_sd.compartments(by, n))
+    add(f"{by}{n}", titles, lambda n=n: cdm_little_sd.compartments(by, n))
   for kind in KINDS if by == "uniform" else ():
     titles = {mode: f"{OF_KINDS}, {kind}: {MODES[mode]}" for mode in ("soft", "top1")}
     make = lambda kind=kind: cdm_little_sd.compartments(by, OF_KINDS, kind)
-    _add(config, f"{by}{OF_KINDS}_{kind}", titles, make)
+    add(f"{by}{OF_KINDS}_{kind}", titles, make)
   return config
 
 
@@ -61,9 +69,9 @@ def half_as_long() -> ConfigDict:
   return config
 
 
-def _add(config, name, titles, make):
+def _add(config, seeds, name, titles, make):
   """The runs of all seeds, and a row for each mode; of a monolith there is one."""
-  for seed in SEEDS:
+  for seed in seeds:
     run = config.runs[f"{name}_{seed}"] = make()
     run.seed = seed
     if titles.keys() <= {""}:
@@ -71,5 +79,5 @@ def _add(config, name, titles, make):
     elif len(titles) < len(MODES):
       run.compose.modes = tuple(titles)
   for mode, title in titles.items():
-    names = tuple(f"{name}_{seed}#{mode or 'naive'}" for seed in SEEDS)
+    names = tuple(f"{name}_{seed}#{mode or 'naive'}" for seed in seeds)
     config.rows += ((title, names, ()),)

@@ -21,6 +21,7 @@ from configs import (
   siss_celeba,
   siss_celeba_sequence,
   siss_mnist,
+  table_cdm_little_sd,
   unlearn_canvas_sd_full,
   unlearn_fashion,
   unlearn_little_sd,
@@ -272,12 +273,21 @@ def test_the_audit_of_one_target_has_the_runs_of_the_whole():
     audit_little_sd.get_config("dog")
 
 
-def test_an_audit_of_fewer_seeds_has_the_first_runs_of_all():
-  whole, one = audit_little_sd.get_config("mosaic"), audit_little_sd.get_config("mosaic,1")
+@pytest.mark.parametrize(
+  ("table", "variant"), [(audit_little_sd, "mosaic"), (table_cdm_little_sd, "class")]
+)
+def test_a_table_of_fewer_seeds_has_the_first_runs_of_all(table, variant):
+  whole, one = table.get_config(variant), table.get_config(f"{variant},1")
   assert set(one.runs) == {n for n in whole.runs if n == "replay" or "_0" in n.partition("@")[0]}
+  assert all(one.runs[name].to_json() == whole.runs[name].to_json() for name in one.runs)
   assert [(label, names[:1]) for label, names, _ in whole.rows] == [row[:2] for row in one.rows]
   with pytest.raises(ValueError, match="no number of seeds '4'; there are: 1, 2, 3"):
-    audit_little_sd.get_config("mosaic,4")
+    table.get_config(f"{variant},4")
+
+
+def test_a_table_of_compartments_of_a_wrong_split_lists_the_choices():
+  with pytest.raises(ValueError, match="no split 'group'; there are: uniform, class, style"):
+    table_cdm_little_sd.get_config("group")
 
 
 @pytest.mark.parametrize("audit", [audit_fashion, audit_emoji, audit_little_sd])
