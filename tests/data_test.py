@@ -257,6 +257,15 @@ def test_emoji_are_groups_in_two_styles():
   assert len(train) + len(heldout) == sum(name in groups for name in group.values())
 
 
+def test_emoji_without_some_groups_keep_them_as_classes():
+  every, some = (data.concatenate(data.load("emoji", without=w)) for w in ((), ("Flags",)))
+  flags = every.classes.index("Flags")
+  assert some.vocabulary == every.vocabulary and flags not in some.label
+  assert set(some.ids) == set(every.ids[every.label != flags])
+  with pytest.raises(ValueError, match=r"no group of emoji 'Flag' .did you mean 'Flags'"):
+    data.load("emoji", without=("Flag",))
+
+
 def test_fashion_holds_out_one_in_ten_of_each_class():
   train, heldout = data.load("fashion")
   assert (train.image.shape, heldout.image.shape) == ((9000, 28, 28, 1), (1000, 28, 28, 1))

@@ -18,6 +18,7 @@ from jaxunlearn.inputs import ranges
 class Source:
   group: str = ""  # only the pictures of this class; "": all
   groups: tuple[str, ...] = ()  # only those of these, which are then all classes; (): all
+  without: tuple[str, ...] = ()  # of no record, though they stay classes
   size: ranges.Count = 32  # pixels a side; 64, as they are drawn; 16: the mean of each 2x2
   repeat: str = ""  # the id of a record to repeat
   share: ranges.Under1 = 0.0  # of the training set that is this one record
@@ -27,13 +28,16 @@ class Source:
     if self.size not in (16, 32, 64):
       raise ValueError(f"emoji of {self.size} px; use 64, 32 or 16")
     records = everything("emoji64.npz" if self.size == 64 else "emoji.npz")
-    for group in (self.group, *self.groups):
+    for group in (self.group, *self.groups, *self.without):
       errors.check_choice("group of emoji", group, ("", *records.classes))
     if self.group:
       mine = records.label == records.classes.index(self.group)
       records = records.take(np.flatnonzero(mine))
     if self.groups:
       records = of_groups(records, self.groups)
+    if self.without:
+      gone = [records.classes.index(group) for group in self.without if group in records.classes]
+      records = records.take(np.flatnonzero(~np.isin(records.label, gone)))
     if self.size == 16:
       records = dataclasses.replace(records, image=halved(np.asarray(records.image)))
     picture = np.arange(len(records)) % (len(records) // 2)
