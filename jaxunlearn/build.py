@@ -318,6 +318,7 @@ def make_state(setup: Setup, params: Tree) -> State:
     setup.streams,
     rng,
     text,
+    ancestor(setup),
   )
   params = jax.tree.map(jnp.asarray, params)
   state = State(
@@ -329,6 +330,23 @@ def make_state(setup: Setup, params: Tree) -> State:
     frozen=jax.tree.map(jnp.asarray, frozen),
   )
   return sharding.put(state, sharding.state_sharding(setup.mesh, state))
+
+
+def ancestor(setup: Setup) -> Tree | None:
+  """What is trained, of the second model that the method begins with, if there is one.
+
+  Raises:
+    ValueError: LoRA, beside which the frozen rest would be that of the other model.
+  """
+  origin, config = setup.method.ancestor(), setup.config
+  if not origin:
+    return None
+  if config.trained.rank:
+    raise ValueError(
+      f"the method begins with {origin!r} and trained.rank is {config.trained.rank}; use rank 0"
+    )
+  whole = of_run.start(origin, setup.net, config.seed, setup.mesh)
+  return setup.trained.split(of_run.split_key(config.seed), whole)[0]
 
 
 def encoder(setup: Setup, params: Tree) -> methods.Text:

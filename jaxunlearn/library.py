@@ -65,12 +65,13 @@ class Step:
     data: Mapping[str, Any] | None = None,
     key: Array | None = None,
     text: methods.Text | None = None,
+    onto: Tree | None = None,
   ) -> tuple[Tree, Tree]:
     """The parameters before the first step, and what the method computes once: the extras.
 
     Many methods, SISS among them, give the parameters back and no extras. `data` has the whole of
     each stream that the method asks for, in memory; `key` is the one of `direction`. UCE asks for
-    the states of prompts: `text`.
+    the states of prompts: `text`. UNDO with an ancestor takes its parameters: `onto`.
 
     Raises:
       ValueError: a stream that the method reads is not in `data`, or lacks what it needs.
@@ -78,7 +79,7 @@ class Step:
     rng = jax.random.fold_in(jax.random.key(0) if key is None else key, 2**32 - 1)
     streams = _Whole(self.method, data or {})
     return methods.begin(
-      self.method, _Checked(self.apply), params, self.process, streams, rng, text
+      self.method, _Checked(self.apply), params, self.process, streams, rng, text, onto
     )
 
   def direction(

@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import methods
+from configs import common, unlearn_fashion
+from jaxunlearn import build, methods
 from jaxunlearn.diffusion import Diffusion
 from jaxunlearn.methods import undo
+from jaxunlearn.reports import lineage
+from jaxunlearn.weights import of_run
 
 PROCESS = Diffusion()
 PARAMS = {"kernel": jnp.arange(1200.0).reshape(30, 40), "bias": jnp.arange(40.0)}
@@ -42,6 +45,46 @@ def test_noise_has_the_deviation_of_the_kernel_and_spares_what_has_one_axis():
     assert np.std(noise) == pytest.approx(deviation, rel=0.05)
     assert abs(np.corrcoef(noise.ravel(), old.ravel())[0, 1]) < 0.1
     np.testing.assert_array_equal(made["bias"], PARAMS["bias"])
+
+
+def test_an_ancestor_stands_for_the_noise():
+  older = jax.tree.map(lambda leaf: -2 * leaf, PARAMS)
+  begin = lambda alpha, **fields: methods.begin(
+    undo.Method(alpha=alpha, onto="assets:older"),
+    apply,
+    PARAMS,
+    PROCESS,
+    {},
+    jax.random.key(0),
+    **fields,
+  )
+  params, extras = begin(1.0, onto=older)
+  jax.tree.map(np.testing.assert_array_equal, params, older)
+  jax.tree.map(np.testing.assert_array_equal, extras["teacher"], PARAMS)
+  some, _ = begin(0.25, onto=older)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 0.25 * b, rtol=1e-6), some, PARAMS)
+  with pytest.raises(ValueError, match="begins with 'assets:older'; give its parameters as `onto`"):
+    begin(1.0)
+
+
+def test_a_run_begins_with_what_is_trained_of_the_ancestor():
+  config, older = unlearn_fashion.get_config(), "assets:retrain_fashion_trouser"
+  config.method = common.method("undo", alpha=1.0, onto=older)
+  config.trained.pattern = "^up_"
+  setup = build.build(config)
+  params = build.start_params(setup)
+  state = build.make_state(setup, params)
+  want = setup.split(of_run.start(older, setup.net, 0, setup.mesh))[0]
+  jax.tree.map(np.testing.assert_array_equal, state.params, want)
+  jax.tree.map(np.testing.assert_array_equal, state.extras["teacher"], setup.split(params)[0])
+  origins = {one["field"]: one["origin"] for one in lineage.origins(config.to_dict())}
+  assert origins == {"init_from": config.init_from, "method.onto": older}
+  config.trained.rank = 2
+  setup = build.build(config)
+  with pytest.raises(
+    ValueError, match=r"retrain_fashion_trouser' and trained\.rank is 2; use rank 0"
+  ):
+    build.make_state(setup, params)
 
 
 def case(rows=5):

@@ -73,10 +73,15 @@ class Objective:
   def __post_init__(self) -> None:
     ranges.check(self)
 
+  def ancestor(self) -> str:
+    """A second model that `start` reads: assets:NAME, a run or a folder; "": none."""
+    return ""
+
   def start(self, params: Tree, data: Mapping[str, Whole], rng: Array) -> Tree:
     """The parameters of step 0, from those of init_from; `prepare` still gets the latter.
 
-    A method that needs `text` gets a `Text` as well, under that name.
+    A method that needs `text` gets a `Text` as well, under that name; one that names an ancestor
+    gets what is trained of it, as `onto`.
     """
     del data, rng
     return params
@@ -182,11 +187,16 @@ def begin(
   data: Mapping[str, Whole],
   rng: Array,
   text: Text | None = None,
+  onto: Tree | None = None,
 ) -> tuple[Tree, Tree]:
   """The parameters of step 0 and the extras: what a method does before the first step."""
+  if (name := objective.ancestor()) and onto is None:
+    raise ValueError(f"this method begins with {name!r}; give its parameters as `onto`")
   if "text" in objective.needs and text is None:
     raise ValueError(f"this method needs {NEEDS['text']}")
   given: dict[str, Any] = {"text": text} if "text" in objective.needs else {}
+  if name:
+    given["onto"] = onto
   extras = objective.prepare(apply, params, process, data, rng)
   return objective.start(params, data, jax.random.fold_in(rng, 1), **given), extras
 

@@ -9,9 +9,14 @@ taught: alpha = 0 keeps all of it, alpha = 1 trains a new network. N is normal, 
 each kernel's own entries; biases and scales stay as they are. D_x is what is kept, alt other
 pictures under the condition to forget (`c = "forget"`), which may be the same. Pixel sums, both.
 
+`onto` names an ancestor, a model from before the training that showed it what is to be forgotten,
+like the public model that was fine-tuned. Its parameters then stand for beta N, and alpha = 1, its
+best value there, teaches the ancestor itself what the unlearned model says.
+
 Deviations:
   - The paper's N is Xavier's for a new network; here its deviation is that of the trained kernel.
   - The paper distils a language model's outputs; here they are predicted noises.
+  - `onto` is not of the paper.
 """
 
 import dataclasses
@@ -30,16 +35,22 @@ class Method(methods.TwoSets):
   alpha: ranges.Share = 0.5
   beta: ranges.AtLeast0 = 1.0
   lam: ranges.AtLeast0 = 1.0
+  onto: str = ""  # assets:NAME, a run or a folder; "": noise
 
   streams = ("x", "alt")
   terms = ("x", "alt")
   needs = ("c", "concept")
   forwards = 4
 
+  def ancestor(self):
+    return self.onto
+
   def prepare(self, apply, params, process, data, rng):
     return {"teacher": jax.tree.map(jnp.asarray, params)}
 
-  def start(self, params, data, rng):
+  def start(self, params, data, rng, onto=None):
+    if onto is not None:
+      return jax.tree.map(lambda u, o: (1 - self.alpha) * u + self.alpha * o, params, onto)
     return jax.tree.map_with_path(functools.partial(self._damaged, rng), params)
 
   def _damaged(self, rng, path, leaf):

@@ -68,6 +68,7 @@ def export_name(folder: pathlib.Path) -> str:
 def origins(config: Mapping[str, Any]) -> list[dict[str, str]]:
   """What a run of that config reads of other models."""
   named = {"init_from": config.get("init_from", "")}
+  named["method.onto"] = dict(config.get("method") or {}).get("onto", "")
   named["codec"] = dict(config.get("codec") or {}).get("path", "")
   for stream, take in dict(config.get("streams") or {}).items():
     text = take if isinstance(take, str) else dict(take).get("take", "")
