@@ -13,6 +13,7 @@ source trains: lora, attn2, full (of the UNet); like `:uniform8,attn2`. Then, fo
 """
 
 import re
+from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
@@ -27,14 +28,19 @@ KINDS = {
 
 
 def get_config(words: str = "class2"):
+  return compartments(*variant(words, KINDS, "lora"))
+
+
+def variant(words: str, kinds: Iterable[str], usual: str) -> tuple[str, int, str]:
+  """(class, style or uniform; a number; a kind) of the words of a variant."""
   split, _, kind = words.partition(",")
   match = re.fullmatch(r"(class|style|uniform)(\d+)", split)
-  if not match or (kind or "lora") not in KINDS:
+  if not match or (kind or usual) not in kinds:
     raise ValueError(
       f"variant {words!r}; give class, style or uniform, a number, and maybe one of "
-      f"{', '.join(KINDS)}, like uniform8,attn2"
+      f"{', '.join(kinds)}, like uniform8,{usual}"
     )
-  return compartments(match[1], int(match[2]), kind or "lora")
+  return match[1], int(match[2]), kind or usual
 
 
 def compartments(by: str, n: int, kind: str = "lora", rank: int = RANK) -> ConfigDict:
@@ -42,16 +48,22 @@ def compartments(by: str, n: int, kind: str = "lora", rank: int = RANK) -> Confi
   config.init_from = "runs/cdm_backbone"
   config.data = common.source("emoji", groups=pretrain_cdm_backbone.PRIVATE, size=64, heldout=4)
   config.prompts.template = "{class} emoji in {style} style"
-  config.sources = ConfigDict(cdm_digits_clothes.sources(by, n))
   config.compartment = ConfigDict(KINDS[kind])
   if kind == "lora":
     config.compartment.update(rank=rank, alpha=float(rank))
+  config.optimizer.learning_rate = 1e-3
+  return settings(config, by, n)
+
+
+def settings(config: ConfigDict, by: str, n: int) -> ConfigDict:
+  """Of n sources on a backbone of latents: how they are split, trained, composed and measured."""
+  config.sources = ConfigDict(cdm_digits_clothes.sources(by, n))
   config.router = ConfigDict(
     {"name": "decoded", "k": 8, "features": "emoji", "temperature": 0.05, "every": 4}
   )
   config.compose = ConfigDict(cdm_digits_clothes.compose(n))
   config.compose.update(alone=False, attributed=0, over="vmap", rows=16)
-  config.optimizer.update(learning_rate=1e-3, schedule="constant", warmup=20, weight_decay=0.0)
+  config.optimizer.update(schedule="constant", warmup=20, weight_decay=0.0)
   config.ema = 0.99
   config.train.update(steps=STEPS, batch=max(BATCH // n, 4), checkpoint_every=STEPS // 4)
   config.eval.update(

@@ -15,7 +15,10 @@ from configs import (
   audit_emoji,
   audit_fashion,
   audit_little_sd,
+  cdm_latent_uvit,
+  cdm_little_sd,
   pretrain_cdm_backbone,
+  pretrain_latent_uvit,
   pretrain_little_styles,
   retrain_little_styles,
   siss_celeba,
@@ -271,6 +274,20 @@ def test_the_audit_of_one_target_has_the_runs_of_the_whole():
   assert one.out == "results/audit_little_sd_animal-mammal" and one.attacks == whole.attacks
   with pytest.raises(ValueError, match="no target 'dog'; there are: mosaic, twemoji"):
     audit_little_sd.get_config("dog")
+
+
+def test_a_backbone_and_the_sources_on_it_share_no_picture():
+  for backbone, compartments in (
+    (pretrain_cdm_backbone, cdm_little_sd),
+    (pretrain_latent_uvit, cdm_latent_uvit),
+  ):
+    public, private = (
+      data.concatenate(data.load(**config.get_config().data)) for config in (backbone, compartments)
+    )
+    assert not set(public.ids) & set(private.ids) and len(public) + len(private) > 3000
+    assert compartments.get_config("uniform8").sources.n == 8
+    with pytest.raises(ValueError, match=r"variant 'group2'; give class, style or uniform, a num"):
+      compartments.get_config("group2")
 
 
 @pytest.mark.parametrize(
