@@ -28,7 +28,7 @@ FLAGS = {
   "weights": "help",
   "cdm delete": "run ids file source resume plan prove receipt out",
   "cdm add": "run source",
-  "cdm compare": "run out images draws model unlearned",
+  "cdm compare": "run out images draws probes model unlearned",
   "cdm ids": "run source",
   "cdm export": "run out sources policy as license",
   "cdm verify": "run head",

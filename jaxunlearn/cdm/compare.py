@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 from jaxtyping import Array, Float, Shaped
+from tqdm import tqdm
 
 from jaxunlearn.cdm import attribution
 from jaxunlearn.diffusion import Diffusion, EpsFn, flow
@@ -92,16 +93,17 @@ def oracle(
   whole: EpsFn, without: Sequence[EpsFn], process: Diffusion, x: Any, v: Any, tolerance: float
 ) -> Float[np.ndarray, "B n"]:
   """log p(x) - log p_{-i}(x) of each source, under the same probes."""
-  full = likelihood(whole, process, x, v, tolerance)
-  return np.stack([full - likelihood(fn, process, x, v, tolerance) for fn in without], axis=1)
+  models = tqdm([whole, *without], desc="likelihoods")
+  full, *others = [likelihood(fn, process, x, v, tolerance) for fn in models]
+  return np.stack([full - other for other in others], axis=1)
 
 
 def gaps(
   whole: EpsFn, without: Sequence[EpsFn], process: Diffusion, x: Any, rng: Any, draws: int
 ) -> Float[np.ndarray, "B n"]:
   """ELBO(x) - ELBO_{-i}(x) of each source."""
-  found = [elbo_gap(whole, fn, process, x, rng, draws) for fn in without]
-  return np.stack(list(map(np.asarray, found)), axis=1)
+  gap = lambda fn: np.asarray(elbo_gap(whole, fn, process, x, rng, draws))
+  return np.stack([gap(fn) for fn in tqdm(without, desc="bounds")], axis=1)
 
 
 def timed(score: Callable[[], Any]) -> Scores:

@@ -93,6 +93,8 @@ def guda(cdm: Cdm, model: str, unlearned: Sequence[str], names: Sequence[str]) -
 
 def command(args: argparse.Namespace) -> None:
   cdm = delete.open_run(args.run)
+  if args.probes:
+    cdm.config.compose.attribution_probes = args.probes
   model = cdm.model(cdm.train())
   if len(model.names) < 3:
     raise ValueError(f"{args.run} has {len(model.names)} sources; ranks need three or more")
@@ -110,6 +112,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
   parser.add_argument("--out", type=pathlib.Path, required=True, help="files to write, no ending")
   parser.add_argument("--images", type=int, default=16, help="how many are attributed")
   parser.add_argument("--draws", type=int, default=64, help="times and noises of a bound")
+  parser.add_argument("--probes", type=int, default=0, help="of a divergence; 0: as the run has")
   parser.add_argument("--model", default="", help="a run of one model on everything, for GUDA")
   parser.add_argument("--unlearned", action="append", default=[], help="SOURCE=RUN, for GUDA")
   return parser.parse_args(argv)
