@@ -1,11 +1,11 @@
 """Compartments of a little Stable Diffusion: LoRA a source, on a backbone that saw none of them.
 
-    python -m jaxunlearn.main --config=configs/pretrain_cdm_backbone.py --workdir=runs/cdm_backbone
     python -m jaxunlearn.main --config=configs/cdm_little_sd.py --workdir=runs/cdm_little_sd
 
-`:KINDn` takes another split of the animals and the food: class (emoji groups), style, or uniform
-(at random, the hard case), into n sources; `:uniform1` is the monolith. A last word names what a
-source trains: lora, attn2, full (of the UNet); like `:uniform8,attn2`. Then, for instance:
+The backbone, of pretrain_cdm_backbone.py, is embedded. `:KINDn` takes another split of the animals
+and the food: class (emoji groups), style, or uniform (at random, the hard case), into n sources;
+`:uniform1` is the monolith. A last word names what a source trains: lora, attn2, full (of the
+UNet); like `:uniform8,attn2`. Then, for instance:
 
     python -m jaxunlearn.sample --from=runs/cdm_little_sd --sources=food-drink --out=a.png \\
         --prompt="food & drink emoji in noto style"
@@ -45,7 +45,7 @@ def variant(words: str, kinds: Iterable[str], usual: str) -> tuple[str, int, str
 
 def compartments(by: str, n: int, kind: str = "lora", rank: int = RANK) -> ConfigDict:
   config = pretrain_cdm_backbone.get_config()
-  config.init_from = "runs/cdm_backbone"
+  config.init_from = "assets:cdm_backbone"
   config.data = common.source("emoji", groups=pretrain_cdm_backbone.PRIVATE, size=64, heldout=4)
   config.prompts.template = "{class} emoji in {style} style"
   config.compartment = ConfigDict(KINDS[kind])

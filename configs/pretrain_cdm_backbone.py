@@ -1,6 +1,8 @@
 """The public backbone of text-to-image compartments: the little Stable Diffusion of a safe set.
 
     python -m jaxunlearn.main --config=configs/pretrain_cdm_backbone.py --workdir=runs/cdm_backbone
+    python -m jaxunlearn.export --run=runs/cdm_backbone --out=jaxunlearn/assets/cdm_backbone \\
+        --half --license=apache-2.0
 
 Emoji of seven groups; those of animals and food are left out, whole, and are what sources bring in
 (configs/cdm_little_sd.py). Its autoencoder is that of the little Stable Diffusion: it has

@@ -7,9 +7,9 @@
 
 The base is the little Stable Diffusion, trained further (pretrain_little_styles.py). No style that
 is drawn by rule was in its first training: the second is repeated without it. Mammals were:
-`:animal-mammal` begins with runs/cdm_backbone, which was trained in the same way on all but animals
-and food (pretrain_cdm_backbone.py). What a model is to lack no network of it has seen, but for the
-autoencoder, which stays.
+`:animal-mammal` begins with the backbone of the compartments, which has seen no animal and no food
+(pretrain_cdm_backbone.py; trained half as long). What a model is to lack no network of it has seen,
+but for the autoencoder, which stays.
 """
 
 from configs import pretrain_little_styles
@@ -17,7 +17,7 @@ from jaxunlearn import errors
 from jaxunlearn.data import emoji_styles
 
 MAMMALS = "animal mammal"
-BACKBONE = "runs/cdm_backbone"
+BACKBONE = "assets:cdm_backbone"
 LACKING = {**dict.fromkeys(emoji_styles.RULES, pretrain_little_styles.ORIGIN), MAMMALS: BACKBONE}
 
 

@@ -1,6 +1,5 @@
 """Compositions of 2 to 16 sources of a little Stable Diffusion beside monoliths, 3 seeds, paired.
 
-    python -m jaxunlearn.main --config=configs/pretrain_cdm_backbone.py --workdir=runs/cdm_backbone
     python -m jaxunlearn.main --config=configs/table_cdm_little_sd.py:uniform --workdir=runs/table
 
 and the same with class and style, in the same working directory: results/cdm_little_sd_*.md.

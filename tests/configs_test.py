@@ -231,7 +231,7 @@ def test_every_attack_by_prompt_sees_what_its_kind_says(variant, emoji, tmp_path
 def test_a_retrained_model_never_saw_what_it_is_to_lack():
   """Nor did the model that its training begins with: all have seen noto and twemoji."""
   assert "Animals & Nature" in pretrain_cdm_backbone.get_config().data.without
-  origins = {"mosaic": pretrain_little_styles.ORIGIN, "animal-mammal": "runs/cdm_backbone"}
+  origins = {"mosaic": pretrain_little_styles.ORIGIN, "animal-mammal": "assets:cdm_backbone"}
   for name, origin in origins.items():
     config = retrain_little_styles.get_config(name)
     assert config.init_from == origin and config.streams.x == "retain"
