@@ -7,7 +7,8 @@
       python -m jaxunlearn.main --config=configs/guda_digits_clothes.py:class-$i \\
           --workdir=runs/guda/class-$i
     done
-    jaxunlearn cdm compare --run=runs/cdm --out=results/cdm_attribution --model=runs/guda/whole \\
+    jaxunlearn cdm compare --run=runs/cdm --out=results/cdm_attribution --probes=4 \\
+        --model=runs/guda/whole \\
         $(for i in 0 1 2 3; do echo --unlearned=class-$i=runs/guda/class-$i; done)
 
 The whole model trains as long as all compartments together, from the same backbone, and a group is

@@ -31,6 +31,7 @@ def test_the_tables_are_the_committed_results():
     "results/audit_little_sd_mosaic.md",
     "results/cdm_uniform.md",
     "results/cdm_class.md",
+    "results/cdm_attribution.md",
     "results/cdm_folder.md",
     "results/cdm_copy_protection.md",
     "results/cdm_forget_source.md",
