@@ -12,7 +12,7 @@ embedded, and so is the model retrained without mosaics; the one without mammals
 launched twice at once it uses two cores.
 """
 
-from configs import attack_little_sd, audits, common, unlearn_little_sd
+from configs import attack_little_sd, audits, common, retrain_little_styles, unlearn_little_sd
 from jaxunlearn import errors
 
 SEEDS = (0, 1, 2)
@@ -39,6 +39,7 @@ DEFENCES = {
   "DiMUM, meta": "dimum_meta",
   "DiMUM, several attacks": "dimum_attacks",
   "DiMUM, several attacks, then UNDO": "dimum_attacks+undo",
+  "DiMUM, several attacks, then UNDO onto the ancestor": "dimum_attacks+undo_onto",
   "DiMUM, sharpness-aware": "dimum_sharpness",
   "DiMUM, projected": "dimum_projected",
 }
@@ -74,7 +75,11 @@ def get_config(words: str = ""):
   base = unlearn_little_sd.base(unlearn_little_sd.BASE)
   chosen = named[target] if target else TARGETS
   name = f"little_sd_{target}" if target else "little_sd"
-  return audits.audit(name, base, chosen, ATTACKS, COLUMNS, seeds, apart=True, kit=KIT)
+  config = audits.audit(name, base, chosen, ATTACKS, COLUMNS, seeds, apart=True, kit=KIT)
+  for run in config.runs.values():
+    if run.method.get("onto"):
+      run.method.onto = retrain_little_styles.LACKING[run.forget.style or run.forget.label]
+  return config
 
 
 KIT = audits.Kit(

@@ -7,7 +7,9 @@ attacks on the result are in attack_little_sd.py, all of it in audit_little_sd.p
 
 What a method trains is that of its paper on Stable Diffusion: ESD-x the attention to text, ESD-u
 all but it, ESD-x-strict, Concept Ablation and UCE its keys and values; the others the UNet. UNDO
-begins with a model that another method has unlearned: --config.init_from=runs/dimum_mosaic.
+begins with a model that another method has unlearned: --config.init_from=runs/dimum_mosaic. It
+teaches a damaged copy of it; `undo_onto` teaches the model that the base was trained further from,
+which has seen no mosaic (of another concept: --config.method.onto, of retrain_little_styles.py).
 
 Deviations, besides those of the methods: steps, batches and rates are of this small model.
 """
@@ -70,6 +72,14 @@ METHODS = {
   "dimum_sharpness": ("dimum_sharpness", {}, {"alt": ALT}, UNET, STEPS, 2e-4),
   "dimum_projected": ("dimum_projected", {"batch": 32}, {"alt": ALT}, UNET, STEPS, 2e-4),
   "undo": ("undo", {"alpha": 0.3}, {"alt": ALT}, UNET, 4 * STEPS, 3e-4),
+  "undo_onto": (
+    "undo",
+    {"alpha": 1.0, "onto": pretrain_little_styles.ORIGIN},
+    {"alt": ALT},
+    UNET,
+    12 * STEPS,
+    5e-4,
+  ),
 }
 
 
