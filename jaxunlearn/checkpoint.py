@@ -27,6 +27,9 @@ Tree = Any
 logging.get_absl_logger().addFilter(lambda record: "is read only=" not in str(record.msg))
 ITEMS = ("params", "ema", "opt", "extras")
 NOTHING: Tree = {}
+# Replicas share the writing of a leaf where each has this much of it: to cut small ones up takes
+# longer, in a program for each shape, than to write them.
+SHARE_BYTES = 2**20
 
 
 class State(NamedTuple):
@@ -40,19 +43,25 @@ class State(NamedTuple):
   frozen: Tree = NOTHING  # of config.trained; not saved, since it is that of init_from
 
 
+def fingerprint(tree: Tree) -> int:
+  """32 bits: changes with any bit of any leaf; the same on every mesh (integer sums commute)."""
+  leaves = jax.tree.leaves(tree)
+  # Leaf by leaf most share a program. Several processes would wait for one another at every leaf.
+  sums = _all_mixed(leaves) if jax.process_count() > 1 else (int(_mixed(leaf)) for leaf in leaves)
+  return sum((2 * i + 1) * int(one) for i, one in enumerate(sums)) % 2**32
+
+
 @jax.jit
-def fingerprint(tree: Tree) -> jax.Array:
-  """uint32 []: changes with any bit of any leaf; the same on every mesh (integer sums commute)."""
-  total = jnp.uint32(0)
-  for i, leaf in enumerate(jax.tree.leaves(tree)):
-    leaf = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
-    words = jax.lax.bitcast_convert_type(leaf, _WORDS[leaf.dtype.itemsize])
-    place = jax.lax.iota(jnp.uint32, leaf.size).reshape(words.shape)
-    mixed = (words.astype(jnp.uint32) ^ (place * jnp.uint32(0x9E3779B1))) * jnp.uint32(0x85EBCA6B)
-    total += jnp.sum(mixed ^ (mixed >> 15), dtype=jnp.uint32) * jnp.uint32(2 * i + 1)
-  return total
+def _mixed(leaf: jax.Array) -> jax.Array:
+  """uint32 [], of one leaf."""
+  leaf = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
+  words = jax.lax.bitcast_convert_type(leaf, _WORDS[leaf.dtype.itemsize])
+  place = jax.lax.iota(jnp.uint32, leaf.size).reshape(words.shape)
+  mixed = (words.astype(jnp.uint32) ^ (place * jnp.uint32(0x9E3779B1))) * jnp.uint32(0x85EBCA6B)
+  return jnp.sum(mixed ^ (mixed >> 15), dtype=jnp.uint32)
 
 
+_all_mixed = jax.jit(lambda leaves: [_mixed(leaf) for leaf in leaves])
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
@@ -75,6 +84,7 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(
         max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
       ),
+      item_handlers=_writers(),
     )
 
   def save(self, state: State) -> None:
@@ -84,7 +94,7 @@ class Checkpoints:
       return
     items = _items(state)
     described = {
-      name: {"shapes": _shapes(tree), "fingerprint": int(fingerprint(tree))}
+      name: {"shapes": _shapes(tree), "fingerprint": fingerprint(tree)}
       for name, tree in items.items()
     }
     if (frozen := self._of_frozen(state)) is not None:  # told by its bytes alone
@@ -202,6 +212,13 @@ def read_params(
     return _read(manager, step, {item: target}, _of_some(frozen))[item]
 
 
+def _writers() -> dict[str, ocp.CheckpointHandler]:
+  leaves = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SHARE_BYTES)
+  types = ocp.type_handlers.create_type_handler_registry((jax.Array, leaves))
+  trees = {name: ocp.PyTreeCheckpointHandler(type_handler_registry=types) for name in ITEMS}
+  return {**trees, "meta": ocp.JsonCheckpointHandler()}
+
+
 def _open(directory: pathlib.Path, alone: bool = False) -> ocp.CheckpointManager:
   """To read from; `alone`: in this process, which waits for no other."""
   options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
@@ -215,7 +232,7 @@ def _open(directory: pathlib.Path, alone: bool = False) -> ocp.CheckpointManager
 
 def _of_some(tree: Tree) -> int | None:
   """The fingerprint of a tree; None for an empty one."""
-  return int(fingerprint(tree)) if jax.tree.leaves(tree) else None
+  return fingerprint(tree) if jax.tree.leaves(tree) else None
 
 
 def _items(state: State) -> dict[str, Tree]:
@@ -245,7 +262,7 @@ def _read(
     args = ocp.args.Composite(**{name: _restore_args(tree) for name, tree in targets.items()})
     restored = manager.restore(step, args=args)
     for name in targets:
-      if int(fingerprint(restored[name])) != meta["items"][name]["fingerprint"]:
+      if fingerprint(restored[name]) != meta["items"][name]["fingerprint"]:
         raise Damaged(f"the bytes of {name} are not those that were saved")
     return {name: restored[name] for name in targets}
   except (WrongShape, MemoryError, jax.errors.JaxRuntimeError):

@@ -24,7 +24,7 @@ from configs import (
   siss_celeba,
   siss_celeba_sequence,
   siss_mnist,
-  table_cdm_little_sd,
+  table_cdm_little_styles,
   unlearn_canvas_sd_full,
   unlearn_fashion,
   unlearn_little_sd,
@@ -45,7 +45,7 @@ PIPELINES = (
   "audit_emoji",
   "audit_little_sd",
   "table_cdm",
-  "table_cdm_little_sd",
+  "table_cdm_little_styles",
   "table_siss_sd",
   "table_little_sd",
 )
@@ -291,7 +291,7 @@ def test_a_backbone_and_the_sources_on_it_share_no_picture():
 
 
 @pytest.mark.parametrize(
-  ("table", "variant"), [(audit_little_sd, "mosaic"), (table_cdm_little_sd, "class")]
+  ("table", "variant"), [(audit_little_sd, "mosaic"), (table_cdm_little_styles, "class")]
 )
 def test_a_table_of_fewer_seeds_has_the_first_runs_of_all(table, variant):
   whole, one = table.get_config(variant), table.get_config(f"{variant},1")
@@ -304,7 +304,7 @@ def test_a_table_of_fewer_seeds_has_the_first_runs_of_all(table, variant):
 
 def test_a_table_of_compartments_of_a_wrong_split_lists_the_choices():
   with pytest.raises(ValueError, match="no split 'group'; there are: uniform, class, style"):
-    table_cdm_little_sd.get_config("group")
+    table_cdm_little_styles.get_config("group")
 
 
 @pytest.mark.parametrize("audit", [audit_fashion, audit_emoji, audit_little_sd])

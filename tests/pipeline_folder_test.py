@@ -85,8 +85,11 @@ def test_the_same_pictures_in_and_out_of_diffusers(made, tmp_path, scheduler):
   assert stable_diffusion.load(tmp_path / "out").process == model.process
 
 
-@pytest.mark.parametrize("scheduler", ["PNDMScheduler", "DDIMScheduler", "EulerDiscreteScheduler"])
-def test_the_embedded_model_draws_the_same_in_50_steps_here_and_there(tmp_path, scheduler):
+@pytest.mark.parametrize(
+  ("scheduler", "steps"),
+  [("PNDMScheduler", 50), ("DDIMScheduler", 20), ("EulerDiscreteScheduler", 20)],
+)
+def test_the_embedded_model_draws_the_same_here_and_there(tmp_path, scheduler, steps):
   folder = data.ASSETS / "little_sd"
   assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 10e6
   pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
@@ -96,12 +99,8 @@ def test_the_embedded_model_draws_the_same_in_50_steps_here_and_there(tmp_path, 
   pipe.save_pretrained(tmp_path / "in")
   model = stable_diffusion.load(tmp_path / "in")
   x = noise(model)
-  picture, want = ours(model, x, 50)[1], theirs(pipe, x, 50)[1]
+  picture, want = ours(model, x, steps)[1], theirs(pipe, x, steps)[1]
   assert np.abs(picture - want).max() < 1e-3 and float(picture.std()) > 0.1
-  stable_diffusion.save(tmp_path / "out", model)
-  again = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out")
-  again.set_progress_bar_config(disable=True)
-  assert np.abs(theirs(again, x, 50)[1] - want).max() < 1e-3
 
 
 def test_old_names_half_precision_and_shards(made, tmp_path):

@@ -186,7 +186,7 @@ def test_when_one_is_killed_the_other_ends_and_one_process_goes_on(tmp_path, who
 
 def test_a_damaged_checkpoint_is_passed_over_by_all(tmp_path, of_two, whole):
   run = Run(shutil.copytree(of_two.workdir, tmp_path / "run"))
-  for path in (run.workdir / f"checkpoints/{STEPS}/params/ocdbt.process_1/d").iterdir():
+  for path in (run.workdir / f"checkpoints/{STEPS}/params").glob("ocdbt.process_*/d/*"):
     content = bytearray(path.read_bytes())
     content[40:44] = b"\x55" * 4
     path.write_bytes(content)

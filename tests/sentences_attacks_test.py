@@ -100,14 +100,21 @@ def test_the_numbers_in_sentences_about_a_style_under_attack_are_the_committed_r
     ("kept accuracy is {} and {}.", map(ira, ("DiMUM, meta", some))),
     ("lowers LoRA to {} and", (lora(f"{some}, then UNDO"),)),
     ("and kept accuracy to {}. Sharp", (ira(f"{some}, then UNDO"),)),
+    ("Then LoRA brings back {}, inversion {}, and", (of(ONTO, k) for k in (LORA, held))),
+    ("ten pictures in full {}, the nearest", (full(ONTO),)),
+    (
+      "Kept accuracy falls to {}, as after the other UNDO ({}).",
+      map(ira, (ONTO, f"{some}, then UNDO")),
+    ),
     ("({} in full, {} by LoRA), projected", (f("DiMUM, sharpness-aware") for f in (full, lora))),
     ("close to DiMUM ({}, {})", (f("DiMUM, projected") for f in (full, lora))),
     ("have a UA of {}, {} and {}.", map(ua, ("NegGrad", "ESD-u", "SFR-on"))),
   ):
     assert form.format(*told) in page, form
   methods = rows.keys() - {"pretrained", "retrained", "prompt copy"}
-  lowest = min(methods, key=lambda label: rows[label]["ar_few_10_mean"]["value"])
-  assert f"a mean AR of {full(lowest)} after {lowest}, the lowest" in page
+  lowest, second = sorted(methods, key=lambda label: rows[label]["ar_few_10_mean"]["value"])[:2]
+  assert lowest == ONTO and second == "Concept Ablation"
+  assert f"AR of {full(ONTO)} after UNDO onto the ancestor, the lowest, then {full(second)}" in page
   gone = [label for label in methods if rows[label]["ua"]["value"] >= 0.9]
   assert f"an AR of {max(of(label, 'ar_int4') for label in gone)} at most, where UA" in page
   words = ("ar_token", "ar_search", "ar_paraphrase", "ar_completion")
@@ -117,11 +124,18 @@ def test_the_numbers_in_sentences_about_a_style_under_attack_are_the_committed_r
 
 
 KEEPING = ("Concept Ablation", "UCE")
+ONTO, LORA = "DiMUM, several attacks, then UNDO onto the ancestor", "ar_lora_10_mean"
 
 
 def test_a_defence_costs_a_share_of_retraining():
-  trained, again = unlearn_little_sd.get_config("dimum_attacks"), retrain_little_styles.get_config()
-  method = methods.make(**trained.method)
+  again = retrain_little_styles.get_config()
   rows = lambda config, passes: config.train.steps * config.train.batch * passes
-  share = rows(trained, method.forwards) / rows(again, 1)
-  assert f"several attacks, {share:.0%} of the rows" in flowing(PAGES["concepts"])
+
+  def share(variant):
+    trained = unlearn_little_sd.get_config(variant)
+    passes = methods.make(**trained.method).forwards
+    return f"{rows(trained, passes) / rows(again, 1):.0%}"
+
+  page = flowing(PAGES["concepts"])
+  assert f"several attacks, {share('dimum_attacks')} of the rows" in page
+  assert f"UNDO onto the ancestor, {share('undo_onto')}." in page

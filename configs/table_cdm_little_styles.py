@@ -1,8 +1,9 @@
 """Compositions of 2 to 16 sources of a little Stable Diffusion beside monoliths, 3 seeds, paired.
 
-    python -m jaxunlearn.main --config=configs/table_cdm_little_sd.py:uniform --workdir=runs/table
+    python -m jaxunlearn.main --config=configs/table_cdm_little_styles.py:uniform \\
+        --workdir=runs/cdm_table
 
-and the same with class and style, in the same working directory: results/cdm_little_sd_*.md.
+and the same with class, in the same working directory: results/cdm_little_styles_*.md.
 `:class,1` takes the first seed alone, and a later `:class` in the same directory the others. The
 monoliths are LoRA of the rank of one source, the same trained half as long (does more training
 still change it?), and of as many parameters as 16 sources have. Finished runs are skipped; launched
@@ -13,11 +14,11 @@ import functools
 
 from ml_collections import ConfigDict
 
-from configs import cdm_little_sd, common
+from configs import cdm_little_styles, common
 from jaxunlearn import errors
 
 SEEDS = (0, 1, 2)
-COUNTS = {"uniform": (2, 4, 8, 16), "class": (2, 4), "style": (2, 4)}
+COUNTS = {"uniform": (2, 4, 8, 16), "class": (2, 4, 8)}
 KINDS, OF_KINDS = ("attn2", "full"), 4  # beside LoRA, of so many sources
 MODES = {
   "trajectory": "one source a trajectory",
@@ -27,7 +28,7 @@ MODES = {
   "top1": "top-1",
   "top2": "top-2",
 }
-ONE, ALL = "monolith, as large as one source", "monolith, as large as 16 sources"
+ONE, ALL = "monolith, as large as one source", "monolith, as large as 8 sources"
 HALF = "monolith, half the steps"
 
 
@@ -35,35 +36,38 @@ def get_config(words: str = "uniform"):
   by, _, number = words.partition(",")
   errors.check_choice("split", by, COUNTS)
   seeds = common.first(SEEDS, number)
-  config = ConfigDict({"runs": {}, "rows": (), "out": f"results/cdm_little_sd_{by}", "paired": ONE})
+  config = ConfigDict(
+    {"runs": {}, "rows": (), "out": f"results/cdm_little_styles_{by}", "paired": ONE}
+  )
   config.published = ()
   config.columns = (
     ("feature_fid", "feature FID"),
     ("feature_fid_change", "its change, paired"),
     ("real_fid", "of real pictures"),
     ("alignment", "alignment"),
-    ("aligned_class", "group shown"),
+    ("aligned_class", "kind shown"),
+    ("aligned_style", "style shown"),
     ("copied", "nearer training than held out"),
     ("network_evaluations", "evaluations"),
     ("parameters", "parameters"),
   )
-  rank = cdm_little_sd.RANK
+  rank = cdm_little_styles.RANK
   add = functools.partial(_add, config, seeds)
-  add("one", {"": ONE}, lambda: cdm_little_sd.compartments("uniform", 1))
+  add("one", {"": ONE}, lambda: cdm_little_styles.compartments("uniform", 1))
   add("half", {"": HALF}, half_as_long)
-  add("all", {"": ALL}, lambda: cdm_little_sd.compartments("uniform", 1, rank=16 * rank))
+  add("all", {"": ALL}, lambda: cdm_little_styles.compartments("uniform", 1, rank=8 * rank))
   for n in COUNTS[by]:
     titles = {mode: f"{n}: {title}" for mode, title in MODES.items()}
-    add(f"{by}{n}", titles, lambda n=n: cdm_little_sd.compartments(by, n))
+    add(f"{by}{n}", titles, lambda n=n: cdm_little_styles.compartments(by, n))
   for kind in KINDS if by == "uniform" else ():
     titles = {mode: f"{OF_KINDS}, {kind}: {MODES[mode]}" for mode in ("soft", "top1")}
-    make = lambda kind=kind: cdm_little_sd.compartments(by, OF_KINDS, kind)
+    make = lambda kind=kind: cdm_little_styles.compartments(by, OF_KINDS, kind)
     add(f"{by}{OF_KINDS}_{kind}", titles, make)
   return config
 
 
 def half_as_long() -> ConfigDict:
-  config = cdm_little_sd.compartments("uniform", 1)
+  config = cdm_little_styles.compartments("uniform", 1)
   config.train.steps //= 2
   return config
 
