@@ -6,7 +6,7 @@
 and the same with class, in the same working directory: results/cdm_little_styles_*.md.
 `:class,1` takes the first seed alone, and a later `:class` in the same directory the others. The
 monoliths are LoRA of the rank of one source, the same trained half as long (does more training
-still change it?), and of as many parameters as 16 sources have. Finished runs are skipped; launched
+still change it?), and all of the UNet. Finished runs are skipped; launched
 twice at once it uses two cores.
 """
 
@@ -18,7 +18,7 @@ from configs import cdm_little_styles, common
 from jaxunlearn import errors
 
 SEEDS = (0, 1, 2)
-COUNTS = {"uniform": (2, 4, 8, 16), "class": (2, 4, 8)}
+COUNTS = {"uniform": (2, 4, 8, 16), "class": (2, 4)}
 KINDS, OF_KINDS = ("attn2", "full"), 4  # beside LoRA, of so many sources
 MODES = {
   "trajectory": "one source a trajectory",
@@ -28,7 +28,7 @@ MODES = {
   "top1": "top-1",
   "top2": "top-2",
 }
-ONE, ALL = "monolith, as large as one source", "monolith, as large as 8 sources"
+ONE, ALL = "monolith, as large as one source", "monolith, all of the UNet"
 HALF = "monolith, half the steps"
 
 
@@ -51,11 +51,10 @@ def get_config(words: str = "uniform"):
     ("network_evaluations", "evaluations"),
     ("parameters", "parameters"),
   )
-  rank = cdm_little_styles.RANK
   add = functools.partial(_add, config, seeds)
   add("one", {"": ONE}, lambda: cdm_little_styles.compartments("uniform", 1))
   add("half", {"": HALF}, half_as_long)
-  add("all", {"": ALL}, lambda: cdm_little_styles.compartments("uniform", 1, rank=8 * rank))
+  add("all", {"": ALL}, lambda: cdm_little_styles.compartments("uniform", 1, "full"))
   for n in COUNTS[by]:
     titles = {mode: f"{n}: {title}" for mode, title in MODES.items()}
     add(f"{by}{n}", titles, lambda n=n: cdm_little_styles.compartments(by, n))

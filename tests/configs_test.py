@@ -57,6 +57,7 @@ FULL = re.compile(r".*_(cifar10|canvas|canvas_sd)_full")  # tests/full_configs_t
 TEXT = (
   *("pretrain_little_sd", "pretrain_little_styles", "retrain_little_styles"),
   *("unlearn_little_sd", "attack_little_sd", "pretrain_cdm_backbone", "cdm_little_sd"),
+  "cdm_little_styles",
 )
 OTHERS = PIPELINES + AUTOENCODERS + TEXT
 RUNS = [name for name in NAMES if name not in OTHERS + OF_THE_USER and not FULL.fullmatch(name)]
