@@ -304,7 +304,7 @@ def test_a_table_of_fewer_seeds_has_the_first_runs_of_all(table, variant):
 
 
 def test_a_table_of_compartments_of_a_wrong_split_lists_the_choices():
-  with pytest.raises(ValueError, match="no split 'group'; there are: uniform, class, style"):
+  with pytest.raises(ValueError, match="no split 'group'; there are: uniform, class"):
     table_cdm_little_styles.get_config("group")
 
 
