@@ -32,6 +32,7 @@ def test_the_tables_are_the_committed_results():
     "results/cdm_uniform.md",
     "results/cdm_class.md",
     "results/cdm_attribution.md",
+    "results/cdm_little_styles_class.md",
     "results/cdm_folder.md",
     "results/cdm_copy_protection.md",
     "results/cdm_forget_source.md",

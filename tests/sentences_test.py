@@ -249,6 +249,24 @@ def test_the_numbers_in_sentences_about_compartments_are_the_committed_results()
   assert f"{times} blocks of 16, unmerged, {{:.1f}}".format(*lora) in page
 
 
+def test_the_numbers_in_sentences_about_compartments_of_styles_are_the_committed_results():
+  page, rows = flowing(PAGES["cdm"]), result("cdm_little_styles_class")
+  fid = lambda name: f"{rows[name]['feature_fid']['value']:.0f}"
+  aligned = {name: row["alignment"]["value"] for name, row in rows.items()}
+  whole, half = "monolith, as large as one source", "monolith, half the steps"
+  said = "{} (soft, 2), {} (top-1, 4) for {}, and {} and {} for the plain average"
+  told = ("2: soft", "4: top-1", whole, "2: average", "4: average")
+  assert said.format(*map(fid, told)) in page
+  best = [max(value for name, value in aligned.items() if name[0] == n) for n in "24"]
+  assert "{:.2f} at most with 2 sources, {:.2f} with 4".format(*best) in page
+  assert f"the monolith has {aligned[whole]:.2f}" in page
+  assert f"half as long has {aligned[half]:.2f} as well" in page
+  assert f"alignment rises by {aligned[whole] - aligned[half]:.2f}." in page
+  copied = max(row["copied"]["value"] for row in rows.values())
+  assert f"{copied:.0%} of samples at most lie nearer" in page
+  assert f"and {rows[whole]['real_fid']['value']:.0f} for as many real ones" in page
+
+
 def test_the_numbers_in_sentences_about_speed_are_the_committed_results():
   steps = {name: unet["steps"] for name, unet in result("benchmark_siss_step")["unets"].items()}
   ratio = lambda unet, step: f"{steps[unet][f'ours {step}']['ratio']:.2f}"
