@@ -43,14 +43,12 @@ def variant(words: str, kinds: Iterable[str], usual: str) -> tuple[str, int, str
   return match[1], int(match[2]), kind or usual
 
 
-def compartments(by: str, n: int, kind: str = "lora", rank: int = RANK) -> ConfigDict:
+def compartments(by: str, n: int, kind: str = "lora") -> ConfigDict:
   config = pretrain_cdm_backbone.get_config()
   config.init_from = "assets:cdm_backbone"
   config.data = common.source("emoji", groups=pretrain_cdm_backbone.PRIVATE, size=64, heldout=4)
   config.prompts.template = "{class} emoji in {style} style"
   config.compartment = ConfigDict(KINDS[kind])
-  if kind == "lora":
-    config.compartment.update(rank=rank, alpha=float(rank))
   config.optimizer.learning_rate = 1e-3
   return settings(config, by, n)
 

@@ -16,7 +16,8 @@ from configs import cdm_little_sd, common, pretrain_little_styles
 from jaxunlearn.data import emoji_styles
 
 RANK = 16
-KINDS = {**cdm_little_sd.KINDS, "lora": {"name": "lora", "pattern": "^unet/"}}
+LORA = {"name": "lora", "rank": RANK, "alpha": float(RANK), "pattern": "^unet/"}
+KINDS = {**cdm_little_sd.KINDS, "lora": LORA}
 RATES = {"lora": 2e-3}
 
 
@@ -24,12 +25,10 @@ def get_config(words: str = "class4"):
   return compartments(*cdm_little_sd.variant(words, KINDS, "lora"))
 
 
-def compartments(by: str, n: int, kind: str = "lora", rank: int = RANK) -> ConfigDict:
+def compartments(by: str, n: int, kind: str = "lora") -> ConfigDict:
   config = pretrain_little_styles.get_config()
   config.data = common.source("emoji_styles", styles=tuple(emoji_styles.RULES))
   config.compartment = ConfigDict(KINDS[kind])
-  if kind == "lora":
-    config.compartment.update(rank=rank, alpha=float(rank))
   config.optimizer.learning_rate = RATES.get(kind, 5e-4)
   config = cdm_little_sd.settings(config, by, n)
   config.compose.over = "scan"  # merged kernels of convolutions are slow side by side on a CPU

@@ -6,28 +6,20 @@
 and the same with class, in the same working directory: results/cdm_little_styles_*.md.
 `:class,1` takes the first seed alone, and a later `:class` in the same directory the others. The
 monoliths are LoRA of the rank of one source, the same trained half as long (does more training
-still change it?), and all of the UNet. Finished runs are skipped; launched
-twice at once it uses two cores.
+still change it?), and all of the UNet. Finished runs are skipped; launched twice at once it uses two
+cores.
 """
 
 import functools
 
 from ml_collections import ConfigDict
 
-from configs import cdm_little_styles, common
+from configs import cdm_little_styles, common, table_cdm
 from jaxunlearn import errors
 
 SEEDS = (0, 1, 2)
 COUNTS = {"uniform": (2, 4, 8, 16), "class": (2, 4)}
 KINDS, OF_KINDS = ("attn2", "full"), 4  # beside LoRA, of so many sources
-MODES = {
-  "trajectory": "one source a trajectory",
-  "step": "one source a step",
-  "naive": "average",
-  "soft": "soft",
-  "top1": "top-1",
-  "top2": "top-2",
-}
 ONE, ALL = "monolith, as large as one source", "monolith, all of the UNet"
 HALF = "monolith, half the steps"
 
@@ -56,10 +48,10 @@ def get_config(words: str = "uniform"):
   add("half", {"": HALF}, half_as_long)
   add("all", {"": ALL}, lambda: cdm_little_styles.compartments("uniform", 1, "full"))
   for n in COUNTS[by]:
-    titles = {mode: f"{n}: {title}" for mode, title in MODES.items()}
+    titles = {mode: f"{n}: {title}" for mode, title in table_cdm.MODES.items()}
     add(f"{by}{n}", titles, lambda n=n: cdm_little_styles.compartments(by, n))
   for kind in KINDS if by == "uniform" else ():
-    titles = {mode: f"{OF_KINDS}, {kind}: {MODES[mode]}" for mode in ("soft", "top1")}
+    titles = {mode: f"{OF_KINDS}, {kind}: {table_cdm.MODES[mode]}" for mode in ("soft", "top1")}
     make = lambda kind=kind: cdm_little_styles.compartments(by, OF_KINDS, kind)
     add(f"{by}{OF_KINDS}_{kind}", titles, make)
   return config
@@ -78,7 +70,7 @@ def _add(config, seeds, name, titles, make):
     run.seed = seed
     if titles.keys() <= {""}:
       run.compose.modes = ("naive",)
-    elif len(titles) < len(MODES):
+    elif len(titles) < len(table_cdm.MODES):
       run.compose.modes = tuple(titles)
   for mode, title in titles.items():
     names = tuple(f"{name}_{seed}#{mode or 'naive'}" for seed in seeds)

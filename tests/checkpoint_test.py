@@ -89,6 +89,12 @@ def test_restores_bit_for_bit_onto_another_mesh(open_saves, data, fsdp):
     assert got.sharding == want.sharding
 
 
+def test_replicas_that_share_the_writing_give_the_same(open_saves, monkeypatch):
+  monkeypatch.setattr(checkpoint, "SHARE_BYTES", 1)
+  save_all(open_saves(), [make_state(7)])
+  assert_equal(open_saves().restore(make_state(0, 2, 1)), make_state(7))
+
+
 def test_a_save_is_not_touched_by_the_steps_that_follow(open_saves):
   """The state is donated to the next step while its bytes are still being written."""
   saves, state = open_saves(), make_state(1, width=2048)
@@ -215,12 +221,18 @@ def test_the_fingerprint_sees_one_bit_and_the_order(dtype):
   changed = leaf.at[3].set(leaf[4])
   swapped = jnp.roll(leaf, 1)
   moved = {"a": leaf[:4], "b": leaf[4:]}, {"a": leaf[4:], "b": leaf[:4]}
-  prints = [int(checkpoint.fingerprint(tree)) for tree in (leaf, changed, swapped)]
+  prints = [checkpoint.fingerprint(tree) for tree in (leaf, changed, swapped)]
   assert len(set(prints)) == 3
   if dtype != "bool":  # the halves of the bools are equal
     assert checkpoint.fingerprint(moved[0]) != checkpoint.fingerprint(moved[1])
 
 
 def test_the_fingerprint_is_the_same_on_every_mesh():
-  prints = {int(checkpoint.fingerprint(make_state(1, *mesh))) for mesh in [(1, 1), (4, 2), (1, 8)]}
+  prints = {checkpoint.fingerprint(make_state(1, *mesh)) for mesh in [(1, 1), (4, 2), (1, 8)]}
   assert len(prints) == 1
+
+
+def test_the_fingerprint_is_the_same_in_one_process_and_in_several(monkeypatch):
+  alone = checkpoint.fingerprint(make_state(1))
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  assert checkpoint.fingerprint(make_state(1)) == alone

@@ -101,6 +101,10 @@ def test_the_embedded_model_draws_the_same_here_and_there(tmp_path, scheduler, s
   x = noise(model)
   picture, want = ours(model, x, steps)[1], theirs(pipe, x, steps)[1]
   assert np.abs(picture - want).max() < 1e-3 and float(picture.std()) > 0.1
+  stable_diffusion.save(tmp_path / "out", model)
+  again = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out")
+  again.set_progress_bar_config(disable=True)
+  assert np.abs(theirs(again, x, steps)[1] - want).max() < 1e-3
 
 
 def test_old_names_half_precision_and_shards(made, tmp_path):

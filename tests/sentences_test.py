@@ -1,5 +1,6 @@
 """The numbers in sentences of the README and of the pages are those of the committed results."""
 
+import csv
 import math
 import re
 import statistics
@@ -265,6 +266,25 @@ def test_the_numbers_in_sentences_about_compartments_of_styles_are_the_committed
   copied = max(row["copied"]["value"] for row in rows.values())
   assert f"{copied:.0%} of samples at most lie nearer" in page
   assert f"and {rows[whole]['real_fid']['value']:.0f} for as many real ones" in page
+
+
+def test_the_numbers_in_sentences_about_attribution_are_the_committed_results():
+  scores: dict[str, list[dict[str, str]]] = {}
+  with (ROOT / "results/cdm_attribution.csv").open() as file:
+    for line in csv.DictReader(file):
+      scores.setdefault(line["id"], []).append(line)
+  first = lambda lines, way: max(lines, key=lambda line: float(line[way]))["source"]
+  hits = {
+    way: [name for name, lines in scores.items() if first(lines, way) == first(lines, "oracle")]
+    for way in ("credit", "weight", "elbo", "guda")
+  }
+  clear = [name for name, of in scores.items() if max(float(one["oracle"]) for one in of) > 20]
+  of_compartments = [set(hits[way]) for way in ("credit", "weight", "elbo")]
+  assert [len(hit) for hit in of_compartments] == [12, 12, 12] and len(scores) == 16
+  assert len(clear) == 9 and all(hit >= set(clear) for hit in of_compartments)
+  page = flowing(PAGES["cdm"])
+  assert "same source first for 12 of 16 pictures, and for each of the nine whose" in page
+  assert f"GUDA's approximate unlearning names it for {len(hits['guda'])}." in page
 
 
 def test_the_numbers_in_sentences_about_speed_are_the_committed_results():

@@ -192,7 +192,7 @@ def prove(cdm: Cdm, names: Sequence[str]) -> None:
   shutil.rmtree(folder)
   differ = [name for name in names if not same_bits(fresh[name], kept[name])]
   for name in names:
-    digest = f"{int(checkpoint.fingerprint(kept[name].params)):08x}"
+    digest = f"{checkpoint.fingerprint(kept[name].params):08x}"
     cdm.ledger.append("proof", source=name, equal=name not in differ, fingerprint=digest)
   if differ:
     raise RuntimeError(
