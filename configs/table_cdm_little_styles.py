@@ -6,8 +6,8 @@
 and the same with class, in the same working directory: results/cdm_little_styles_*.md.
 `:class,1` takes the first seed alone, and a later `:class` in the same directory the others. The
 monoliths are LoRA of the rank of one source, the same trained half as long (does more training
-still change it?), and all of the UNet. Finished runs are skipped; launched twice at once it uses two
-cores.
+still change it?), and all of the UNet. Finished runs are skipped; launched twice at once it uses
+two cores.
 """
 
 import functools
