@@ -1,7 +1,9 @@
 """Compartments of a text-to-image model: LoRA a source on latents and prompts, from end to end."""
 
+import dataclasses
 import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +12,10 @@ import pytest
 from PIL import Image
 
 from configs import cdm_digits_clothes, common
-from jaxunlearn import home
+from jaxunlearn import data, home
 from jaxunlearn.adapters import Full, Lora, Subset
-from jaxunlearn.cdm import add, compartment, delete, export, ledger
+from jaxunlearn.cdm import add, compartment, conditions, delete, export, ledger, serve
+from jaxunlearn.cdm import model as model_of
 from jaxunlearn.cdm import run as cdm_run
 from jaxunlearn.cdm.compose import Mode
 from jaxunlearn.cdm.model import Cdm
@@ -164,6 +167,36 @@ def test_what_one_may_use_is_composed_without_the_files_of_others(run, tmp_path)
   assert "`b`" not in card and "14" not in card.split("parameters")[0]
 
 
+def test_a_prompt_is_answered_by_the_sources_that_were_told_it(run):
+  """Each caption here is of one source; one that nobody was told leaves the priors."""
+  cdm = delete.open_run(run)
+  model = cdm.model(cdm_run_test.states(cdm))
+  owner = {name: i for i, name in enumerate(model.names)}
+  wanted = np.zeros((3, 3))
+  for source, caption in CAPTIONS.items():
+    wanted[cdm.setup.train.classes.index(caption), owner[source]] = 1
+  np.testing.assert_array_equal(model.prior_under, wanted)
+  served = serve.read(run, ("a", "b"), ("a green ship", "the emoji", "a red whale", "a hand"))
+  np.testing.assert_allclose(
+    served.sources.prior_under, [[0.5, 0.5], [0, 1], [1, 0], [0.5, 0.5]], rtol=1e-6
+  )
+  for path in (run / "router").glob("*.npz"):  # as releases before wrote it
+    kept = {k: v for k, v in model_of.read_part(path).items() if k not in conditions.KEYS}
+    np.savez(path, **kept)
+  old = serve.read(run, ("a", "b"), ("the emoji",)).sources
+  assert old.told is None and old.prior.tolist() == [0.5, 0.5]
+
+
+def test_what_a_source_was_told_counts_views_and_classes():
+  net = types.SimpleNamespace(classes=(3,))
+  image, ids = np.zeros((2, 2, 2, 1), np.uint8), np.array(["a", "b"])
+  records = data.Records(ids, image, np.array([2, 0], np.int32), ("x", "y", "z"))
+  other = dataclasses.replace(records, also=np.array([[2, 1], [1, 1]], np.int32))
+  parts = [conditions.part(net, one) for one in (records, other)]
+  np.testing.assert_array_equal(conditions.counts(net, parts), [[1, 0, 1], [0, 3, 1]])
+  assert conditions.part(types.SimpleNamespace(classes=()), records) == {}
+
+
 def test_guidance_is_within_each_source(run):
   cdm = delete.open_run(run)
   model = cdm.model(cdm_run_test.states(cdm))
@@ -174,5 +207,7 @@ def test_guidance_is_within_each_source(run):
   by = lambda c: jax.jit(jax.vmap(lambda own: cdm.applied()(own, x, t, c)))(model.params)
   every, null = by(c), by(jnp.full(2, NULL))
   w = jnp.exp(cdm.routed().logits(model.parts, cdm.setup.process, x, t))
-  w = (w / w.sum(1, keepdims=True)).T[..., None, None, None]  # equal priors
+  shards = [cdm.shards()[name].records for name in model.names]
+  w *= jnp.stack([(mine.label[:, None] == c).sum(0) for mine in shards], axis=1)
+  w = (w / w.sum(1, keepdims=True)).T[..., None, None, None]
   np.testing.assert_allclose(eps, (w * (2 * every - null)).sum(0), rtol=1e-4, atol=1e-4)

@@ -10,7 +10,7 @@ import pytest
 
 from jaxunlearn.cdm import compose
 from jaxunlearn.cdm.compose import Compartments, Mode
-from jaxunlearn.diffusion import Diffusion, sampling
+from jaxunlearn.diffusion import NULL, Diffusion, sampling
 from jaxunlearn.mesh import sharding
 from tests import toys
 
@@ -161,7 +161,7 @@ def test_each_row_is_sent_to_the_sources_it_needs():
 def test_one_source_a_trajectory_by_the_priors():
   x_t, t = points(100)
   mode = Mode(name="trajectory", seed=3)
-  log_prior = jnp.log(compartments().prior)
+  log_prior = compose.log_priors(compartments())
   index, weights = compose.choose(mode, None, log_prior, x_t, t)
   again, _ = compose.choose(mode, None, log_prior, x_t + 1, t // 2)
   np.testing.assert_array_equal(index, again)  # whatever the time and the point
@@ -171,11 +171,53 @@ def test_one_source_a_trajectory_by_the_priors():
 
 def test_one_source_a_step_by_the_priors():
   x_t, t = jnp.zeros((4000, *SHAPE)), jnp.arange(4000) % 1000
-  index, _ = compose.choose(Mode(name="step"), None, jnp.log(compartments().prior), x_t, t)
+  log_prior = compose.log_priors(compartments())
+  index, _ = compose.choose(Mode(name="step"), None, log_prior, x_t, t)
   share = np.bincount(index[:, 0]) / 4000
   np.testing.assert_allclose(share, np.array(COUNTS) / 100, atol=0.03)
-  later, _ = compose.choose(Mode(name="step"), None, jnp.log(compartments().prior), x_t, t + 1)
+  later, _ = compose.choose(Mode(name="step"), None, log_prior, x_t, t + 1)
   assert (np.asarray(index) != np.asarray(later)).mean() > 0.4
+
+
+TOLD = np.array([[4, 6, 0, 0], [30, 0, 0, 0], [0, 20, 0, 0], [6, 24, 10, 0]], np.int32)  # [n, c]
+
+
+@pytest.mark.parametrize("name", ["soft", "topk"])
+def test_under_a_condition_the_mixture_is_of_the_sources_that_have_it(name):
+  """p(x | c) = sum_i p(i | c) p_i(x), row by row; of no condition, or of one unseen, the priors."""
+  x_t, t = points(50)
+  told = compartments()._replace(told=TOLD)
+  c = jnp.tile(jnp.array([0, 1, 2, 3, NULL]), 10)
+  still = told._replace(params={**told.params, "shift": jnp.zeros((4, 5))})
+  ours = jax.jit(lambda f: f(x_t, t, c))(composed(still, name=name, k=4))
+  for value in range(-1, 4):
+    counts = TOLD[:, value] if value in (0, 1, 2) else np.array(COUNTS)
+    there = tuple(np.array(told.names)[counts > 0])
+    alone = compartments()._replace(counts=tuple(counts.tolist())).only(there)
+    rows = np.flatnonzero(c == value)
+    exact = whole(alone, x_t[rows], t[rows])
+    np.testing.assert_allclose(ours[rows], exact, atol=1e-5)
+  np.testing.assert_allclose(composed(still)(x_t, t), whole(still, x_t, t), atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["trajectory", "step"])
+def test_under_a_condition_one_source_at_random_is_one_that_has_it(mode):
+  t = jnp.arange(4000) % 1000
+  prior = compose.log_priors(compartments()._replace(told=TOLD))
+  x_t, c = jnp.zeros((4000, *SHAPE)), jnp.full(4000, 1)
+  index, _ = compose.choose(Mode(name=mode), None, prior, x_t, t, c)
+  share = np.bincount(index[:, 0], minlength=4) / 4000
+  np.testing.assert_allclose(share, TOLD[:, 1] / 50, atol=0.03)
+  assert share[1] == 0
+
+
+def test_conditions_of_two_parts_and_of_a_subset_of_the_sources():
+  parts = compartments()._replace(told=TOLD.reshape(4, 2, 2)).only(["a", "c"])
+  c = jnp.array([[0, 0], [0, 1], [1, 0], [0, NULL]])
+  found = jnp.exp(compose.log_priors(parts)(points(4)[0], c))
+  np.testing.assert_allclose(
+    found, [[1, 0], [6 / 26, 20 / 26], [1 / 3, 2 / 3], [1 / 3, 2 / 3]], rtol=1e-6
+  )
 
 
 def test_the_average_of_the_sources():

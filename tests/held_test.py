@@ -19,7 +19,7 @@ def predict(held, x_t, t, c=None):
   return held[:, None, None, None] * jnp.tanh(x_t)
 
 
-def measure(x_t, t):
+def measure(x_t, t, c=None):
   return 0.5 + 0.1 * jnp.tanh(x_t.mean((1, 2, 3))) + t / 4000
 
 

@@ -3,7 +3,9 @@
     eps_mix(x_t, t) = sum_i w_i(x_t, t) eps_i(x_t, t),   w_i = lam_i p_{i,t}(x_t) / p_t(x_t)
 
 The same weights mix predictions of eps, of x0 and of v. They are a function of (x_t, t), hence
-computed anew at every evaluation of a sampler. The modes, and how many networks each evaluates:
+computed anew at every evaluation of a sampler. Under a condition c the prior lam_i is p(i | c), the
+source's share of the records that have it (conditions.py). The modes, and how many networks each
+evaluates:
 
     soft        w_i of the router                                                        n
     naive       w_i = 1/n: the geometric mean of the densities, up to a constant. It is the form
@@ -32,7 +34,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxunlearn import errors
-from jaxunlearn.diffusion import Diffusion, EpsFn, guidance
+from jaxunlearn.diffusion import NULL, Diffusion, EpsFn, guidance
 from jaxunlearn.diffusion.held import Held
 from jaxunlearn.mesh import sharding
 
@@ -49,12 +51,22 @@ class Compartments(NamedTuple):
   counts: tuple[int, ...]  # records of each: the priors are their shares
   params: Tree
   parts: Tree  # of the router
+  told: Int[np.ndarray, "n ..."] | None = None  # records of each under each condition, if counted
 
   @property
   def prior(self) -> Float[np.ndarray, " n"]:
     """lam_i, float32."""
     counts = np.array(self.counts, np.float64)
     return (counts / counts.sum()).astype(np.float32)
+
+  @property
+  def prior_under(self) -> Float[np.ndarray, "... n"] | None:
+    """p(i | c) of each condition, float32; lam_i where no source has it. None: not counted."""
+    if self.told is None:
+      return None
+    counts = np.moveaxis(np.asarray(self.told, np.float64), 0, -1)
+    total = counts.sum(-1, keepdims=True)
+    return np.where(total > 0, counts / np.maximum(total, 1), self.prior).astype(np.float32)
 
   def only(self, names: Sequence[str]) -> "Compartments":
     """Those sources, as an access right may say; the priors follow (exact: w_i are masked).
@@ -79,6 +91,7 @@ class Compartments(NamedTuple):
       tuple(self.counts[i] for i in index),
       params,
       pick(self.parts),
+      pick(self.told),
     )
 
   def without(self, names: Sequence[str]) -> "Compartments":
@@ -130,7 +143,7 @@ def compose(
   weigh = log_weights(router, process, compartments)
   if mode.name == "naive":
     weigh = jax.tree_util.Partial(_even, jnp.zeros(len(compartments.names)))
-  groups, log_prior = _groups(params), jnp.log(compartments.prior)
+  groups, log_prior = _groups(params), log_priors(compartments)
   fixed: tuple[Any, ...] = (apply, params, log_prior)
   mix = _sparse(mode, groups)
   if mode.name in DENSE:
@@ -147,8 +160,8 @@ def _with_weights(mixed: Callable[..., Array], log_w: Array, *at: Any) -> Array:
   return mixed(jax.tree_util.Partial(_given, log_w), *at)
 
 
-def _given(log_w: Array, x_t: Array, t: Array) -> Array:
-  del x_t, t
+def _given(log_w: Array, x_t: Array, t: Array, c: Any = None) -> Array:
+  del x_t, t, c
   return log_w
 
 
@@ -175,18 +188,34 @@ def _every(apply: Callable[..., Array], params: Tree, x_t: Array, t: Array, c: A
 
 def log_weights(
   router: Any, process: Diffusion, compartments: Compartments
-) -> Callable[[Array, Array], Float[Array, "B n"]]:
-  """(x_t, t) -> log w_i = log p(i | x_t), a pytree."""
-  logits, log_prior = as_pytree(router.logits), jnp.log(compartments.prior)
+) -> Callable[..., Float[Array, "B n"]]:
+  """(x_t, t, c) -> log w_i = log p(i | x_t, c), a pytree; of no c, log p(i | x_t)."""
+  logits, log_prior = as_pytree(router.logits), log_priors(compartments)
   return jax.tree_util.Partial(_posterior(process), logits, compartments.parts, log_prior)
 
 
 @functools.cache  # one function object for each: jit tells them apart by identity
 def _posterior(process: Diffusion) -> Callable[..., Array]:
-  def posterior(logits, parts: Tree, log_prior: Array, x_t: Array, t: Array) -> Array:
-    return jax.nn.log_softmax(logits(parts, process, x_t, t) + log_prior, axis=1)
+  def posterior(logits, parts: Tree, log_prior: Any, x_t: Array, t: Array, c: Any = None) -> Array:
+    return jax.nn.log_softmax(logits(parts, process, x_t, t) + log_prior(x_t, c), axis=1)
 
   return posterior
+
+
+def log_priors(compartments: Compartments) -> Callable[..., Float[Array, "B n"]]:
+  """(x_t, c) -> log p(i | c), a pytree: -inf of a source that has no record of c."""
+  under = compartments.prior_under
+  table = None if under is None else jnp.log(under)
+  return jax.tree_util.Partial(_log_prior, jnp.log(compartments.prior), table)
+
+
+def _log_prior(log_lam: Array, table: Array | None, x_t: Array, c: Any = None) -> Array:
+  free = jnp.broadcast_to(log_lam, (len(x_t), len(log_lam)))
+  if table is None or c is None or not jnp.issubdtype(c.dtype, jnp.integer):
+    return free
+  columns = c.reshape(len(c), -1)
+  empty = (columns == NULL).any(axis=1, keepdims=True)
+  return jnp.where(empty, free, table[tuple(columns.T)])
 
 
 def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -195,8 +224,8 @@ def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:
   return function if isinstance(function, partial) else partial(function)
 
 
-def _even(zeros: Array, x_t: Array, t: Array) -> Array:
-  del t
+def _even(zeros: Array, x_t: Array, t: Array, c: Any = None) -> Array:
+  del t, c
   return jnp.broadcast_to(jax.nn.log_softmax(zeros), (len(x_t), len(zeros)))
 
 
@@ -231,7 +260,7 @@ def _dense(mode: Mode, groups: Mesh | AbstractMesh | None) -> Callable[..., Arra
   run = _sum_of_groups(groups, _SUMS[mode.over], "source")
 
   def predict(apply, params, weigh, x_t, t, c=None):
-    w = jnp.exp(weigh(x_t, t))
+    w = jnp.exp(weigh(x_t, t, c))
     if not mode.rows:
       return run(apply, params, w, x_t, t, c)
     return in_blocks(mode.rows, lambda *rows: run(apply, params, *rows), w, x_t, t, c)
@@ -259,7 +288,7 @@ def _sparse(mode: Mode, groups: Mesh | AbstractMesh | None) -> Callable[..., Arr
     return dispatch(apply, params, x_t, t, c, index, w, mode.block)
 
   def predict(apply, params, log_prior, weigh, x_t, t, c=None):
-    chosen = choose(mode, weigh, log_prior, x_t, t)
+    chosen = choose(mode, weigh, log_prior, x_t, t, c)
     return _sum_of_groups(groups, run)(apply, params, chosen, x_t, t, c)
 
   return predict
@@ -292,19 +321,22 @@ def _sum_of_groups(
 
 
 def choose(
-  mode: Mode, weigh: Any, log_prior: Array, x_t: Array, t: Array
+  mode: Mode, weigh: Any, log_prior: Any, x_t: Array, t: Array, c: Any = None
 ) -> tuple[Int[Array, "B k"], Float[Array, "B k"]]:
   """The sources of each row, and their weights, of sum 1."""
   key, rows = jax.random.key(mode.seed), jnp.arange(len(x_t))
   if mode.name == "topk":
-    top, index = jax.lax.top_k(weigh(x_t, t), min(mode.k, len(log_prior)))
+    log_w = weigh(x_t, t, c)
+    top, index = jax.lax.top_k(log_w, min(mode.k, log_w.shape[1]))
     return index, jax.nn.softmax(top)
+  log_lam = log_prior(x_t, c)
   if mode.name == "trajectory":  # systematic: the sources' shares of the rows are their priors
     u = (rows + jax.random.uniform(key)) / len(rows)
-    index = jnp.searchsorted(jnp.cumsum(jnp.exp(log_prior))[:-1], u, side="right")
+    below = jnp.cumsum(jnp.exp(log_lam), axis=1)[:, :-1] <= u[:, None]
+    index = jnp.sum(below, axis=1)
   else:
     fold = jax.vmap(lambda i, n: jax.random.fold_in(jax.random.fold_in(key, i), n))
-    index = jax.vmap(lambda k: jax.random.categorical(k, log_prior))(fold(rows, t.astype(int)))
+    index = jax.vmap(jax.random.categorical)(fold(rows, t.astype(int)), log_lam)
   return index[:, None], jnp.ones((len(x_t), 1))
 
 

@@ -34,9 +34,16 @@ def export(
   if out.is_file() or (out.is_dir() and any(out.iterdir())):
     raise ValueError(f"{out} is there already; give --out another name")
   made = serve.read(run, sources)
-  serve.write(out, made, {"run": run.resolve().name})
+  serve.write(out, made, run, {"run": run.resolve().name})
   writer.replace(out / "README.md", card(made, run.resolve().name, license))
   return f"wrote {n(made)} sources of {run} to {out}: {', '.join(made.sources.names)}"
+
+
+_TOLD = (
+  "The files in router/ also hold each condition that a source was trained with (the tokens of a",
+  "prompt, or a class) and its number of records.",
+  "",
+)
 
 
 def n(made: serve.Composition) -> int:
@@ -68,6 +75,7 @@ def card(made: serve.Composition, run: str, license: str) -> str:
     f"- What weighs the sources: {_listed(config['router'])}",
     f"- Steps of each: {config['train']['steps']} of {config['train']['batch']} records",
     "",
+    *(_TOLD if made.sources.told is not None else ()),
     "`python -m jaxunlearn.sample --from=FOLDER --out=grid.png` draws from it; `--sources=` takes",
     "fewer of them. To take a source back, delete its two files and its line in composition.json.",
   ]

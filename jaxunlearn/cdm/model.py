@@ -24,7 +24,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxunlearn import adapters, build, data, errors, latents, train
-from jaxunlearn.cdm import compartment, compose, routers, sources
+from jaxunlearn.cdm import compartment, compose, conditions, routers, sources
 from jaxunlearn.cdm.compose import Compartments, Mode
 from jaxunlearn.cdm.keys import Keys, listed
 from jaxunlearn.cdm.ledger import Ledger
@@ -187,15 +187,20 @@ class Cdm:
     names = tuple(sorted(states))
     params = [states[name].ema or states[name].params for name in names]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+    parts, told = self.route({name: shards[name].records for name in names})
     return Compartments(
       names,
       tuple(len(shards[name].records) for name in names),
       sharding.put_sources(self.setup.mesh, stacked, self.config.sources.mesh),
-      self.route({name: shards[name].records for name in names}),
+      parts,
+      told,
     )
 
-  def route(self, records: dict[str, data.Records]) -> Tree:
-    """The router's stacked parts; those that are not kept under RUN/router are fitted and kept."""
+  def route(self, records: dict[str, data.Records]) -> tuple[Tree, np.ndarray | None]:
+    """The router's stacked parts, and how many records of each condition the sources have.
+
+    What is not kept under RUN/router is fitted and kept.
+    """
     path = lambda name: self.workdir / "router" / f"{name}.npz"
     lost = lambda: [name for name in records if not path(name).exists()]
     missing = processes.from_first(lost)
@@ -206,12 +211,10 @@ class Cdm:
       backbone = processes.local(self.backbone)
       setup = self.setup
       fitted = self.router.fit(mine, setup.net, backbone, setup.process, setup.codec)
+      told = {name: conditions.part(setup.net, records[name]) for name in mine}
+      fitted = {name: {**part, **told[name]} for name, part in fitted.items()}
       processes.from_first(lambda: self._keep({path(name): part for name, part in fitted.items()}))
-    parts = []
-    for name in sorted(records):
-      with np.load(path(name)) as npz:
-        parts.append({key: npz[key] for key in npz.files})
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+    return stacked(self.setup.net, [read_part(path(name)) for name in sorted(records)])
 
   def _keep(self, fitted: dict[pathlib.Path, dict[str, Any]]) -> None:
     """Writes parts of the router, and their line."""
@@ -220,7 +223,10 @@ class Cdm:
       buffer = io.BytesIO()
       np.savez(buffer, **part)
       writer.replace(path, buffer.getvalue())
-    seen = self.router.seen([path.stem for path in fitted])
+    names = [path.stem for path in fitted]
+    seen = self.router.seen(names)
+    if self.setup.net.classes:
+      seen |= {f"conditions of {name}": f"{name} alone" for name in names}
     self.ledger.append("router", files=fitted, seen=seen)
 
   def eps_fn(self, model: Compartments, mode: Mode, place: Place = lambda tree: tree) -> EpsFn:
@@ -260,6 +266,18 @@ class Cdm:
     if self.config.compose.alone:
       out += [(f"alone_{name}", Mode("naive"), (name,)) for name in allowed]
     return out
+
+
+def read_part(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """What was fitted of a source."""
+  with np.load(path) as npz:
+    return {key: npz[key] for key in npz.files}
+
+
+def stacked(net: Any, parts: Sequence[dict[str, np.ndarray]]) -> tuple[Tree, np.ndarray | None]:
+  """The parts of the router side by side, and their counts of the network's conditions."""
+  of_router = [{k: v for k, v in part.items() if k not in conditions.KEYS} for part in parts]
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *of_router), conditions.counts(net, parts)
 
 
 def write_sources(run: pathlib.Path, named: dict[str, str]) -> list[pathlib.Path]:

@@ -1,8 +1,8 @@
 """Some sources of a run, or of an export, composed by themselves: no file of another is opened.
 
 Read are config.json, the frozen backbone that it names, and of each source asked for its newest
-parameters, its part of the router and how many records it has; no data. Two people with rights to
-different sources share one folder, and what a source trained lies there once.
+parameters, its part of the router, how many records it has and of which conditions; no data. Two
+people with rights to different sources share one folder, and what a source trained lies there once.
 
     RUN/shards/NAME/{checkpoints/, records.txt}, RUN/router/NAME.npz     of a run
     FOLDER/sources/NAME.safetensors, FOLDER/router/NAME.npz, FOLDER/composition.json    of an export
@@ -11,6 +11,7 @@ different sources share one folder, and what a source trained lies there once.
 import dataclasses
 import json
 import pathlib
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -97,7 +98,8 @@ def read(
   one = compartment.make(adapters.make(**config["compartment"]), net, process)
   shapes = jax.eval_shape(lambda key: one.init(key, backbone), jax.random.key(0))
   params = [params_of(folder, name, shapes, config) for name in names]
-  stack = lambda trees: jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+  parts, told = model.stacked(net, [_part(folder / "router" / f"{name}.npz") for name in names])
   return Composition(
     config=config,
     net=net,
@@ -109,8 +111,9 @@ def read(
     sources=Compartments(
       names,
       tuple(records(folder, name) for name in names),
-      jax.tree.map(jnp.asarray, stack(params)),
-      stack([_part(folder / "router" / f"{name}.npz") for name in names]),
+      stacked,
+      parts,
+      told,
     ),
   )
 
@@ -133,8 +136,10 @@ def records(folder: pathlib.Path, name: str) -> int:
   return len((folder / "shards" / name / "records.txt").read_text().splitlines())
 
 
-def write(folder: pathlib.Path, composition: Composition, facts: Mapping[str, Any]) -> None:
-  """An export: everything but the backbone, which config.json names."""
+def write(
+  folder: pathlib.Path, composition: Composition, run: pathlib.Path, facts: Mapping[str, Any]
+) -> None:
+  """An export of that run: everything but the backbone, which config.json names."""
   for inner in ("sources", "router"):
     (folder / inner).mkdir(parents=True, exist_ok=True)
   sources = composition.sources
@@ -142,9 +147,7 @@ def write(folder: pathlib.Path, composition: Composition, facts: Mapping[str, An
     own = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), sources.params)
     flat = traverse_util.flatten_dict(own, sep="/")
     (folder / "sources" / f"{name}.safetensors").write_bytes(safetensors.numpy.save(flat))
-    np.savez(
-      folder / "router" / f"{name}.npz", **{key: leaf[i] for key, leaf in sources.parts.items()}
-    )
+    shutil.copyfile(run / "router" / f"{name}.npz", folder / "router" / f"{name}.npz")
   counts = zip(sources.names, sources.counts, strict=True)
   told = {**facts, "sources": {name: {"records": count} for name, count in counts}}
   (folder / CONFIG).write_text(json.dumps(composition.config, indent=2) + "\n")
@@ -154,8 +157,7 @@ def write(folder: pathlib.Path, composition: Composition, facts: Mapping[str, An
 def _part(path: pathlib.Path) -> dict[str, np.ndarray]:
   if not path.is_file():
     raise ValueError(f"{path} is not there: the run has not ended; launch it again")
-  with np.load(path) as npz:
-    return {key: npz[key] for key in npz.files}
+  return model.read_part(path)
 
 
 def _codec(config: Mapping[str, Any]) -> latents.Pixels | latents.Codec:

@@ -1,6 +1,6 @@
 """A noise predictor that holds something from one call of a sampler to the next.
 
-    eps = predict(held, x_t, t, c),   held = measure(x_t, t) at each `every`-th call, else as it was
+    eps = predict(held, x_t, t, c),   held = measure(x_t, t, c) at each `every`-th call
 
 What is held are, for instance, the weights of a composition. Called by itself, as metrics do, it
 measures at each call. A sampler carries what `first` gives through `call`, where any other
@@ -24,11 +24,11 @@ class Held:
   """`predict` and `measure` are pytrees (`jax.tree_util.Partial`)."""
 
   predict: Callable[..., Array]  # (held, x_t, t, c) -> eps
-  measure: Callable[..., Tree]  # (x_t, t) -> held
+  measure: Callable[..., Tree]  # (x_t, t, c) -> held
   every: int = dataclasses.field(metadata={"static": True})
 
   def __call__(self, x_t: Array, t: Array, c: Any = None) -> Array:
-    return self.predict(self.measure(x_t, t), x_t, t, c)
+    return self.predict(self.measure(x_t, t, c), x_t, t, c)
 
 
 def first(eps_fn: Any, x: Array) -> Tree:
@@ -45,5 +45,5 @@ def call(eps_fn: Any, carried: Tree, x_t: Array, t: Array, c: Any) -> tuple[Arra
   if not isinstance(eps_fn, Held):
     return eps_fn(x_t, t, c), ()
   count, held = carried
-  held = jax.lax.cond(count % eps_fn.every == 0, lambda: eps_fn.measure(x_t, t), lambda: held)
+  held = jax.lax.cond(count % eps_fn.every == 0, lambda: eps_fn.measure(x_t, t, c), lambda: held)
   return eps_fn.predict(held, x_t, t, c), (count + 1, held)

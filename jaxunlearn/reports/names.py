@@ -47,7 +47,7 @@ SOURCES = {
   "digits_clothes": "digits and clothes",
   "emoji": "emoji",
   "emoji_captions": "emoji with captions",
-  "emoji_styles": "emoji in six styles",
+  "emoji_styles": "emoji in several styles",
   "fashion": "Fashion-MNIST",
   "folder": "a folder of images",
   "mnist_tshirt": "digits and a T-shirt",
