@@ -19,6 +19,9 @@ from jaxunlearn import errors
 
 SEEDS = (0, 1, 2)
 COUNTS = {"uniform": (2, 4, 8, 16), "class": (2, 4)}
+# Of kinds of emoji each source has its own: a prompt names the source, and the modes that have
+# priors are one and the same.
+OF_CLASS = ("naive", "soft", "top1")
 KINDS, OF_KINDS = ("attn2", "full"), 4  # beside LoRA, of so many sources
 ONE, ALL = "monolith, as large as one source", "monolith, all of the UNet"
 HALF = "monolith, half the steps"
@@ -48,7 +51,8 @@ def get_config(words: str = "uniform"):
   add("half", {"": HALF}, half_as_long)
   add("all", {"": ALL}, lambda: cdm_little_styles.compartments("uniform", 1, "full"))
   for n in COUNTS[by]:
-    titles = {mode: f"{n}: {title}" for mode, title in table_cdm.MODES.items()}
+    modes = table_cdm.MODES if by == "uniform" else OF_CLASS
+    titles = {mode: f"{n}: {table_cdm.MODES[mode]}" for mode in modes}
     add(f"{by}{n}", titles, lambda n=n: cdm_little_styles.compartments(by, n))
   for kind in KINDS if by == "uniform" else ():
     titles = {mode: f"{OF_KINDS}, {kind}: {table_cdm.MODES[mode]}" for mode in ("soft", "top1")}
@@ -70,7 +74,7 @@ def _add(config, seeds, name, titles, make):
     run.seed = seed
     if titles.keys() <= {""}:
       run.compose.modes = ("naive",)
-    elif len(titles) < len(table_cdm.MODES):
+    else:
       run.compose.modes = tuple(titles)
   for mode, title in titles.items():
     names = tuple(f"{name}_{seed}#{mode or 'naive'}" for seed in seeds)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from configs import cdm_digits_clothes, common
 from jaxunlearn import evaluation, step, weights
 from jaxunlearn.adapters import Full, Lora, Prompts
+from jaxunlearn.answer import __main__ as answering
 from jaxunlearn.cdm import (
   add,
   compartment,
@@ -26,7 +28,7 @@ from jaxunlearn.cdm import (
 from jaxunlearn.cdm import run as cdm_run
 from jaxunlearn.cdm.model import Cdm
 from jaxunlearn.commands import guard
-from jaxunlearn.mesh import sharding
+from jaxunlearn.mesh import cores, programs, sharding
 from tests import nets, tiny_config, traces
 
 STEPS, N = 8, 48
@@ -375,6 +377,27 @@ def test_a_command_of_one_process_is_not_run_by_several(run, monkeypatch, capsys
   assert guard.guarded(parse) == 2
   assert "this command runs in one process" in capsys.readouterr().err
   assert "a" in set(delete.open_run(run).sources.values())
+
+
+@pytest.mark.parametrize(
+  ("module", "flags"),
+  [
+    (delete, ["--source=a"]),
+    (add, ["--source=a"]),
+    (answering, ["--ids=a", "--out=answer", "--execute"]),
+  ],
+)
+def test_what_trains_sources_again_has_the_devices_of_their_training(
+  run, monkeypatch, module, flags
+):
+  """Those that jaxunlearn.main takes: a proof on others compares other bits."""
+  batch, asked = json.loads((run / "config.json").read_text())["train"]["batch"], []
+  monkeypatch.setattr(sys, "argv", ["command", f"--run={run}", *flags])
+  monkeypatch.setattr(module, "command", lambda args: asked.append("command"))
+  monkeypatch.setattr(cores, "as_devices", lambda *rows: asked.append(rows))
+  monkeypatch.setattr(programs, "keep", lambda folder: None)
+  assert module.start() == 0
+  assert asked == [(batch,), "command"]
 
 
 def test_bad_steps(pictures, tmp_path):

@@ -45,13 +45,15 @@ class Run:
   logged = "metrics.jsonl"
 
   def launch(self, n, *flags):
+    return self.start(n, "jaxunlearn.main", *self.flags, *flags, f"--workdir={self.workdir}")
+
+  def start(self, n, module, *flags):
     environment = os.environ | {
       "PYTHONPATH": str(ROOT),
       "JAX_NUM_CPU_DEVICES": str(DEVICES // n),
       "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "jaxunlearn.main", *self.flags, *flags]
-    command.append(f"--workdir={self.workdir}")
+    command = [sys.executable, "-m", module, *flags]
     with self.log.open("a") as log:
       return subprocess.Popen(
         ["bash", "launch/local.sh", str(n), *command],
@@ -205,7 +207,12 @@ class Sources(Run):
   logged = "shards/uniform-0/metrics.jsonl"
 
   def __init__(self, workdir):
-    shorter = ["--config.train.steps=8", "--config.eval.metrics=('copy_score',)"]
+    shorter = [
+      "--config.train.steps=8",
+      "--config.compose.attributed=0",
+      "--config.compose.calibration_levels=1",
+      "--config.eval.metrics=('copy_score',)",
+    ]
     super().__init__(workdir, ["--config=tests/tiny_cdm.py", *shorter])
 
   def states(self):
@@ -213,6 +220,11 @@ class Sources(Run):
     cdm = delete.open_run(self.workdir)
     training = cdm.training()
     return jax.device_get({name: training.restore(shard) for name, shard in cdm.shards().items()})
+
+  def command(self, name, *flags):
+    """A command on the run, by two processes."""
+    code = wait(self.start(2, f"jaxunlearn.cdm.{name}", f"--run={self.workdir}", *flags))
+    assert code == 0, self.log.read_text()
 
 
 def test_processes_that_are_stopped_and_go_on_train_the_sources_of_one(tmp_path):
@@ -226,6 +238,14 @@ def test_processes_that_are_stopped_and_go_on_train_the_sources_of_one(tmp_path)
   assert_same_results(run, whole)
   for one in (run, whole):
     ledger.verify(one.workdir)
+  record = delete.open_run(run.workdir).shards()["uniform-1"].records.ids[0]
+  run.command("delete", f"--ids={record}", "--prove")
+  events = [line["event"] for line in ledger.Ledger(run.workdir).lines()]
+  assert events.count("proof") == events.count("delete") == 1
+  assert run.log.read_text().count("proven: uniform-1 equal, bit for bit") == 1
+  ledger.verify(run.workdir)
+  left = run.states()
+  meshes.assert_close({**left, "uniform-1": 0}, {**whole.states(), "uniform-1": 0})
 
 
 def test_bad_input_that_one_process_sees_ends_all(tmp_path):

@@ -98,7 +98,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def start() -> int:
   args = parse()
-  return guard.guarded(lambda: command(args))
+  return guard.guarded(lambda: command(args), args.run)
 
 
 if __name__ == "__main__":

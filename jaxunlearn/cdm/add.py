@@ -40,8 +40,9 @@ def add(cdm: Cdm, source: str) -> int:
 def command(args: argparse.Namespace) -> None:
   with processes.stop_signal() as stopped:
     cdm = delete.open_run(args.run, stopped)
-    count = add(cdm, args.source)
-  print(f"{args.source}: {count} records")
+    count = processes.from_first(lambda: add(cdm, args.source))
+  if processes.first():
+    print(f"{args.source}: {count} records")
   cdm_run.run(cdm.config, cdm.workdir)
 
 
@@ -54,7 +55,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def start() -> int:
   args = parse()
-  return guard.guarded(lambda: command(args))
+  return guard.guarded(lambda: command(args), args.run, together=True)
 
 
 if __name__ == "__main__":

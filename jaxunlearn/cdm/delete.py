@@ -35,6 +35,7 @@ from ml_collections import ConfigDict
 from jaxunlearn import checkpoint, data, errors, fields
 from jaxunlearn.cdm import receipts, sources, traces
 from jaxunlearn.cdm import run as cdm_run
+from jaxunlearn.cdm.keys import Opening
 from jaxunlearn.cdm.model import Cdm
 from jaxunlearn.commands import guard
 from jaxunlearn.mesh import processes
@@ -172,9 +173,13 @@ def finish(cdm: Cdm) -> dict[str, Any]:
   if not paths:
     raise ValueError(f"nothing was deleted from {cdm.workdir} yet; give --ids, --file or --source")
   after = cdm_run.run(cdm.config, cdm.workdir)
-  record = {**json.loads(paths[-1].read_text()), "after": after}
-  writer.replace(paths[-1], json.dumps(record, indent=2) + "\n")
-  return record
+
+  def told_after() -> dict[str, Any]:
+    record = {**json.loads(paths[-1].read_text()), "after": after}
+    writer.replace(paths[-1], json.dumps(record, indent=2) + "\n")
+    return record
+
+  return processes.from_first(told_after)
 
 
 def prove(cdm: Cdm, names: Sequence[str]) -> None:
@@ -184,17 +189,21 @@ def prove(cdm: Cdm, names: Sequence[str]) -> None:
     RuntimeError: a shard differs. The ledger has either outcome.
   """
   folder = cdm.workdir / "proof"
-  shutil.rmtree(folder, ignore_errors=True)
-  folder.mkdir()
+  processes.from_first(lambda: shutil.rmtree(folder, ignore_errors=True))
+  processes.from_first(folder.mkdir)
   shards = cdm.shards()
   fresh = cdm.training(folder).run([shards[name] for name in names])
   kept = cdm.training().run([shards[name] for name in names])
-  shutil.rmtree(folder)
-  differ = [name for name in names if not same_bits(fresh[name], kept[name])]
-  for name in names:
-    digest = f"{checkpoint.fingerprint(kept[name].params):08x}"
-    cdm.ledger.append("proof", source=name, equal=name not in differ, fingerprint=digest)
-  if differ:
+  prints = {name: f"{checkpoint.fingerprint(kept[name].params):08x}" for name in names}
+  equal = {n: same_bits(*processes.local((fresh[n], kept[n]))) for n in names}
+
+  def told_outcome() -> None:
+    shutil.rmtree(folder)
+    for name in names:
+      cdm.ledger.append("proof", source=name, equal=equal[name], fingerprint=prints[name])
+
+  processes.from_first(told_outcome)
+  if differ := [name for name in names if not equal[name]]:
     raise RuntimeError(
       f"{', '.join(differ)} differ from shards trained without the deleted records; use the "
       "machine and its devices, the versions and the sources.lanes of the first training"
@@ -232,34 +241,49 @@ def open_run(folder: pathlib.Path, stopped: Any = lambda: False) -> Cdm:
 def command(args: argparse.Namespace) -> None:
   with processes.stop_signal() as stopped:
     cdm = open_run(args.run, stopped)
-    if args.resume and args.receipt:
-      raise ValueError("--receipt takes keys that the deletion has destroyed; leave it out")
-    ids = [] if args.resume else chosen(cdm, args)
-    if ids and not args.source:
-      items = plan(cdm, ids)
-      print("\n".join([*map(str, items), cost(items, cdm)]))
-    if args.plan:
+    _ = cdm.backbone  # that of all processes, before the first goes on by itself
+    gone: list[Opening] = []
+    if not processes.from_first(lambda: carry_out(cdm, args, gone)):
       return
-    gone = cdm.keys.of_ids(ids).values()
-    if args.receipt:
-      receipts.write(args.receipt, args.run, gone)
-    if args.source:
-      drop(cdm, args.source)
-    elif ids:
-      delete(cdm, ids)
-    print("".join(f"deleted {opening.commitment}\n" for opening in [*gone][:NAMED]), end="")
-    if len(gone) > NAMED:
-      print(f"and {len(gone) - NAMED} more, each in a line `deleted` of the ledger")
     record = finish(cdm)
     names = [item["source"] for item in record.get("plan", ())]
     if args.prove and names:
       prove(cdm, names)
-      print(f"proven: {', '.join(names)} equal, bit for bit, shards that never had the records")
-    for path in traces.find(args.run, gone, cdm.sources):
-      print(f"{path} still names a deleted record and is not rewritten; edit or remove it by hand")
-    print(markdown(record))
-    if args.out:
-      writer.replace(args.out, markdown(record))
+  if not processes.first():
+    return
+  if args.prove and names:
+    print(f"proven: {', '.join(names)} equal, bit for bit, shards that never had the records")
+  for path in traces.find(args.run, gone, cdm.sources):
+    print(f"{path} still names a deleted record and is not rewritten; edit or remove it by hand")
+  print(markdown(record))
+  if args.out:
+    writer.replace(args.out, markdown(record))
+
+
+def carry_out(cdm: Cdm, args: argparse.Namespace, gone: list[Opening]) -> bool:
+  """Plans, and unless that is all, deletes; adds the keys of what is deleted to `gone`.
+
+  Returns whether there is something to finish. One process does it.
+  """
+  if args.resume and args.receipt:
+    raise ValueError("--receipt takes keys that the deletion has destroyed; leave it out")
+  ids = [] if args.resume else chosen(cdm, args)
+  if ids and not args.source:
+    items = plan(cdm, ids)
+    print("\n".join([*map(str, items), cost(items, cdm)]))
+  if args.plan:
+    return False
+  gone += cdm.keys.of_ids(ids).values()
+  if args.receipt:
+    receipts.write(args.receipt, args.run, gone)
+  if args.source:
+    drop(cdm, args.source)
+  elif ids:
+    delete(cdm, ids)
+  print("".join(f"deleted {opening.commitment}\n" for opening in gone[:NAMED]), end="")
+  if len(gone) > NAMED:
+    print(f"and {len(gone) - NAMED} more, each in a line `deleted` of the ledger")
+  return True
 
 
 def chosen(cdm: Cdm, args: argparse.Namespace) -> list[str]:
@@ -288,7 +312,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def start() -> int:
   args = parse()
-  return guard.guarded(lambda: command(args))
+  return guard.guarded(lambda: command(args), args.run, together=True)
 
 
 if __name__ == "__main__":
