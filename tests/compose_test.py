@@ -200,6 +200,21 @@ def test_under_a_condition_the_mixture_is_of_the_sources_that_have_it(name):
   np.testing.assert_allclose(composed(still)(x_t, t), whole(still, x_t, t), atol=1e-5)
 
 
+def test_of_all_sources_only_those_that_have_the_condition_are_evaluated():
+  counted = []
+
+  def count(params, x_t, t, c=None):
+    jax.debug.callback(lambda rows: counted.append(int(rows)), x_t.shape[0])
+    return one(params, x_t, t, c)
+
+  x_t, t = points(32)
+  told, c = compartments()._replace(told=TOLD), jnp.tile(jnp.array([0, 1, 2, 2]), 8)
+  mode = Mode("topk", k=4, block=8)
+  compose.compose(count, told, ROUTER, PROCESS, mode)(x_t, t, c).block_until_ready()
+  jax.effects_barrier()
+  assert sum(counted) == 8 * 3 + 8 * 3 + 16 * 1  # TOLD: three have 0, three have 1, one has 2
+
+
 @pytest.mark.parametrize("mode", ["trajectory", "step"])
 def test_under_a_condition_one_source_at_random_is_one_that_has_it(mode):
   t = jnp.arange(4000) % 1000

@@ -10,7 +10,9 @@ evaluates:
     soft        w_i of the router                                                        n
     naive       w_i = 1/n: the geometric mean of the densities, up to a constant. It is the form
                 that copy protection takes, but an ordinary sampler of it certifies no bound   n
-    topk        the k largest w_i, to sum 1; top-1 erases the modes that sources share         k
+    topk        the k largest w_i, to sum 1, those that are 0 left out: top-n is soft, and costs
+                less where a condition names the source; top-1 erases the modes that sources share
+                                                                                    k at most
     step        one source at random by its prior at each evaluation; tends to an average      1
     trajectory  one source by its prior for each row: a sampler of it draws from the mixture   1
 
@@ -327,8 +329,9 @@ def choose(
   key, rows = jax.random.key(mode.seed), jnp.arange(len(x_t))
   if mode.name == "topk":
     log_w = weigh(x_t, t, c)
-    top, index = jax.lax.top_k(log_w, min(mode.k, log_w.shape[1]))
-    return index, jax.nn.softmax(top)
+    n = log_w.shape[1]
+    top, index = jax.lax.top_k(log_w, min(mode.k, n))
+    return jnp.where(top > -jnp.inf, index, n), jax.nn.softmax(top)  # none where the weight is 0
   log_lam = log_prior(x_t, c)
   if mode.name == "trajectory":  # systematic: the sources' shares of the rows are their priors
     u = (rows + jax.random.uniform(key)) / len(rows)
