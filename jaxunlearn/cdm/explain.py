@@ -44,7 +44,7 @@ def _write(
   said = {
     "sources": {name: {"records": n} for name, n in zip(model.names, model.counts, strict=True)},
     "deleted": deleted(cdm),
-    "seen": cdm.router.seen(model.names),
+    "seen": cdm.seen(model.names),
     "calibration": table,
     "attribution": draw(cdm, model, samples, found) if found else [],
   }

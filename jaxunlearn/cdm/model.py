@@ -223,11 +223,14 @@ class Cdm:
       buffer = io.BytesIO()
       np.savez(buffer, **part)
       writer.replace(path, buffer.getvalue())
-    names = [path.stem for path in fitted]
-    seen = self.router.seen(names)
-    if self.setup.net.classes:
-      seen |= {f"conditions of {name}": f"{name} alone" for name in names}
+    seen = self.seen([path.stem for path in fitted])
     self.ledger.append("router", files=fitted, seen=seen)
+
+  def seen(self, names: Sequence[str]) -> dict[str, str]:
+    """{what weighs the sources: what it has seen}, in words."""
+    told = names if self.setup.net.classes else ()
+    conditions_of = {f"conditions of {name}": f"{name} alone" for name in told}
+    return {**self.router.seen(names), **conditions_of}
 
   def eps_fn(self, model: Compartments, mode: Mode, place: Place = lambda tree: tree) -> EpsFn:
     """The composition of those sources, `place`d first, guided as config.eval says."""
