@@ -14,7 +14,18 @@ from PIL import Image
 from configs import cdm_digits_clothes, common
 from jaxunlearn import data, home
 from jaxunlearn.adapters import Full, Lora, Subset
-from jaxunlearn.cdm import add, compartment, conditions, delete, export, ledger, serve
+from jaxunlearn.cdm import (
+  add,
+  attribution,
+  compartment,
+  compose,
+  conditions,
+  delete,
+  explain,
+  export,
+  ledger,
+  serve,
+)
 from jaxunlearn.cdm import model as model_of
 from jaxunlearn.cdm import run as cdm_run
 from jaxunlearn.cdm.compose import Mode
@@ -185,6 +196,27 @@ def test_a_prompt_is_answered_by_the_sources_that_were_told_it(run):
     np.savez(path, **kept)
   old = serve.read(run, ("a", "b"), ("the emoji",)).sources
   assert old.told is None and old.prior.tolist() == [0.5, 0.5]
+
+
+def test_a_picture_of_a_prompt_is_attributed_under_it(run, monkeypatch):
+  cdm = delete.open_run(run)
+  model = cdm.model(cdm_run_test.states(cdm))
+  given = []
+
+  def asked(*args, **_):
+    given.extend(args)
+    raise StopIteration
+
+  monkeypatch.setattr(attribution, "attribute", asked)
+  x, t = np.zeros((2, 8, 8, 4), np.float32), jnp.array([500, 20])
+  c = np.array([cdm.setup.train.classes.index(CAPTIONS[name]) for name in "ba"])
+  with pytest.raises(StopIteration):
+    explain.attribute(cdm, model, x, c)
+  every, weigh = given[:2]
+  call = jax.jit(lambda predict, *at: predict(*at))
+  np.testing.assert_allclose(jnp.exp(call(weigh, x, t)), [[0, 1, 0], [1, 0, 0]])
+  bound = call(compose.eps_all(cdm.applied(), model), x, t, c)
+  np.testing.assert_allclose(call(every, x, t), bound, rtol=1e-4, atol=1e-5)
 
 
 def test_what_a_source_was_told_counts_views_and_classes():

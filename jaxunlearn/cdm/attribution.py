@@ -71,7 +71,7 @@ def attribute(
   Args:
     eps_all: a pytree, as compose.py makes it; of times between two as well. A condition is bound to
       it: `under(eps_all, c)`.
-    log_weights: the same of the router, without a condition.
+    log_weights: a pytree too, with the same condition bound.
     probes: of the divergence.
     exact: the whole trace instead, by d products, without an error: for small images.
     tolerance: of the solver's steps, relative and absolute.

@@ -75,7 +75,7 @@ def calibrate(cdm: Cdm, model: Compartments) -> list[dict[str, Any]]:
 
 
 def weights_of(cdm: Cdm, model: Compartments) -> Callable[..., jax.Array]:
-  """(x_t, t) -> log w_i of the run's router, a pytree."""
+  """(x_t, t, c) -> log w_i of the run's router, a pytree."""
   return compose.log_weights(cdm.routed(), cdm.setup.process, model)
 
 
@@ -100,7 +100,7 @@ def attribute(
   every = compose.eps_all(apply, model)
   return attribution.attribute(
     attribution.under(every, c),
-    processes.local(weights_of(cdm, model)),
+    attribution.under(processes.local(weights_of(cdm, model)), c),
     cdm.setup.process,
     samples,
     jax.random.key(cdm.config.eval.seed),
