@@ -84,47 +84,64 @@ def test_the_numbers_in_sentences_about_a_style_under_attack_are_the_committed_r
   of = lambda label, column: f"{rows[label][column]['value']:.2f}"
   full, lora = (lambda label, k=k: of(label, f"ar_{k}_10_mean") for k in ("few", "lora"))
   ira, ua, held = lambda label: of(label, "ira"), lambda label: of(label, "ua"), "ar_states_mean"
-  some = "DiMUM, several attacks"
+  some, undo = "DiMUM, several attacks", "DiMUM, several attacks, then UNDO"
+  by_seed = lambda label, k: [f"{end(rows[label][k]['runs']):.2f}" for end in (min, max)]
+  ends = lambda k: [f"{abs(end):.2f}" for end in rows["retrained"][k]["ci95"]]
+  defended = ("DiMUM, meta", some, "DiMUM")
   for form, told in (
-    ("a mean AR of {}, {} by LoRA. It keeps", (full("retrained"), lora("retrained"))),
-    ("keeps {} (IRA), the pretrained model {}.", (ira("retrained"), ira("pretrained"))),
+    ("a mean AR of {} ({} to {} by", (full("retrained"), *by_seed("retrained", FULL))),
+    ("by seed), {} by LoRA. It keeps", (lora("retrained"),)),
+    ("keeps {} (IRA), the pretrained model {}.", map(ira, ("retrained", "pretrained"))),
     ("have a UA of {} and keep all", (ua("prompt copy"),)),
     ("the model draws mosaics ({})", (of("prompt copy", "ar_paraphrase"),)),
-    ("(IRA {}, {}, {}). Of", map(ira, ("UCE", "Concept Ablation", "ESD-x"))),
+    ("(IRA {}, {}, {}). Of", map(ira, (*KEEPING, "ESD-x"))),
     ("a new word brings back {}, and {} after UCE", (of(n, "ar_token") for n in KEEPING)),
     ("UCE has less ({1} for {0})", map(lora, KEEPING)),
-    ("keep less ({} to {})", map(ira, ("SalUn", "DiMUM, projected"))),
-    ("brings back {} and {} (DiMUM {}, ret", (of(n, held) for n in ("DiMUM, meta", some, "DiMUM"))),
-    ("{} and {} by LoRA (DiMUM {})", map(lora, ("DiMUM, meta", some, "DiMUM"))),
-    ("{} and {} in full (DiMUM {})", map(full, ("DiMUM, meta", some, "DiMUM"))),
-    ("kept accuracy is {} and {}.", map(ira, ("DiMUM, meta", some))),
-    ("lowers LoRA to {} and", (lora(f"{some}, then UNDO"),)),
-    ("and kept accuracy to {}. Sharp", (ira(f"{some}, then UNDO"),)),
-    ("Then LoRA brings back {}, inversion {}, and", (of(ONTO, k) for k in (LORA, held))),
-    ("ten pictures in full {}, the nearest", (full(ONTO),)),
-    (
-      "Kept accuracy falls to {}, as after the other UNDO ({}).",
-      map(ira, (ONTO, f"{some}, then UNDO")),
-    ),
+    ("DiMUM keeps {}, and", (ira("DiMUM"),)),
+    ("than either ({} for {} and {})", (of(n, held) for n in ("DiMUM", *KEEPING))),
+    ("back {} and {} (DiMUM {}, ret", (of(n, held) for n in defended)),
+    ("retrained {}), words", (of("retrained", held),)),
+    ("{} and {} by LoRA (DiMUM {})", map(lora, defended)),
+    ("{} and {} in full (DiMUM {})", map(full, defended)),
+    ("Kept accuracy is {} and {}:", map(ira, defended[:2])),
+    ("lowers LoRA to {} and kept accuracy to {}. Sharp", (lora(undo), ira(undo))),
+    ("Then inversion brings back {}, LoRA {}, and", (of(ONTO, k) for k in (held, LORA))),
+    ("in full {} ({} to {} by seed), the nearest", (full(ONTO), *by_seed(ONTO, FULL))),
+    ("for ten pictures in full ({} to {})", ends(FULL)),
+    ("above it for LoRA ({})", ends(LORA)[1:]),
+    ("and keeps {} where", (ira(ONTO),)),
+    ("where {:.3f} was asked", (rows["pretrained"]["ira"]["value"] - 0.02,)),
     ("({} in full, {} by LoRA), projected", (f("DiMUM, sharpness-aware") for f in (full, lora))),
     ("close to DiMUM ({}, {})", (f("DiMUM, projected") for f in (full, lora))),
-    ("have a UA of {}, {} and {}.", map(ua, ("NegGrad", "ESD-u", "SFR-on"))),
+    ("have a UA of {} and {}, SFR-on", map(ua, ("NegGrad", "ESD-u"))),
+    ("Selective Amnesia {} and {};", map(ua, ("SFR-on", "Selective Amnesia, λ = 1/(2T)"))),
+    ("goes from {} to {} by seed", by_seed("NegGrad", "ua")),
   ):
     assert form.format(*told) in page, form
   methods = rows.keys() - {"pretrained", "retrained", "prompt copy"}
-  lowest, second = sorted(methods, key=lambda label: rows[label]["ar_few_10_mean"]["value"])[:2]
-  assert lowest == ONTO and second == "Concept Ablation"
+  lowest, second = sorted(methods, key=lambda label: rows[label][FULL]["value"])[:2]
+  assert (lowest, second) == (ONTO, undo)
   assert f"AR of {full(ONTO)} after UNDO onto the ancestor, the lowest, then {full(second)}" in page
+  inside = [
+    low <= rows[ONTO][k]["value"] <= high
+    for k in (FULL, held, LORA)
+    for low, high in [rows["retrained"][k]["ci95"]]
+  ]
+  assert inside == [True, True, False]
+  asked = rows["pretrained"]["ira"]["value"] - 0.02
+  secure = [n for n in methods if rows[n][FULL]["value"] <= rows["retrained"][FULL]["ci95"][1]]
+  assert secure == [ONTO] and rows[ONTO]["ira"]["value"] < asked  # no row has both
   gone = [label for label in methods if rows[label]["ua"]["value"] >= 0.9]
   assert f"an AR of {max(of(label, 'ar_int4') for label in gone)} at most, where UA" in page
   words = ("ar_token", "ar_search", "ar_paraphrase", "ar_completion")
   most = max(of(label, k) for label in ("DiMUM, meta", some) for k in words)
   assert f"words and completion {most} at most" in page
-  assert all(row["runs"] == 1 for row in rows.values()) and "One seed so far" in page
+  assert all(row["runs"] == 3 for row in rows.values()) and "three training seeds" in page
 
 
 KEEPING = ("Concept Ablation", "UCE")
-ONTO, LORA = "DiMUM, several attacks, then UNDO onto the ancestor", "ar_lora_10_mean"
+ONTO = "DiMUM, several attacks, then UNDO onto the ancestor"
+FULL, LORA = "ar_few_10_mean", "ar_lora_10_mean"
 
 
 def test_a_defence_costs_a_share_of_retraining():
