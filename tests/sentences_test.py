@@ -5,6 +5,8 @@ import math
 import re
 import statistics
 
+import numpy as np
+
 from benchmarks import little_sd_step
 from configs import table_little_sd
 from jaxunlearn.evals import classifiers
@@ -252,20 +254,31 @@ def test_the_numbers_in_sentences_about_compartments_are_the_committed_results()
 
 def test_the_numbers_in_sentences_about_compartments_of_styles_are_the_committed_results():
   page, rows = flowing(PAGES["cdm"]), result("cdm_little_styles_class")
-  fid = lambda name: f"{rows[name]['feature_fid']['value']:.0f}"
-  aligned = {name: row["alignment"]["value"] for name, row in rows.items()}
+  of = lambda name, column: rows[name][column]["value"]
+  fid = lambda name: f"{of(name, 'feature_fid'):.0f}"
   whole, half = "monolith, as large as one source", "monolith, half the steps"
-  said = "{} (soft, 2), {} (top-1, 4) for {}, and {} and {} for the plain average"
-  told = ("2: soft", "4: top-1", whole, "2: average", "4: average")
-  assert said.format(*map(fid, told)) in page
-  best = [max(value for name, value in aligned.items() if name[0] == n) for n in "24"]
-  assert "{:.2f} at most with 2 sources, {:.2f} with 4".format(*best) in page
-  assert f"the monolith has {aligned[whole]:.2f}" in page
-  assert f"half as long has {aligned[half]:.2f} as well" in page
-  assert f"alignment rises by {aligned[whole] - aligned[half]:.2f}." in page
+  routed, averages = ("2: soft", "4: soft"), ("2: average", "4: average")
+  aligned = [f"{of(name, 'alignment'):.3f}" for name in (*routed, whole)]
+  assert "{} with 2 sources and {} with 4, beside {};".format(*aligned) in page
+  seeds = lambda name: np.array(rows[name]["alignment"]["runs"])
+  apart = [seeds(name) - seeds(whole) for name in routed]
+  assert f"{-np.min(apart):.2f} below to {np.max(apart):.2f} above it" in page
+  assert f"half as long has {of(half, 'alignment'):.2f}." in page
+  for n in "24":
+    assert rows[f"{n}: soft"]["alignment"] == rows[f"{n}: top-1"]["alignment"]
+  takes = [f"{of(f'4: {mode}', 'network_evaluations'):.0f}" for mode in ("top-1", "soft")]
+  assert "takes {} evaluations where `soft` takes {}.".format(*takes) in page
+  lost = [f"{of(name, 'alignment'):.2f}" for name in averages]
+  told = (*lost, *map(fid, averages))
+  assert "lose**: {} and {}, and the worst feature FID, {} and {}.".format(*told) in page
+  single = rows[whole]["feature_fid"]["runs"]
+  told = (*map(fid, (*routed, whole)), f"{max(single) - min(single):.0f}")
+  assert "{} and {} for {}, where the monolith's two seeds are {} apart".format(*told) in page
+  assert f"alignment rises by {of(whole, 'alignment') - of(half, 'alignment'):.2f}." in page
   copied = max(row["copied"]["value"] for row in rows.values())
-  assert f"{copied:.0%} of samples at most lie nearer" in page
-  assert f"and {rows[whole]['real_fid']['value']:.0f} for as many real ones" in page
+  assert f"{copied:.1%} of samples at most lie nearer" in page
+  assert f"and {of(whole, 'real_fid'):.0f} for as many real ones" in page
+  assert all(row["runs"] == 2 for row in rows.values()) and "interval of two training seeds" in page
 
 
 def test_the_numbers_in_sentences_about_attribution_are_the_committed_results():
