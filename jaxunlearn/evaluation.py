@@ -45,8 +45,7 @@ def plan(setup: Any, asked: int, n: int) -> np.ndarray | None:
   """
   if not setup.net.classes:
     return None
-  every = np.stack(np.meshgrid(*map(np.arange, setup.net.classes), indexing="ij"), -1)
-  every = every.reshape(-1, len(setup.net.classes)).astype(np.int32)
+  every = streams.every(setup.net.classes)
   mine = setup.concept.matches(every) if setup.concept else np.zeros(len(every), bool)
   turn = lambda rows, count: rows[np.arange(count) % len(rows)] if len(rows) else rows
   c = np.concatenate([turn(every[mine], asked), turn(every[~mine], n)])

@@ -165,6 +165,12 @@ class Stream:
     }[self.take.to]()
 
 
+def every(counts: tuple[int, ...]) -> np.ndarray:
+  """[P, len(counts)] int32: each combination of the conditions once, the last varying fastest."""
+  grid = np.stack(np.meshgrid(*map(np.arange, counts), indexing="ij"), -1)
+  return grid.reshape(-1, len(counts)).astype(np.int32)
+
+
 def kept(
   counts: tuple[int, ...], concept: data.Concept | None, rng: np.random.Generator, n: int
 ) -> np.ndarray:

@@ -51,6 +51,17 @@ def compartments(counts=COUNTS):
   return Compartments(tuple("abcdefgh"[:n]), counts, params, {"means": means})
 
 
+def counting():
+  """The rows of each call, and a network of one source that notes them."""
+  counted = []
+
+  def count(params, x_t, t, c=None):
+    jax.debug.callback(lambda rows: counted.append(int(rows)), x_t.shape[0])
+    return one(params, x_t, t, c)
+
+  return counted, count
+
+
 def points(n=24):
   rng = np.random.default_rng(1)
   t = jnp.asarray(rng.integers(0, 1000, n), jnp.int32)
@@ -139,12 +150,7 @@ def test_topk_is_the_renormalised_sum_of_the_likeliest(k, block):
 
 
 def test_each_row_is_sent_to_the_sources_it_needs():
-  counted = []
-
-  def count(params, x_t, t, c=None):
-    jax.debug.callback(lambda rows: counted.append(int(rows)), x_t.shape[0])
-    return one(params, x_t, t, c)
-
+  counted, count = counting()
   x_t, t = points(64)
   index = jnp.tile(jnp.arange(4), 16)[:, None]
   params = compartments().params
@@ -201,12 +207,7 @@ def test_under_a_condition_the_mixture_is_of_the_sources_that_have_it(name):
 
 
 def test_of_all_sources_only_those_that_have_the_condition_are_evaluated():
-  counted = []
-
-  def count(params, x_t, t, c=None):
-    jax.debug.callback(lambda rows: counted.append(int(rows)), x_t.shape[0])
-    return one(params, x_t, t, c)
-
+  counted, count = counting()
   x_t, t = points(32)
   told, c = compartments()._replace(told=TOLD), jnp.tile(jnp.array([0, 1, 2, 2]), 8)
   mode = Mode("topk", k=4, block=8)

@@ -260,7 +260,9 @@ def test_the_numbers_in_sentences_about_compartments_of_styles_are_the_committed
   routed, averages = ("2: soft", "4: soft"), ("2: average", "4: average")
   aligned = [f"{of(name, 'alignment'):.3f}" for name in (*routed, whole)]
   assert "{} with 2 sources and {} with 4, beside {};".format(*aligned) in page
-  assert "one model on everything: {} and {}, beside {}.".format(*aligned) in flowing(README)
+  assert "one model on everything: {} and {}, beside {} (two training seeds).".format(
+    *aligned
+  ) in flowing(README)
   seeds = lambda name: np.array(rows[name]["alignment"]["runs"])
   apart = [seeds(name) - seeds(whole) for name in routed]
   assert f"{-np.min(apart):.2f} below to {np.max(apart):.2f} above it" in page

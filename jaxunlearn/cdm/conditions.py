@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from jaxunlearn import data
+from jaxunlearn import data, streams
 from jaxunlearn.models import text_to_image
 
 KEYS = ("told", "told_count")
@@ -49,9 +49,7 @@ def counts(net: Any, parts: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray | 
   """
   if not net.classes or not all(set(KEYS) <= one.keys() for one in parts):
     return None
-  every = np.stack(np.meshgrid(*map(np.arange, net.classes), indexing="ij"), -1)
-  rows = spelt(net, every.reshape(-1, len(net.classes)).astype(np.int32))
-  keys = [tuple(row) for row in rows.tolist()]
+  keys = [tuple(row) for row in spelt(net, streams.every(net.classes)).tolist()]
   out = []
   for one in parts:
     mine = dict(zip(map(tuple, one["told"].tolist()), one["told_count"].tolist(), strict=True))

@@ -20,6 +20,12 @@ from jaxunlearn.cdm import policy, serve
 from jaxunlearn.commands import guard
 from jaxunlearn.reports import writer
 
+_TOLD = (
+  "The files in router/ also hold each condition that a source was trained with (the tokens of a",
+  "prompt, or a class), and how many records have it.",
+  "",
+)
+
 
 def export(
   run: pathlib.Path, out: pathlib.Path, sources: Sequence[str] = (), license: str = "unknown"
@@ -37,13 +43,6 @@ def export(
   serve.write(out, made, run, {"run": run.resolve().name})
   writer.replace(out / "README.md", card(made, run.resolve().name, license))
   return f"wrote {n(made)} sources of {run} to {out}: {', '.join(made.sources.names)}"
-
-
-_TOLD = (
-  "The files in router/ also hold each condition that a source was trained with (the tokens of a",
-  "prompt, or a class) and its number of records.",
-  "",
-)
 
 
 def n(made: serve.Composition) -> int:

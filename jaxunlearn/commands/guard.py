@@ -13,8 +13,6 @@ from jaxunlearn import checkpoint, errors, train
 from jaxunlearn.mesh import cores, memory, processes, programs
 from jaxunlearn.weights import layout
 
-CONFIG = "config.json"
-
 
 def guarded(
   command: Callable[[], None], run: pathlib.Path | None = None, together: bool = False
@@ -52,7 +50,7 @@ def guarded(
 
 def take_devices(run: pathlib.Path) -> None:
   """Those of the run's own training: other devices add up in another order, to other bits."""
-  path = run / CONFIG
+  path = run / layout.CONFIG
   if path.is_file():
     cores.as_devices(*cores.rows_of(ConfigDict(layout.read_json(path))))
   programs.keep(run.parent / "xla_cache")
