@@ -213,7 +213,8 @@ def of_samples(path):
 
 def of_a_router(path):
   (path / "router").mkdir()
-  cdm = types.SimpleNamespace(workdir=path, router=types.SimpleNamespace(independent=True))
+  router, setup = types.SimpleNamespace(independent=True), types.SimpleNamespace(net=None)
+  cdm = types.SimpleNamespace(workdir=path, router=router, setup=setup)
   return path / "router" / "a.npz", lambda: Cdm.route(cdm, {"a": DIGITS})
 
 
