@@ -4,8 +4,9 @@
   python -m benchmarks.check_tpu --row=NAME        (one row, as JSON)
 
 Rows: a SISS step of configs/siss_celeba.py (CelebA-HQ 256 px, batch 64) under several settings, a
-step of configs/pretrain_uvit_64.py, and one solver step of eight composed U-ViT-M/4, and of eight
-LoRA of Stable Diffusion 1's UNet, a source a device. Each is compiled in a process of its own.
+step of configs/pretrain_uvit_64.py, one solver step of eight composed U-ViT-M/4, and of eight LoRA
+of Stable Diffusion 1's UNet, a source a device, and a training step of such U-ViTs as sources, one
+a device and one on all. Each is compiled in a process of its own.
 Finished rows are kept in check_tpu.json, and a relaunch takes only those that are missing. No TPU
 runs anything: times are not in it.
 """
@@ -25,12 +26,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from configs import cdm_little_sd, pretrain_uvit_64, siss_celeba
-from jaxunlearn import adapters, build, methods, models
-from jaxunlearn.cdm import compartment, compose
+from jaxunlearn import adapters, build, methods, models, step
+from jaxunlearn.cdm import compartment, compose, training
 from jaxunlearn.cdm.compose import Compartments, Mode
 from jaxunlearn.cdm.routers import kmeans
+from jaxunlearn.checkpoint import State
 from jaxunlearn.compiled import collectives, topology
 from jaxunlearn.diffusion import Diffusion, sampling
 from jaxunlearn.mesh import sharding
@@ -49,9 +52,9 @@ V5E, V4 = "v5e:2x4", "v4:2x2x2"
 class Row(NamedTuple):
   """What is compiled, for what."""
 
-  what: str  # siss_celeba, pretrain_uvit_64, or of COMPOSED
+  what: str  # siss_celeba, pretrain_uvit_64, or of SOURCE_STEPS
   topology: str
-  settings: dict[str, Any]  # config fields; of the composition, what it says
+  settings: dict[str, Any]  # config fields; of sources, what it says
 
   @property
   def name(self) -> str:
@@ -71,6 +74,8 @@ ROWS = [
   Row("pretrain_uvit_64", V5E, BF16 | {MICRO: 4} | ONCE),
   Row("pretrain_uvit_64", V4, BF16 | {MICRO: 4} | ONCE),
   Row("cdm_sd", V5E, {"sources": SOURCES, "batch": 8}),
+  Row("cdm_train", V5E, {"lanes": 8, "fsdp": 1, "batch": PICTURES}),
+  Row("cdm_train", V5E, {"lanes": 1, "fsdp": 8, "batch": PICTURES}),
 ]
 
 
@@ -79,9 +84,13 @@ def setup_of(row: Row) -> build.Setup:
   module = {"siss_celeba": siss_celeba, "pretrain_uvit_64": pretrain_uvit_64}[row.what]
   config = module.get_config()
   config.update_from_flattened_dict(row.settings)
+  return built(config, sharding.make_mesh(1, -1, topology.devices(row.topology)))
+
+
+def built(config: ConfigDict, mesh: Mesh) -> build.Setup:
   return build.without_data(
     config=config,
-    mesh=sharding.make_mesh(1, -1, topology.devices(row.topology)),
+    mesh=mesh,
     process=Diffusion(**config.process),
     net=models.make(**config.model),
     method=methods.make(**config.method),
@@ -162,14 +171,51 @@ def sampling_step(row: Row) -> tuple[jax.stages.Compiled, float]:
     return lowered.compile(), 2 * 4 * x.size * (mesh.size - 1) / mesh.size
 
 
+def training_step(row: Row) -> tuple[jax.stages.Compiled, float]:
+  """A step of sources that are whole U-ViT-M/4; and the bytes it has to send.
+
+  What `fsdp` splits is gathered, and its gradients are scattered, in float32.
+  """
+  lanes, fsdp, batch = (row.settings[name] for name in ("lanes", "fsdp", "batch"))
+  mesh = sharding.make_mesh(-1, fsdp, topology.devices(row.topology))
+  setup = built(pretrain_uvit_64.get_config(), mesh)
+  where = sharding.source_sharding(mesh, lanes)
+  source = compartment.make(adapters.Full(), setup.net, setup.process)
+
+  def start(lane: jax.Array) -> State:
+    params = source.init(jax.random.key(lane), None)
+    return State(jnp.zeros((), jnp.int32), params, params, setup.tx.init(params), {})
+
+  states = jax.eval_shape(jax.vmap(start), jnp.arange(lanes))
+  states = sharding.shaped(mesh, states, sharding.stacked_sharding(where, states))
+  rows = methods.Rows(
+    jax.ShapeDtypeStruct((lanes, batch, *setup.net.image_shape), jnp.float32),
+    None,
+    jax.ShapeDtypeStruct((lanes, batch), jnp.int32),
+  )
+  seeds = jax.ShapeDtypeStruct((lanes,), jnp.uint32)
+  given = [sharding.shaped(mesh, tree, where) for tree in (seeds, {"x": rows})]
+  lowered = training.update.lower(step.program(setup), source, where, None, states, *given)
+  size = sum(leaf.size for leaf in jax.tree.leaves(states.params)) / lanes
+  with topology.fitting():
+    return lowered.compile(), 2 * 4 * size * (fsdp - 1) / fsdp
+
+
+SOURCE_STEPS = {
+  **dict.fromkeys(COMPOSED, ("solver step", sampling_step)),
+  "cdm_train": ("training step", training_step),
+}
+
+
 def measure(row: Row) -> dict[str, Any]:
   """A row's costs, in JSON's types; of a program that does not fit, what the compiler says."""
   start = time.perf_counter()
   out = {**row._asdict(), "hbm": topology.chip(row.topology).hbm, "error": "", "programs": {}}
   try:
-    if row.what in COMPOSED:
-      program, out["least"] = sampling_step(row)
-      steps = [("solver step", topology.cost(program))]
+    if row.what in SOURCE_STEPS:
+      name, compiled = SOURCE_STEPS[row.what]
+      program, out["least"] = compiled(row)
+      steps = [(name, topology.cost(program))]
     else:
       setup = setup_of(row)
       out["least"] = topology.least(setup)
@@ -210,7 +256,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     *map(gib, (most.arguments, most.outputs, most.temporaries, most.resident)),
     f"{bound('uncounted')}{sum(one.flops * one.runs for one in costs) / 1e12:.2f}",
     bound("loops") + gib(sent),
-    f"{gib(least)} ({bound('loops')}{sent / least:.1f}x)",
+    f"{gib(least)} ({bound('loops')}{sent / least:.1f}x)" if least else gib(least),
     ", ".join(f"{t.count} {kind} {gib(t.size)}" for kind, t in topology.together(costs).items()),
   ]
 

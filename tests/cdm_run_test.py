@@ -158,7 +158,7 @@ def cdm_update(cdm, shards, steps=6):
   fixed = step.program(cdm.setup), cdm.compartment, where, cdm.backbone
   for batch in training.batches(shards, where, 0, steps):
     stacked, _ = training.update(*fixed, stacked, seeds, batch)
-  return [state.params for state in training.unstack(sharding.replicated(cdm.setup.mesh), stacked)]
+  return [state.params for state in training.unstack(cdm.setup.mesh, stacked)]
 
 
 def late(cdm, name):

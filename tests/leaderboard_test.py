@@ -58,17 +58,25 @@ def test_the_table_and_the_page_have_every_row(paths, tmp_path, capsys):
   assert html.count('<input type="checkbox"') == 2 + len({"pets:1"}) + 6
 
 
-def test_the_page_can_ask_how_much_is_kept_at_least(paths):
+def test_the_page_can_ask_how_much_is_unlearned_and_kept_at_least(paths):
   entries = leaderboard.read(paths[0])
   html = leaderboard.page(entries)
   assert [entry.kept for entry in entries] == [0.9, 0.8, 0.0, 0.0]
-  kept = {label: re.search(rf'<tr class="([^"]*)"><th scope="row">{label}', html) for label in KEPT}
-  assert {label: found[1] for label, found in kept.items()} == KEPT
-  assert "main:has(#k4:checked) .below4 { display: none; }" in html
-  assert html.count('name="kept"') == 5 and 'id="k0" checked>' in html
+  of = {label: re.search(rf'<tr class="([^"]*)"><th scope="row">{label}', html) for label in BELOW}
+  below = {label: re.findall(r"below-(\w+)", found[1]) for label, found in of.items()}
+  assert below == {label: places.split() for label, places in BELOW.items()}
+  assert "main:has(#k4:checked) .below-k4 { display: none; }" in html
+  assert "main:has(#u4:checked) .below-u4 { display: none; }" in html
+  assert html.count('name="k"') == html.count('name="u"') == 5
+  assert 'id="k0" checked>' in html and 'id="u0" checked>' in html
 
 
-KEPT = {"base": "s0 j0", "DiMUM": "s0 j0 below4", "ESD": "s0 j0 below1 below2 below3 below4"}
+BELOW = {
+  "base": "u1 u2 u3 u4",
+  "DiMUM": "k4",
+  "ESD": "k1 k2 k3 k4",
+  "diverged": "u1 u2 u3 u4 k1 k2 k3 k4",
+}
 
 
 @pytest.mark.parametrize("content", ["[1]", "{", '{"a": 3}', '{"a": {}}'])

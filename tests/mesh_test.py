@@ -5,6 +5,7 @@ moment, so that an entry whose gradient is all but 0 may move by its sign alone;
 therefore compared by how far each leaf has moved, a smaller thing than the leaf.
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -15,7 +16,7 @@ import pytest
 
 from configs import attack_fashion
 from jaxunlearn import build, checkpoint, evaluation, models, step, streams, train
-from jaxunlearn.cdm import training
+from jaxunlearn.cdm import compartment, training
 from jaxunlearn.cdm.model import Cdm, mode_of
 from jaxunlearn.checkpoint import State
 from jaxunlearn.compiled import collectives
@@ -152,9 +153,9 @@ def test_what_is_prepared_from_a_checkpoint_is_the_same_on_every_mesh(method, ba
   assert_close(part(laid, False), part(alone, False))
 
 
-def cdm_of(workdir, data=1, source=1, lanes=1):
+def cdm_of(workdir, data=1, source=1, lanes=1, fsdp=1):
   """Eight sources of the small network, in a directory that was opened or is not yet there."""
-  config = tiny_cdm.split(config_of("denoising", data, 1, NET), SOURCES)
+  config = tiny_cdm.split(config_of("denoising", data, fsdp, NET), SOURCES)
   config.sources.update(mesh=source, lanes=lanes)
   config.train.update(steps=STEPS, batch=8, checkpoint_every=STEPS, log_every=1)
   config.eval.batch = 16
@@ -163,11 +164,11 @@ def cdm_of(workdir, data=1, source=1, lanes=1):
 
 @pytest.fixture(scope="module")
 def sources_trained(tmp_path_factory):
-  """sources_trained(data, lanes) -> (curves, first states, last states) of every source."""
+  """sources_trained(data, lanes, fsdp) -> (curves, first, last states) of every source."""
 
   @functools.cache
-  def train_sources(data=1, lanes=1):
-    cdm = cdm_of(tmp_path_factory.mktemp("sources") / "run", data, lanes=lanes)
+  def train_sources(data=1, lanes=1, fsdp=1):
+    cdm = cdm_of(tmp_path_factory.mktemp("sources") / "run", data, lanes=lanes, fsdp=fsdp)
     cdm.open()
     first = {name: cdm.training().start(shard) for name, shard in cdm.shards().items()}
     last = cdm.train()
@@ -178,18 +179,26 @@ def sources_trained(tmp_path_factory):
   return train_sources
 
 
-@pytest.mark.parametrize(("data", "lanes"), [(1, 8), (8, 8), (8, 2), (8, 3), (4, 8), (2, 1)])
-def test_every_mesh_trains_sources_as_one_device(data, lanes, sources_trained):
-  got, want = sources_trained(data, lanes), sources_trained()
+@pytest.mark.parametrize(
+  ("data", "lanes", "fsdp"),
+  [(1, 8, 1), (8, 8, 1), (8, 2, 1), (8, 3, 1), (4, 8, 1), (2, 1, 1), (1, 2, 8), (4, 2, 2)],
+)
+def test_every_mesh_trains_sources_as_one_device(data, lanes, fsdp, sources_trained):
+  got, want = sources_trained(data, lanes, fsdp), sources_trained()
   assert len(want[0]) == SOURCES and all(len(curve) == STEPS for curve in want[0].values())
   for name in want[0]:
     assert_same([part[name] for part in got], [part[name] for part in want])
 
 
-@pytest.mark.parametrize(("lanes", "sends"), [(8, False), (4, True)])
-def test_sources_send_each_other_nothing(lanes, sends, tmp_path):
-  """Alone on its device one sends nothing; of a source on two devices these average gradients."""
-  cdm = cdm_of(tmp_path / "run", 8, lanes=lanes)
+@pytest.mark.parametrize(
+  ("data", "lanes", "fsdp", "sends"), [(8, 8, 1, 0), (8, 4, 1, 1), (4, 4, 2, 1), (1, 2, 8, 1.5)]
+)
+def test_sources_send_each_other_nothing(data, lanes, fsdp, sends, tmp_path):
+  """Alone on its device one sends nothing; devices that share one average gradients.
+
+  `fsdp` splits the source over them: 3/4 of it are gathered, and 3/4 scattered, where four do.
+  """
+  cdm = cdm_of(tmp_path / "run", data, lanes=lanes, fsdp=fsdp)
   cdm.open()
   shards = list(cdm.shards().values())[:lanes]
   where = sharding.source_sharding(cdm.setup.mesh, lanes)
@@ -198,9 +207,45 @@ def test_sources_send_each_other_nothing(lanes, sends, tmp_path):
   (batch,) = training.batches(shards, where, 0, 1)
   seeds = sharding.put(np.zeros(lanes, np.uint32), where)
   fixed = step.program(cdm.setup), cdm.compartment, where, cdm.backbone
-  text = training.update.lower(*fixed, states, seeds, batch).compile().as_text()
-  sent = sum(total.moved for total in collectives.totals(text).values())
-  assert sent == 0 if not sends else size <= sent < 1.1 * size
+  compiled = training.update.lower(*fixed, states, seeds, batch).compile()
+  sent = sum(total.moved for total in collectives.totals(compiled.as_text()).values())
+  assert sends * size <= sent <= 1.1 * sends * size
+  here = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(states.params))
+  devices = 8 // lanes if fsdp > 1 else 1
+  assert size / devices <= here < 1.2 * size / devices  # small leaves are repeated
+  after = jax.tree.map(lambda where: where.spec, compiled.output_shardings[0])
+  assert after == jax.tree.map(lambda leaf: leaf.sharding.spec, states)
+
+
+@dataclasses.dataclass(frozen=True)
+class Last:
+  """A source that trains the last layer of a backbone."""
+
+  def init(self, key, net, backbone):
+    del key, net
+    return {"conv_out": backbone["conv_out"]}
+
+  def apply(self, net, backbone, params, *inputs):
+    return net.apply({**backbone, **params}, *inputs)
+
+
+def test_fsdp_splits_what_is_frozen_of_a_source(tmp_path):
+  """On a backbone that no device holds whole, the training of one device."""
+  found = []
+  for shape in ({}, {"fsdp": 8}):
+    cdm = cdm_of(tmp_path / str(shape), lanes=2, **shape)
+    cdm.open()
+    cdm.backbone = NET.init(jax.random.key(3))
+    cdm.compartment = compartment.make(Last(), cdm.setup.net, cdm.setup.process)
+    of, shards = cdm.training(), list(cdm.shards().values())[:2]
+    first = [of.start(shard) for shard in shards]
+    last = list(of.run(shards).values())
+    held = [leaf.sharding.shard_shape(leaf.shape) for leaf in jax.tree.leaves(of.frozen)]
+    found.append(jax.device_get((first, last, sum(map(math.prod, held)))))
+  (first, want, whole), (_, got, part) = found
+  assert part < whole / 3
+  for one, split, start in zip(want, got, first, strict=True):
+    assert_same(([], start, split), ([], start, one))
 
 
 @pytest.fixture(scope="module")

@@ -308,7 +308,8 @@ def _sum_of_groups(
     return run
 
   def summed(apply, params, w, x_t, t, c):
-    rows = "rest" if len(x_t) % groups.shape["rest"] == 0 else None
+    devices = groups.size // groups.shape["source"]
+    rows = sharding.BATCH_AXES if len(x_t) % devices == 0 else None
     row, source = PartitionSpec(rows), PartitionSpec("source")
     spread = jax.shard_map(
       lambda *arguments: jax.lax.psum(run(*arguments), "source"),

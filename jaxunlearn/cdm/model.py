@@ -185,7 +185,7 @@ class Cdm:
     """The trained sources with their router, to be composed."""
     shards = self.shards()
     names = tuple(sorted(states))
-    params = [states[name].ema or states[name].params for name in names]
+    params = processes.local([states[name].ema or states[name].params for name in names])
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
     parts, told = self.route({name: shards[name].records for name in names})
     return Compartments(

@@ -6,7 +6,8 @@ so that the parameters of a shard are a function of its own records alone, bit b
 is only what another number of lanes or of devices makes: XLA adds up in another order then.
 
 On a mesh the lanes lie over the devices (sharding.source_sharding). Where a lane has several, each
-takes a part of its rows and they average the gradients; lanes send each other nothing.
+takes a part of its rows and they average the gradients; `fsdp` splits its parameters, EMA and
+optimiser state over them, and what is frozen. Lanes send each other nothing.
 
     RUN/shards/NAME/  records.txt, metrics.jsonl, checkpoints/
 """
@@ -23,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from jaxunlearn import build, checkpoint, data, step, train
@@ -83,7 +84,7 @@ class Training:
     params = initial(self.compartment, jax.random.key(shard.seed), self.backbone)
     ema = jax.tree.map(jnp.copy, params) if self.setup.config.ema else {}
     state = State(jnp.zeros((), jnp.int32), params, ema, self.setup.tx.init(params), {})
-    return sharding.put(state, sharding.replicated(self.setup.mesh))
+    return sharding.put(processes.local(state), sharding.state_sharding(self.setup.mesh, state))
 
   def restore(self, shard: Shard) -> State:
     """The newest checkpoint that the ledger knows, or step 0."""
@@ -122,7 +123,7 @@ class Training:
     self, shards: Sequence[Shard], states: Sequence[State], last: int, bar: tqdm
   ) -> dict[str, State]:
     """Trains the shards, all at one step, up to `last`; an idle lane repeats the first shard."""
-    options, where = self.setup.config.train, sharding.source_sharding(self.setup.mesh, self.lanes)
+    options, where = self.setup.config.train, self._where
     first, names = int(states[0].step), [shard.name for shard in shards]
     idle = [0] * (self.lanes - len(shards))
     lanes = [shards[i] for i in (*range(len(shards)), *idle)]
@@ -131,7 +132,7 @@ class Training:
     program, saved, pending = step.program(self.setup), first, []
     for at, batch in enumerate(batches(lanes, where, first, last), first + 1):
       stacked, metrics = update(
-        program, self.compartment, where, self.backbone, stacked, seeds, batch
+        program, self.compartment, where, self.frozen, stacked, seeds, batch
       )
       pending.append((at, metrics))
       bar.set_description("train sources", refresh=False)
@@ -146,9 +147,19 @@ class Training:
         raise Stopped(STOPPED)
     return dict(zip(names, self._apart(stacked), strict=False))
 
+  @functools.cached_property
+  def _where(self) -> NamedSharding:
+    return sharding.source_sharding(self.setup.mesh, self.lanes)
+
+  @functools.cached_property
+  def frozen(self) -> Tree:
+    """The backbone on the devices of every lane."""
+    backbone = processes.local(self.backbone)
+    return sharding.put(backbone, sharding.state_sharding(self._where.mesh, backbone))
+
   def _apart(self, stacked: State) -> list[State]:
-    """The state of each lane, on every device."""
-    return unstack(sharding.replicated(self.setup.mesh), stacked)
+    """The state of each lane, over all devices."""
+    return unstack(self.setup.mesh, stacked)
 
   def _flush(self, names: Sequence[str], pending: list[tuple[int, Tree]]) -> None:
     """Writes the metrics since the last checkpoint; raises Diverged at one that is not finite."""
@@ -205,14 +216,15 @@ def initial(compartment: Compartment, key: jax.Array, backbone: Tree) -> Tree:
 def stack(where: NamedSharding, *states: State) -> State:
   """The states of all lanes, laid over the devices."""
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-  return jax.lax.with_sharding_constraint(stacked, where)
+  return jax.lax.with_sharding_constraint(stacked, sharding.stacked_sharding(where, stacked))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def unstack(where: NamedSharding, stacked: State) -> list[State]:
-  """The state of each lane, laid out as `where`."""
-  lane = lambda i: jax.tree.map(lambda leaf: leaf[i], stacked)
-  return [jax.lax.with_sharding_constraint(lane(i), where) for i in range(len(stacked.step))]
+def unstack(mesh: Mesh, stacked: State) -> list[State]:
+  """The state of each lane, laid over the mesh as that of any run."""
+  lanes = [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(len(stacked.step))]
+  where = [sharding.state_sharding(mesh, lane) for lane in lanes]
+  return jax.lax.with_sharding_constraint(lanes, where)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
@@ -227,33 +239,41 @@ def update(
 ) -> tuple[State, Tree]:
   """One step of every lane: all leaves of states, seeds and batches lead with that axis.
 
-  `where` is their layout. A lane's rows are drawn as a whole; each of its devices takes a part of
-  them, where they divide, and all of them otherwise.
+  `where` is their layout; what `fsdp` splits of a lane is gathered for its gradients alone. A
+  lane's rows are drawn as a whole; each of its devices takes a part of them, where they divide, and
+  all of them otherwise.
   """
-  parts = where.mesh.shape["rest"]
+  mesh = where.mesh
+  parts = mesh.shape["data"] * mesh.shape["fsdp"]
+  frozen = sharding.state_sharding(mesh, backbone)
+  trained = sharding.state_sharding(mesh, jax.eval_shape(sharding.first_of, states.params))
 
-  def one(backbone: Tree, state: State, seed: jax.Array, batch: Mapping[str, Any]) -> Any:
+  def gradients(backbone: Tree, state: State, seed: jax.Array, batch: Mapping[str, Any]) -> Any:
     draws = step.draw_rows(program, seed, state.step, batch, state.extras)
     rows = len(jax.tree.leaves(draws)[0])
     if rows % parts == 0:
-      first, size = jax.lax.axis_index("rest") * (rows // parts), rows // parts
+      first, size = jax.lax.axis_index(sharding.BATCH_AXES) * (rows // parts), rows // parts
       draws = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, size), draws)
-    apply, draws = step.with_dropout(functools.partial(compartment.apply, backbone), draws)
-    found = program.method.gradients(
-      apply, state.params, program.process, draws, state.extras, None
+    source = functools.partial(compartment.apply, sharding.gather(backbone, frozen))
+    apply, draws = step.with_dropout(source, draws)
+    found, metrics = program.method.gradients(
+      apply, sharding.gather(state.params, trained), program.process, draws, state.extras, None
     )
-    return step.apply_update(program, state, *jax.lax.pmean(found, "rest"))
+    mean = tuple(sharding.mean_scattered(grads, trained) for grads in found)
+    return mean, jax.lax.pmean(metrics, sharding.BATCH_AXES)
 
-  lane, same = PartitionSpec("source"), PartitionSpec()
-  lanes = jax.vmap(one, in_axes=(None, 0, 0, 0))
+  specs = lambda layout: jax.tree.map(lambda one: one.spec, layout)
+  laid, lane = sharding.stacked_sharding(where, states), PartitionSpec("source")
   over = jax.shard_map(
-    lanes,
-    mesh=where.mesh,
-    in_specs=(same, lane, lane, lane),
-    out_specs=(lane, lane),
+    jax.vmap(gradients, in_axes=(None, 0, 0, 0)),
+    mesh=mesh,
+    in_specs=(specs(frozen), specs(laid), lane, lane),
+    out_specs=((specs(laid.params),) * len(program.method.terms), lane),
     check_vma=False,
   )
-  return over(backbone, states, seeds, batches)
+  grads, metrics = over(backbone, states, seeds, batches)
+  states, metrics = jax.vmap(functools.partial(step.apply_update, program))(states, grads, metrics)
+  return jax.lax.with_sharding_constraint(states, laid), metrics
 
 
 def batches(

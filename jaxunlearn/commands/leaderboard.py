@@ -4,7 +4,8 @@
 
 Rows are sorted by the largest AR of any attack, the lowest first, and at equal ARs by what is kept.
 Values are comparable where they were measured alike: each row tells its classifier, and the page
-can be filtered by it, and by what is kept. The module is `python -m jaxunlearn.leaderboard`.
+can be filtered by it, by what is unlearned, and by what is kept. The module is
+`python -m jaxunlearn.leaderboard`.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from jaxunlearn.reports import report, writer
 FIRST = ("ua", "ira", "cra", "worst_ira")
 TITLES = {"ua": "UA", "ira": "IRA", "cra": "CRA", "worst_ira": "worst kept", "seconds": "seconds"}
 LARGEST = "largest AR"
-KEPT, LEAST = ("ira", "cra"), (0, 0.6, 0.7, 0.8, 0.9)  # what is kept, and how much a row may ask
+KEPT, LEAST = ("ira", "cra"), (0, 0.6, 0.7, 0.8, 0.9)  # what is kept; what the page can ask for
 _AR = re.compile(r"ar_(?!.*_(mean|distance)$)\w+$")
 
 
@@ -113,26 +114,37 @@ def page(entries: Sequence[Entry]) -> str:
   names = columns(entries)
   sources = list(dict.fromkeys(entry.source for entry in entries))
   judges = list(dict.fromkeys(entry.judge for entry in entries))
+  asked = {
+    "u": f"Unlearned, {title('ua')}",
+    "k": f"Kept accuracy, the lower of {' and '.join(map(title, KEPT))}",
+  }
   return report.render(
     "leaderboard.html.j2",
     largest=LARGEST,
     columns=[title(name) for name in names],
     sources=sources,
     judges=judges,
-    kept=LEAST,
-    accuracies=" and ".join(map(title, KEPT)),
+    asked=asked,
+    least=LEAST,
     rows=[
       {
         "entry": entry,
         "source": sources.index(entry.source),
         "judge": judges.index(entry.judge),
-        "below": [i for i, least in enumerate(LEAST) if entry.kept < least],
+        "below": [f"{letter}{i}" for letter, i in _below(entry)],
         "largest": cell(entry.largest),
         "cells": [cell(entry.values.get(name)) for name in names],
       }
       for entry in ordered(entries)
     ],
   )
+
+
+def _below(entry: Entry) -> list[tuple[str, int]]:
+  """(filter, place in LEAST) of what the row has not reached."""
+  reached = {"u": entry.values.get("ua", 0.0), "k": entry.kept}
+  places = range(len(LEAST))
+  return [(letter, i) for letter, value in reached.items() for i in places if value < LEAST[i]]
 
 
 def make(paths: Sequence[pathlib.Path], out: pathlib.Path) -> None:

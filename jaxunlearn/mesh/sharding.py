@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp")
 BATCH_AXES = ("fsdp", "data")
@@ -67,15 +67,20 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
 
 
-def state_sharding(mesh: Mesh, tree: Any) -> Any:
+def state_sharding(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
   """A NamedSharding per leaf of `tree` (arrays or their shapes): parameters, EMA, optimiser."""
   return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(leaf, mesh.shape["fsdp"])), tree)
 
 
-def shaped(mesh: Mesh, tree: Any, where: NamedSharding | None = None) -> Any:
-  """The shapes of `tree` laid out as `where`, or as `state_sharding`: what a restore fills."""
+def shaped(mesh: Mesh, tree: Any, where: Any = None) -> Any:
+  """The shapes of `tree` laid out as `where`, or as `state_sharding`: what a restore fills.
+
+  `where` is one layout for all leaves, or a tree of them.
+  """
   struct = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-  layout = jax.tree.map(lambda _: where, tree) if where else state_sharding(mesh, tree)
+  layout = where or state_sharding(mesh, tree)
+  if isinstance(layout, NamedSharding):
+    layout = jax.tree.map(lambda _: layout, tree)
   return jax.tree.map(struct, tree, layout)
 
 
@@ -174,7 +179,8 @@ def put_sources(mesh: Mesh, tree: Any, source: int = -1) -> Any:
 def source_sharding(mesh: Mesh, n: int, source: int = -1) -> NamedSharding:
   """n stacked sources over the devices of the mesh, in as many groups as divide both.
 
-  What sums over sources is then summed once over the groups.
+  What sums over sources is then summed once over the groups. A group is a mesh of `data` and
+  `fsdp` again, of as much of the latter as divides it.
 
   Args:
     source: a number that the groups have to divide as well; -1 for none.
@@ -185,8 +191,45 @@ def source_sharding(mesh: Mesh, n: int, source: int = -1) -> NamedSharding:
   if source < 1 and source != -1:
     raise ValueError(f"sources.mesh {source}; use at least 1, or -1 for as many groups as possible")
   count = math.gcd(n, mesh.size, 0 if source == -1 else source)
-  groups = Mesh(mesh.devices.reshape(count, -1), ("source", "rest"))
+  fsdp = math.gcd(mesh.size // count, mesh.shape["fsdp"])
+  groups = Mesh(mesh.devices.reshape(count, -1, fsdp), ("source", *MESH_AXES))
   return NamedSharding(groups, PartitionSpec("source"))
+
+
+def stacked_sharding(where: NamedSharding, tree: Any) -> Any:
+  """A NamedSharding per leaf of stacked states: a source to a group (`where`), split in it."""
+  inside = state_sharding(where.mesh, jax.eval_shape(first_of, tree))
+  over = lambda one: NamedSharding(where.mesh, PartitionSpec(*where.spec, *one.spec))
+  return jax.tree.map(over, inside)
+
+
+def first_of(stacked: Any) -> Any:
+  """The first of stacked trees."""
+  return jax.tree.map(lambda leaf: leaf[0], stacked)
+
+
+def gather(tree: Any, layout: Any) -> Any:
+  """Within `shard_map`: leaves laid out so, whole on each device."""
+
+  def whole(leaf: jax.Array, where: NamedSharding) -> jax.Array:
+    if "fsdp" not in where.spec:
+      return leaf
+    return jax.lax.all_gather(leaf, "fsdp", axis=where.spec.index("fsdp"), tiled=True)
+
+  return jax.tree.map(whole, tree, layout)
+
+
+def mean_scattered(tree: Any, layout: Any) -> Any:
+  """Within `shard_map`: the mean over the devices of a group, of which each keeps its part."""
+
+  def part(leaf: jax.Array, where: NamedSharding) -> jax.Array:
+    if "fsdp" not in where.spec:
+      return jax.lax.pmean(leaf, BATCH_AXES)
+    axis = where.spec.index("fsdp")
+    total = jax.lax.psum_scatter(leaf, "fsdp", scatter_dimension=axis, tiled=True)
+    return jax.lax.pmean(total / where.mesh.shape["fsdp"], "data")
+
+  return jax.tree.map(part, tree, layout)
 
 
 def _spec(leaf: Any, fsdp: int) -> PartitionSpec:
