@@ -206,14 +206,14 @@ class Sources(Run):
 
   logged = "shards/uniform-0/metrics.jsonl"
 
-  def __init__(self, workdir):
+  def __init__(self, workdir, *flags):
     shorter = [
       "--config.train.steps=8",
       "--config.compose.attributed=0",
       "--config.compose.calibration_levels=1",
       "--config.eval.metrics=('copy_score',)",
     ]
-    super().__init__(workdir, ["--config=tests/tiny_cdm.py", *shorter])
+    super().__init__(workdir, ["--config=tests/tiny_cdm.py", *shorter, *flags])
 
   def states(self):
     """Each source's newest checkpoint."""
@@ -228,7 +228,8 @@ class Sources(Run):
 
 
 def test_processes_that_are_stopped_and_go_on_train_the_sources_of_one(tmp_path):
-  whole, run = Sources(tmp_path / "whole").finish(1), Sources(tmp_path / "run")
+  whole = Sources(tmp_path / "whole").finish(1)
+  run = Sources(tmp_path / "run", "--config.mesh.data=1", "--config.mesh.fsdp=4")
   launched = run.launch(2)
   run.until(launched, 4)
   os.kill(pids(run)[1], signal.SIGTERM)
