@@ -7,9 +7,9 @@ Three seeds; writes results/audit_little_sd.{md,json} and report.html in the wor
 `:animal-mammal` and `:time`; in the same working directory its runs are those of the whole.
 `:mosaic,1` takes the first seed alone, and a later `:mosaic` in the same directory the others.
 `python -m jaxunlearn.leaderboard` joins such results. The base (pretrain_little_styles.py) is
-embedded, and so is the model retrained without mosaics; the one without mammals is to be made first
-(retrain_little_styles.py). They are the yardstick of every attack. Finished runs are skipped;
-launched twice at once it uses two cores.
+embedded, and so are the models retrained without mosaics and without mammals, the yardstick of
+every attack (retrain_little_styles.py). Finished runs are skipped; launched twice at once it uses
+two cores.
 """
 
 from configs import attack_little_sd, audits, common, retrain_little_styles, unlearn_little_sd
@@ -19,7 +19,7 @@ SEEDS = (0, 1, 2)
 TARGETS = {"mosaic": "style", "twemoji": "style", "animal mammal": "label", "time": "label"}
 RETRAINED = {
   "mosaic": "assets:retrain_little_styles_mosaic",
-  "animal mammal": "runs/retrain_animal-mammal",
+  "animal mammal": "assets:retrain_little_styles_animal_mammal",
 }
 METHODS = {
   "prompt copy": "prompt_copy",

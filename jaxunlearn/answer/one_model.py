@@ -22,6 +22,7 @@ RETRAINED = {  # the embedded models that were trained without something, and wh
   "assets:retrain_mnist": "tshirt",
   "assets:retrain_fashion_sneaker": "sneaker",
   "assets:retrain_fashion_trouser": "trouser",
+  "assets:retrain_little_styles_animal_mammal": "animal mammal",
   "assets:retrain_little_styles_mosaic": "mosaic",
   "assets:retrain_styles_flags": "flags",
   "assets:retrain_styles_twemoji": "twemoji",
