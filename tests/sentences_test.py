@@ -260,7 +260,7 @@ def test_the_numbers_in_sentences_about_compartments_of_styles_are_the_committed
   routed, averages = ("2: soft", "4: soft"), ("2: average", "4: average")
   aligned = [f"{of(name, 'alignment'):.3f}" for name in (*routed, whole)]
   assert "{} with 2 sources and {} with 4, beside {};".format(*aligned) in page
-  assert "one model on everything: {} and {}, beside {} (two training seeds).".format(
+  assert "one model on everything: {} and {}, beside {} (three training seeds).".format(
     *aligned
   ) in flowing(README)
   seeds = lambda name: np.array(rows[name]["alignment"]["runs"])
@@ -275,13 +275,21 @@ def test_the_numbers_in_sentences_about_compartments_of_styles_are_the_committed
   told = (*lost, *map(fid, averages))
   assert "lose**: {} and {}, and the worst feature FID, {} and {}.".format(*told) in page
   single = rows[whole]["feature_fid"]["runs"]
-  told = (*map(fid, (*routed, whole)), f"{max(single) - min(single):.0f}")
-  assert "{} and {} for {}, where the monolith's two seeds are {} apart".format(*told) in page
+  assert "{} and {} for {}. Seed by seed".format(*map(fid, (*routed, whole))) in page
+  changes = [rows[name]["feature_fid_change"]["runs"] for name in routed]
+  ends = [f"{end:+.0%}" for one in changes for end in (min(one), max(one))]
+  assert "2 sources change it by {} to {}, and 4 by {} to {}.".format(*ends) in page
+  means = [rows[name]["feature_fid_change"] for name in routed]
+  assert "In the mean that is {:+.0%} and {:+.0%},".format(*(one["value"] for one in means)) in page
+  assert all(low < 0 < high for low, high in (one["ci95"] for one in means))
+  assert f"monolith's own three seeds are {max(single) - min(single):.0f} apart" in page
   assert f"alignment rises by {of(whole, 'alignment') - of(half, 'alignment'):.2f}." in page
   copied = max(row["copied"]["value"] for row in rows.values())
   assert f"{copied:.1%} of samples at most lie nearer" in page
   assert f"and {of(whole, 'real_fid'):.0f} for as many real ones" in page
-  assert all(row["runs"] == 2 for row in rows.values()) and "interval of two training seeds" in page
+  assert (
+    all(row["runs"] == 3 for row in rows.values()) and "interval of three training seeds" in page
+  )
 
 
 def test_the_numbers_in_sentences_about_attribution_are_the_committed_results():
