@@ -40,6 +40,7 @@ DEFENCES = {
   "DiMUM, several attacks": "dimum_attacks",
   "DiMUM, several attacks, then UNDO": "dimum_attacks+undo",
   "DiMUM, several attacks, then UNDO onto the ancestor": "dimum_attacks+undo_onto",
+  "Concept Ablation, then UNDO onto the ancestor": "ca_model+undo_onto_null",
   "DiMUM, sharpness-aware": "dimum_sharpness",
   "DiMUM, projected": "dimum_projected",
 }

@@ -10,6 +10,7 @@ all but it, ESD-x-strict, Concept Ablation and UCE its keys and values; the othe
 begins with a model that another method has unlearned: --config.init_from=runs/dimum_mosaic. It
 teaches a damaged copy of it; `undo_onto` teaches the model that the base was trained further from,
 which has seen no mosaic (of another concept: --config.method.onto, of retrain_little_styles.py).
+`undo_onto_null` teaches it noise, not the teacher's word, where the prompt is dropped.
 
 Deviations, besides those of the methods: steps, batches and rates are of this small model.
 """
@@ -30,6 +31,7 @@ ESD = {"partial": 128, "partial_batch": 32, "partial_steps": 20}
 MASK = {"mask_rows": 256, "mask_batch": 32}
 AMNESIA = {"fisher_rows": 2, "lam": 1 / 2000}
 DEFENDED = {"alt": ALT, "a": "forget"}
+ONTO = {"alpha": 1.0, "onto": pretrain_little_styles.ORIGIN}
 # name -> method, its fields, streams, what is trained, steps and learning rate
 METHODS = {
   "prompt_copy": ("embedding_copy", {}, {"a": NEXT}, "prompts", 0, 0.0),
@@ -72,14 +74,8 @@ METHODS = {
   "dimum_sharpness": ("dimum_sharpness", {}, {"alt": ALT}, UNET, STEPS, 2e-4),
   "dimum_projected": ("dimum_projected", {"batch": 32}, {"alt": ALT}, UNET, STEPS, 2e-4),
   "undo": ("undo", {"alpha": 0.3}, {"alt": ALT}, UNET, 4 * STEPS, 3e-4),
-  "undo_onto": (
-    "undo",
-    {"alpha": 1.0, "onto": pretrain_little_styles.ORIGIN},
-    {"alt": ALT},
-    UNET,
-    12 * STEPS,
-    5e-4,
-  ),
+  "undo_onto": ("undo", ONTO, {"alt": ALT}, UNET, 12 * STEPS, 5e-4),
+  "undo_onto_null": ("undo", {**ONTO, "null": "noise"}, {"alt": ALT}, UNET, 12 * STEPS, 5e-4),
 }
 
 

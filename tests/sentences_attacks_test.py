@@ -88,6 +88,7 @@ def test_the_numbers_in_sentences_about_a_style_under_attack_are_the_committed_r
   by_seed = lambda label, k: [f"{end(rows[label][k]['runs']):.2f}" for end in (min, max)]
   ends = lambda k: [f"{abs(end):.2f}" for end in rows["retrained"][k]["ci95"]]
   defended = ("DiMUM, meta", some, "DiMUM")
+  asked = rows["pretrained"]["ira"]["value"] - 0.02
   for form, told in (
     ("a mean AR of {} ({} to {} by", (full("retrained"), *by_seed("retrained", FULL))),
     ("by seed), {} by LoRA. It keeps", (lora("retrained"),)),
@@ -105,12 +106,19 @@ def test_the_numbers_in_sentences_about_a_style_under_attack_are_the_committed_r
     ("{} and {} in full (DiMUM {})", map(full, defended)),
     ("Kept accuracy is {} and {}:", map(ira, defended[:2])),
     ("lowers LoRA to {} and kept accuracy to {}. Sharp", (lora(undo), ira(undo))),
-    ("Then inversion brings back {}, LoRA {}, and", (of(ONTO, k) for k in (held, LORA))),
-    ("in full {} ({} to {} by seed), the nearest", (full(ONTO), *by_seed(ONTO, FULL))),
+    ("inversion then brings back {}, LoRA {}, and", (of(ONTO, k) for k in (held, LORA))),
+    ("in full {} ({} to {} by seed). -", (full(ONTO), *by_seed(ONTO, FULL))),
+    ("It keeps {} (CRA {}, the", (ira(BOTH), of(BOTH, "cra"))),
+    ("the pretrained model {}). Ten", (of("pretrained", "cra"),)),
+    ("bring back {} ({} to {} by seed), LoRA", (full(BOTH), *by_seed(BOTH, FULL))),
+    ("by seed), LoRA {}, state inversion {}, a new", (of(BOTH, k) for k in (LORA, held))),
+    ("a new word {}, completion {}.", (of(BOTH, k) for k in ("ar_token", "ar_completion"))),
     ("for ten pictures in full ({} to {})", ends(FULL)),
-    ("above its end for LoRA ({})", ends(LORA)[1:]),
-    ("It keeps {} where", (ira(ONTO),)),
-    ("where {:.3f} was asked", (rows["pretrained"]["ira"]["value"] - 0.02,)),
+    ("it keeps {} where {:.3f} was asked", (ira(BOTH), asked)),
+    ("inside too ({} at most)", ends("ar_token")[1:]),
+    ("it is not ({} for {}), nor", (of(BOTH, held), *ends(held)[1:])),
+    ("LoRA ({} for {}). After", (of(BOTH, LORA), *ends(LORA)[1:])),
+    ("LoRA is above ({}), and kept accuracy is {}.", (of(ONTO, LORA), ira(ONTO))),
     ("({} in full, {} by LoRA), projected", (f("DiMUM, sharpness-aware") for f in (full, lora))),
     ("close to DiMUM ({}, {})", (f("DiMUM, projected") for f in (full, lora))),
     ("have a UA of {} and {}, SFR-on", map(ua, ("NegGrad", "ESD-u"))),
@@ -119,18 +127,21 @@ def test_the_numbers_in_sentences_about_a_style_under_attack_are_the_committed_r
   ):
     assert form.format(*told) in page, form
   methods = rows.keys() - {"pretrained", "retrained", "prompt copy"}
-  lowest, second = sorted(methods, key=lambda label: rows[label][FULL]["value"])[:2]
-  assert (lowest, second) == (ONTO, undo)
-  assert f"AR of {full(ONTO)} after UNDO onto the ancestor, the lowest, then {full(second)}" in page
-  inside = [
-    low <= rows[ONTO][k]["value"] <= high
-    for k in (FULL, held, LORA)
-    for low, high in [rows["retrained"][k]["ci95"]]
-  ]
-  assert inside == [True, True, False]
-  asked = rows["pretrained"]["ira"]["value"] - 0.02
+  lowest, second, third = sorted(methods, key=lambda label: rows[label][FULL]["value"])[:3]
+  assert {lowest, second} == {ONTO, BOTH} and third == undo and full(ONTO) == full(BOTH)
+  assert f"AR of {full(ONTO)} after UNDO onto the ancestor, the lowest (twice, by two" in page
+  assert f"teachers), then {full(undo)} after" in page
+  inside = {
+    label: [
+      low <= rows[label][k]["value"] <= high
+      for k in (FULL, "ar_token", held, LORA)
+      for low, high in [rows["retrained"][k]["ci95"]]
+    ]
+    for label in (ONTO, BOTH)
+  }
+  assert inside == {ONTO: [True, True, True, False], BOTH: [True, True, False, False]}
   secure = [n for n in methods if rows[n][FULL]["value"] <= rows["retrained"][FULL]["ci95"][1]]
-  assert secure == [ONTO] and rows[ONTO]["ira"]["value"] < asked  # no row has both
+  assert {n: rows[n]["ira"]["value"] >= asked for n in secure} == {ONTO: False, BOTH: True}
   gone = [label for label in methods if rows[label]["ua"]["value"] >= 0.9]
   assert f"an AR of {max(of(label, 'ar_int4') for label in gone)} at most, where UA" in page
   words = ("ar_token", "ar_search", "ar_paraphrase", "ar_completion")
@@ -141,6 +152,7 @@ def test_the_numbers_in_sentences_about_a_style_under_attack_are_the_committed_r
 
 KEEPING = ("Concept Ablation", "UCE")
 ONTO = "DiMUM, several attacks, then UNDO onto the ancestor"
+BOTH = "Concept Ablation, then UNDO onto the ancestor"
 FULL, LORA = "ar_few_10_mean", "ar_lora_10_mean"
 
 
@@ -155,4 +167,6 @@ def test_a_defence_costs_a_share_of_retraining():
 
   page = flowing(PAGES["concepts"])
   assert f"several attacks, {share('dimum_attacks')} of the rows" in page
-  assert f"UNDO onto the ancestor, {share('undo_onto')}." in page
+  assert share("undo_onto") == share("undo_onto_null")
+  told = f"{share('undo_onto')}, and {share('ca_model')} for Concept Ablation."
+  assert f"UNDO onto the ancestor, {told}" in page

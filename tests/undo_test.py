@@ -7,7 +7,7 @@ import pytest
 
 from configs import common, unlearn_fashion
 from jaxunlearn import build, methods
-from jaxunlearn.diffusion import Diffusion
+from jaxunlearn.diffusion import NULL, Diffusion
 from jaxunlearn.methods import undo
 from jaxunlearn.reports import lineage
 from jaxunlearn.weights import of_run
@@ -116,6 +116,22 @@ def test_the_loss_in_numpy():
     x_t = wide(np.sqrt(abar)) * x + wide(np.sqrt(1 - abar)) * eps
     want = np.square(said(teacher, x_t, t, c) - said(params, x_t, t, c)).sum(axis=(1, 2, 3)).mean()
     assert float(loss) == pytest.approx(want, rel=1e-5)
+  c = draws["c_x"].at[0].set(NULL).at[3].set(NULL)
+  (taught, _), (noise, _) = (
+    undo.Method(null=null).losses(
+      eps_fn, PROCESS, {**draws, "c_x": c}, {"teacher": jax.tree_util.Partial(apply, teacher)}
+    )[0]
+    for null in ("teacher", "noise")
+  )
+  x, t, eps = (np.float64(draws[name]) for name in ("x", "t", "eps"))
+  abar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[t.astype(int)]
+  x_t = wide(np.sqrt(abar)) * x + wide(np.sqrt(1 - abar)) * eps
+  rows = [
+    np.square(y - said(params, x_t, t, np.float64(c))).sum(axis=(1, 2, 3))
+    for y in (said(teacher, x_t, t, np.float64(c)), eps)
+  ]
+  assert float(taught) == pytest.approx(rows[0].mean(), rel=1e-5)
+  assert float(noise) == pytest.approx(np.where(c == NULL, rows[1], rows[0]).mean(), rel=1e-5)
   total, _ = method.combine(({"w": jnp.ones(3)}, {"w": jnp.ones(3)}), {})
   np.testing.assert_allclose(total["w"], 1.7)
   assert methods.make("undo").backwards == 2

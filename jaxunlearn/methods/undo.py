@@ -9,6 +9,10 @@ taught: alpha = 0 keeps all of it, alpha = 1 trains a new network. N is normal, 
 each kernel's own entries; biases and scales stay as they are. D_x is what is kept, alt other
 pictures under the condition to forget (`c = "forget"`), which may be the same. Pixel sums, both.
 
+`null` says what is taught where the condition of a row of D_x is dropped: what the teacher says, or
+`noise`, eps itself, as in any training. Asked for nothing an unlearned model may still draw the
+concept, and would teach it.
+
 `onto` names an ancestor, a model from before the training that showed it what is to be forgotten,
 like the public model that was fine-tuned. Its parameters then stand for beta N, and alpha = 1, its
 best value there, teaches the ancestor itself what the unlearned model says.
@@ -16,7 +20,7 @@ best value there, teaches the ancestor itself what the unlearned model says.
 Deviations:
   - The paper's N is Xavier's for a new network; here its deviation is that of the trained kernel.
   - The paper distils a language model's outputs; here they are predicted noises.
-  - `onto` is not of the paper.
+  - `onto` and `null` are not of the paper.
 """
 
 import dataclasses
@@ -26,7 +30,8 @@ import zlib
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import methods
+from jaxunlearn import errors, methods
+from jaxunlearn.diffusion import NULL
 from jaxunlearn.inputs import ranges
 
 
@@ -36,11 +41,16 @@ class Method(methods.TwoSets):
   beta: ranges.AtLeast0 = 1.0
   lam: ranges.AtLeast0 = 1.0
   onto: str = ""  # assets:NAME, a run or a folder; "": noise
+  null: str = "teacher"  # or noise
 
   streams = ("x", "alt")
   terms = ("x", "alt")
   needs = ("c", "concept")
   forwards = 4
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    errors.check_choice("null", self.null, ("teacher", "noise"))
 
   def ancestor(self):
     return self.onto
@@ -67,6 +77,9 @@ class Method(methods.TwoSets):
       x, t, c, eps = (draws[name] for name in names)
       x_t = process.q_sample(x, t, eps)
       taught = extras["teacher"](x_t, t, c)
+      if self.null == "noise":
+        dropped = jnp.all(c.reshape(len(c), -1) == NULL, axis=1)
+        taught = jnp.where(dropped[:, None, None, None], eps, taught)
       found.append(jnp.mean(methods.squared_error(taught, eps_fn(x_t, t, c))))
     return tuple(found), {}
 
