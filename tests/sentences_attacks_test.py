@@ -4,7 +4,7 @@ import re
 
 from configs import retrain_little_styles, unlearn_little_sd
 from jaxunlearn import methods
-from tests.committed import PAGES, flowing, result
+from tests.committed import PAGES, README, flowing, result
 
 
 def test_the_numbers_in_sentences_about_classes_under_attack_are_the_committed_results():
@@ -142,6 +142,11 @@ def test_the_numbers_in_sentences_about_a_style_under_attack_are_the_committed_r
   assert inside == {ONTO: [True, True, True, False], BOTH: [True, True, False, False]}
   secure = [n for n in methods if rows[n][FULL]["value"] <= rows["retrained"][FULL]["ci95"][1]]
   assert {n: rows[n]["ira"]["value"] >= asked for n in secure} == {ONTO: False, BOTH: True}
+  told = (
+    f"recovery of {full(BOTH)} after the best that keeps its quality, {full('retrained')} after"
+  )
+  assert len(methods) == 18 and "in eighteen ways" in page
+  assert "unlearned in eighteen ways" in flowing(README) and told in flowing(README)
   gone = [label for label in methods if rows[label]["ua"]["value"] >= 0.9]
   assert f"an AR of {max(of(label, 'ar_int4') for label in gone)} at most, where UA" in page
   words = ("ar_token", "ar_search", "ar_paraphrase", "ar_completion")
