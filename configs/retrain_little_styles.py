@@ -5,7 +5,7 @@
     python -m jaxunlearn.export --run=runs/retrain_mosaic --half --deleted=count \\
         --license=apache-2.0 --out=jaxunlearn/assets/retrain_little_styles_mosaic
 
-and the same of `:animal-mammal`, into retrain_little_styles_animal_mammal.
+and so for `:animal-mammal`, to --out=jaxunlearn/assets/retrain_little_styles_animal_mammal.
 
 The base is the little Stable Diffusion, trained further (pretrain_little_styles.py). No style that
 is drawn by rule was in its first training: the second is repeated without it. Mammals were:

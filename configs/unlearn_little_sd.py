@@ -10,7 +10,8 @@ all but it, ESD-x-strict, Concept Ablation and UCE its keys and values; the othe
 begins with a model that another method has unlearned: --config.init_from=runs/dimum_mosaic. It
 teaches a damaged copy of it; `undo_onto` teaches the model that the base was trained further from,
 which has seen no mosaic (of another concept: --config.method.onto, of retrain_little_styles.py).
-`undo_onto_null` teaches it noise, not the teacher's word, where the prompt is dropped.
+`undo_onto_null` is the same, but where the prompt is dropped the model learns the noise, not what
+the teacher says.
 
 Deviations, besides those of the methods: steps, batches and rates are of this small model.
 """

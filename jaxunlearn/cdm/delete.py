@@ -206,7 +206,8 @@ def prove(cdm: Cdm, names: Sequence[str]) -> None:
   if differ := [name for name in names if not equal[name]]:
     raise RuntimeError(
       f"{', '.join(differ)} differ from shards trained without the deleted records; use the "
-      "machine and its devices, the versions and the sources.lanes of the first training"
+      "machine and its devices, the versions, and the config.mesh and sources.lanes of the first "
+      "training"
     )
 
 
